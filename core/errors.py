@@ -1,0 +1,112 @@
+"""Every error that streamfold raises on purpose, in one tree.
+
+::
+
+    StreamfoldError
+    ├── EventError            an event cannot be folded by this policy; the only error that skips it
+    ├── InvalidEvent          an input that is not an acceptable event (HTTP 422, Kafka: dead letter)
+    ├── EventIdReused         same source and id, other content (HTTP 409)
+    ├── ConfigError           settings or policy configuration are wrong; says which key and what is near
+    ├── PluginError           a plugin cannot be loaded or declares something twice
+    ├── NeedsRebuild          a policy cannot forget a subject exactly; it must be folded afresh
+    ├── StoreError            a store was used wrongly (wrong type, dimension, key)
+    │   └── StoreFull         a bounded store with ``on_full="refuse"`` has no room
+    ├── CorruptCheckpoint     a checkpoint's files do not match their manifest; refold from the ledger
+    └── LedgerError           the ledger refused or could not be reached
+        ├── Fenced            this writer's lease or position was taken over; drop warm state
+        ├── IntakeConflict    another consumer has moved this intake's position
+        ├── LedgerBusy        a second process holds the embedded ledger
+        └── LedgerUnavailable the database cannot be reached just now; back off and retry
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class StreamfoldError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class EventError(StreamfoldError):
+    """The event cannot be folded by this policy: it is skipped for this instance and kept as a dead letter."""
+
+    def __init__(self, detail: str, *, code: str = "event-error") -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class InvalidEvent(StreamfoldError):
+    """An input that cannot become an event.
+
+    Parameters
+    ----------
+    code : the contract's problem code: ``malformed``, ``invalid-event``, ``invalid-value``, ``unknown-field``,
+        ``unknown-type`` or ``too-large``.
+    detail : what is wrong, where, and what to do.
+    pointer : JSON pointer (RFC 6901) to the offending member.
+    """
+
+    def __init__(self, code: str, detail: str, pointer: str = "") -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.pointer = pointer
+
+
+class EventIdReused(StreamfoldError):
+    """The same ``source`` and ``id`` came before with another content."""
+
+
+class ConfigError(StreamfoldError):
+    """Settings or a policy's configuration are wrong."""
+
+
+class PluginError(StreamfoldError):
+    """A plugin cannot be loaded, or registers a name that is taken."""
+
+
+class NeedsRebuild(StreamfoldError):  # noqa: N818 - the contract's name
+    """A policy cannot forget a subject exactly: core folds a new instance without the subject's events."""
+
+
+class StoreError(StreamfoldError):
+    """A store was used wrongly."""
+
+
+class StoreFull(StoreError):
+    """A store that refuses at its bound has no room left."""
+
+
+class CorruptCheckpoint(StreamfoldError):
+    """A checkpoint's files do not match their manifest."""
+
+
+class LedgerError(StreamfoldError):
+    """The ledger refused, or could not be reached."""
+
+
+class Fenced(LedgerError):
+    """Another writer owns this group now: drop the warm stores and every lease."""
+
+
+class IntakeConflict(LedgerError):
+    """Another consumer has moved this intake's position: seek to the ledger's offset."""
+
+
+class LedgerBusy(LedgerError):
+    """Another process holds the embedded ledger."""
+
+
+class LedgerUnavailable(LedgerError):
+    """The database cannot be reached just now; nothing was written, or whether it was is unknown: retry."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest valid word, or a list of the valid ones."""
+    choices = sorted(valid)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; valid: {', '.join(choices)}" if choices else ""

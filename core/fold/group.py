@@ -1,0 +1,449 @@
+"""One group's fold: read the log past the watermark, fold event by event, commit; the single fenced writer.
+
+Nothing is folded twice across a committed watermark: the commit moves the watermark and writes all changes in one
+transaction, compare-and-set on (epoch, watermark). On any failure the warm stores are dropped and rebuilt from
+checkpoint + feed, so a half-folded batch leaves no trace.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from streamfold.core import crash
+from streamfold.core.clock import US
+from streamfold.core.context import Context, Group, Runtime
+from streamfold.core.errors import CorruptCheckpoint, EventError, Fenced, LedgerUnavailable
+from streamfold.core.events.model import Event
+from streamfold.core.fold.prepared import PreparedValues
+from streamfold.core.fold.stores import FoldStores, GroupStores, recover
+from streamfold.core.ledger.abc import NORMAL, DeadLetter, Lease, LogRow
+from streamfold.core.policy import Policy
+
+log = logging.getLogger("streamfold.fold")
+
+
+class PolicyFailure(Exception):
+    """A policy raised something else than ``EventError``: the group is halted."""
+
+    def __init__(self, policy: str, seq: int, error: BaseException) -> None:
+        super().__init__(f"{policy} failed at position {seq}: {error!r}")
+        self.policy = policy
+        self.seq = seq
+        self.error = error
+
+
+@dataclass(slots=True)
+class Turn:
+    """What a turn did: events handled, whether more may be waiting, whether it waits for prepare."""
+
+    events: int = 0
+    more: bool = False
+    waits: bool = False
+    watermark: int = 0
+
+
+class GroupFold:
+    """The warm fold of one group in this process; used by one thread at a time."""
+
+    def __init__(self, context: Context, workspace: str, group: Group, prepared: PreparedValues) -> None:
+        self.context = context
+        self.workspace = workspace
+        self.group = group
+        self.prepared = prepared
+        self.lease: Lease | None = None
+        self._stores: GroupStores | None = None
+        self._fold_stores: dict[str, FoldStores] = {}
+        self._upto: int | None = None
+        self._skipped: dict[str, set[int]] = {}
+        self._skips_in_a_row: dict[str, int] = {}
+        self._backoff_until = 0.0
+        self._backoff_s = 0.5
+        self._halted = False
+        self._idle_moved = 0.0
+        self.feed_bytes = 0
+        self.checkpoint_bytes = 0
+        self._renewed = 0.0
+
+    # -- ownership ------------------------------------------------------------------------------------------------
+    def acquire(self) -> bool:
+        """Take or keep the lease; warm up when it is new or its commit is not where the warm stores are."""
+        ctx = self.context
+        ttl_us = int(ctx.settings.fold.lease_s * US)
+        now = time.monotonic()
+        if self.lease is not None and self._stores is not None and now - self._renewed < ctx.settings.fold.lease_s / 3:
+            return True
+        old = self.lease
+        lease = ctx.ledger.acquire(self.workspace, self.group.name, ctx.owner, now_us=ctx.clock.now_us(), ttl_us=ttl_us)
+        if lease is None:
+            self.drop()
+            return False
+        self._renewed = now
+        if (
+            old is not None
+            and self._stores is not None
+            and (old.epoch, old.commit_no, old.watermark)
+            == (
+                lease.epoch,
+                lease.commit_no,
+                lease.watermark,
+            )
+        ):
+            self.lease = lease
+            return True
+        self.drop()
+        self._warm(lease)
+        return True
+
+    def _warm(self, lease: Lease) -> None:
+        ctx = self.context
+        stores = GroupStores(ctx, self.group, side="fold")
+        try:
+            commit_no, watermark = recover(ctx, self.workspace, self.group, stores)
+        except CorruptCheckpoint as error:
+            stores.close()
+            state = ctx.ledger.group(self.workspace, self.group.name)
+            if state.checkpoint is None:
+                raise
+            log.error("checkpoint_corrupt group=%s: %s; folding afresh from the log", self.group.name, error)
+            ctx.ledger.reset_group(self.workspace, self.group.name, watermark=self.group.start_seq)
+            self.lease = None
+            raise Fenced(f"group {self.group.name} was reset after a corrupt checkpoint") from error
+        except BaseException:
+            stores.close()
+            raise
+        if commit_no != lease.commit_no or watermark > lease.watermark:
+            stores.close()
+            raise Fenced(f"group {self.group.name} moved on while it was recovered: take the lease again")
+        self._stores = stores
+        self.lease = lease
+        self._fold_stores = {}
+        for runtime in reversed(self.group.runtimes):  # what is read is made before its readers
+            reads = {name: _Reader(stores, self._member(name)) for name in runtime.policy.reads}
+            self._fold_stores[runtime.key] = FoldStores(runtime, stores.by_runtime[runtime.key], reads)  # type: ignore[arg-type]  # _Reader is a ReadOnly
+            self._skipped[runtime.key] = ctx.ledger.skipped_seqs(self.workspace, runtime.key)
+        state = ctx.ledger.group(self.workspace, self.group.name)
+        self.feed_bytes = state.feed_bytes
+        self._halted = state.halted is not None
+        log.info(
+            "group_warm workspace=%s group=%s watermark=%d commit=%d",
+            self.workspace,
+            self.group.name,
+            watermark,
+            commit_no,
+        )
+
+    def _member(self, name: str) -> Runtime:
+        return next(r for r in self.group.runtimes if r.instance.name == name)
+
+    def drop(self) -> None:
+        """Drop lease knowledge and warm stores: the next turn recovers from checkpoint + feed."""
+        self.lease = None
+        if self._stores is not None:
+            self._stores.close()
+            self._stores = None
+
+    def release(self) -> None:
+        """Give the lease back (graceful stop)."""
+        lease = self.lease
+        self.drop()
+        if lease is not None:
+            self.context.ledger.release(self.workspace, lease)
+
+    # -- folding --------------------------------------------------------------------------------------------------
+    def turn(self) -> Turn:
+        """Fold until nothing is left, prepare is missing, or the turn's time is up.
+
+        Raises nothing of a policy's making: a failing policy halts the group and backs off.
+        """
+        if time.monotonic() < self._backoff_until:
+            return Turn()
+        done = Turn()
+        deadline = time.monotonic() + self.context.settings.fold.turn_ms / 1000
+        try:
+            while True:
+                if not self.acquire():
+                    return done
+                step = self._step()
+                done.events += step.events
+                done.more, done.waits = step.more, step.waits
+                if not step.more or step.waits or time.monotonic() >= deadline:
+                    break
+        except Fenced as error:
+            log.warning("fenced group=%s: %s", self.group.name, error)
+            self.drop()
+            done.more = True
+        except LedgerUnavailable:
+            self.drop()
+            raise
+        except PolicyFailure as failure:
+            self._halt(failure)
+        except BaseException:
+            self.drop()
+            raise
+        if self.lease is not None:
+            done.watermark = self.lease.watermark
+        return done
+
+    def _step(self) -> Turn:
+        ctx, lease = self.context, self.lease
+        assert lease is not None and self._stores is not None
+        limit = ctx.settings.fold.batch_events
+        page = ctx.ledger.read(
+            self.workspace, lease.watermark, limit, upto=self._upto, types=sorted(self.group.handles)
+        )
+        rows = page.rows
+        full = len(rows) == limit
+        end = rows[-1].seq if full else min(page.head, self._upto or page.head)
+        values, rows, waits = self._prepared(rows)
+        if waits:
+            end = rows[-1].seq if rows else lease.watermark
+        self._upto = None if not full else self._upto
+        if not rows:
+            if end > lease.watermark and (not waits) and self._may_idle_move():
+                self._commit(lease, end, None, [], 0)
+            return Turn(more=False, waits=waits)
+        dead = self._fold_rows(rows, values)
+        changes = self._stores.drain()
+        self._commit(lease, end, changes, dead, len(rows))
+        return Turn(events=len(rows), more=full or waits or page.head > end, waits=waits)
+
+    def _may_idle_move(self) -> bool:
+        """A watermark that moves past events which nobody here handles need not be written for each of them."""
+        now = time.monotonic()
+        if now - self._idle_moved < 0.1:
+            return False
+        self._idle_moved = now
+        return True
+
+    def _prepared(self, rows: list[LogRow]) -> tuple[dict[str, dict[int, bytes | EventError]], list[LogRow], bool]:
+        """Prepared values by runtime and seq; rows before the first one that is still missing."""
+        found: dict[str, dict[int, bytes | EventError]] = {}
+        cut = len(rows)
+        for runtime in self.group.runtimes:
+            if not runtime.prepares:
+                continue
+            seqs = [r.seq for r in rows if r.type in runtime.handles and r.effect == NORMAL]
+            values = self.prepared.load(self.workspace, runtime, seqs)
+            found[runtime.key] = values
+            for index, row in enumerate(rows[:cut]):
+                if row.type in runtime.handles and row.effect == NORMAL and row.seq not in values:
+                    cut = index
+                    break
+        return found, rows[:cut], cut < len(rows)
+
+    def _fold_rows(self, rows: Sequence[LogRow], values: dict[str, dict[int, bytes | EventError]]) -> list[DeadLetter]:
+        ctx = self.context
+        decode = ctx.registry.event_types.decode
+        dead: list[DeadLetter] = []
+        events: list[Event] = []
+        retries: dict[int, set[str]] = {}
+        for row in rows:
+            if row.effect != NORMAL:
+                continue
+            events.append(decode(row))
+            if row.retry_of is not None:
+                retries[row.seq] = set(ctx.ledger.skips_of(self.workspace, row.retry_of))
+        if len(self.group.runtimes) == 1:
+            runtime = self.group.runtimes[0]
+            if (
+                type(runtime.policy).fold_batch is not Policy.fold_batch
+                and not retries
+                and not self._skipped[runtime.key]
+            ):
+                batch = self._batch(runtime, events, values)
+                if batch is not None and self._try_batch(runtime, batch):
+                    return dead
+        for event in events:
+            only = retries.get(event.seq)
+            for runtime in self.group.runtimes:
+                if event.type in runtime.handles and (only is None or runtime.key in only):
+                    self._fold_one(runtime, event, values.get(runtime.key), dead)
+        return dead
+
+    def _batch(
+        self, runtime: Runtime, events: list[Event], values: dict[str, dict[int, bytes | EventError]]
+    ) -> list[tuple[Event, object]] | None:
+        mine = values.get(runtime.key, {})
+        if any(isinstance(value, EventError) for value in mine.values()):
+            return None
+        decode = self.prepared.decode
+        return [
+            (e, decode(runtime, mine[e.seq]) if runtime.prepares else None)  # type: ignore[arg-type]  # no EventError left
+            for e in events
+            if e.type in runtime.handles
+        ]
+
+    def _try_batch(self, runtime: Runtime, batch: list[tuple[Event, object]]) -> bool:
+        """Fold a batch in one call; False when an event in it must be skipped (the batch is then undone)."""
+        stores = self._fold_stores[runtime.key]
+        named = self._stores.by_runtime[runtime.key] if self._stores else {}
+        for store in named.values():
+            store.begin()
+        if batch:
+            stores.seq, stores.now_us = batch[-1][0].seq, batch[-1][0].recorded_us
+        try:
+            runtime.policy.fold_batch(batch, stores)
+        except Exception as error:
+            for store in named.values():
+                store.undo()
+            if not isinstance(error, EventError):
+                log.debug("fold_batch of %s raised %r; folding one by one", runtime.key, error)
+            return False
+        for store in named.values():
+            store.keep()
+        self._skips_in_a_row[runtime.key] = 0
+        return True
+
+    def _fold_one(
+        self, runtime: Runtime, event: Event, values: dict[int, bytes | EventError] | None, dead: list[DeadLetter]
+    ) -> None:
+        key = runtime.key
+        stores = self._fold_stores[key]
+        stores.seq, stores.now_us = event.seq, event.recorded_us
+        if event.seq in self._skipped[key]:
+            self._withdraw(runtime, event)  # replay honours a recorded skip
+            return
+        named = self._stores.by_runtime[key] if self._stores else {}
+        live = tuple(named.values())
+        for store in live:
+            store.begin()
+        stage = "fold"
+        try:
+            value = None
+            if values is not None:
+                found = values[event.seq]
+                if isinstance(found, EventError):
+                    stage = "prepare"
+                    raise found
+                value = self.prepared.decode(runtime, found)
+            runtime.policy.fold(event, value, stores)
+        except EventError as error:
+            for store in live:
+                store.undo()
+            self._skip(runtime, event, stage, error, dead)
+            return
+        except Exception as error:
+            raise PolicyFailure(key, event.seq, error) from error
+        for store in live:
+            store.keep()
+        self._skips_in_a_row[key] = 0
+
+    def _skip(self, runtime: Runtime, event: Event, stage: str, error: EventError, dead: list[DeadLetter]) -> None:
+        key = runtime.key
+        self._skips_in_a_row[key] = self._skips_in_a_row.get(key, 0) + 1
+        if self._skips_in_a_row[key] > self.context.settings.fold.max_skips:
+            raise PolicyFailure(
+                key,
+                event.seq,
+                RuntimeError(f"more than {self.context.settings.fold.max_skips} skips in a row; last: {error}"),
+            )
+        self._withdraw(runtime, event)
+        dead.append(
+            DeadLetter(
+                stage=stage,  # type: ignore[arg-type]  # "prepare" or "fold"
+                code=error.code,
+                detail=str(error),
+                policy=key,
+                position=event.seq,
+                event_id=event.id,
+                source=event.source,
+                at_us=self.context.clock.now_us(),
+            )
+        )
+
+    def _withdraw(self, runtime: Runtime, event: Event) -> None:
+        """Let the policy withdraw what a skipped event made stale."""
+        live = tuple((self._stores.by_runtime[runtime.key] if self._stores else {}).values())
+        for store in live:
+            store.begin()
+        try:
+            runtime.policy.skipped(event, self._fold_stores[runtime.key])
+        except Exception as failure:
+            raise PolicyFailure(runtime.key, event.seq, failure) from failure
+        for store in live:
+            store.keep()
+
+    def _commit(self, lease: Lease, watermark: int, changes: bytes | None, dead: list[DeadLetter], events: int) -> None:
+        ctx = self.context
+        assert self._stores is not None
+        started = time.perf_counter()
+        after = ctx.ledger.commit(
+            self.workspace,
+            lease,
+            watermark=watermark,
+            changes=changes,
+            dead=dead,
+            state_bytes=self._stores.state_bytes(),
+            now_us=ctx.clock.now_us(),
+            ttl_us=int(ctx.settings.fold.lease_s * US),
+        )
+        self.lease = after
+        self._renewed = time.monotonic()
+        self._backoff_s = 0.5
+        self.last_commit_s = time.perf_counter() - started
+        if changes is not None:
+            self.feed_bytes += len(changes)
+        for letter in dead:
+            if letter.policy and letter.position:
+                self._skipped[letter.policy].add(letter.position)
+        if self._halted:
+            ctx.ledger.set_halted(self.workspace, self.group.name, None)
+            self._halted = False
+        if events:
+            for runtime in self.group.runtimes:
+                if runtime.prepares:
+                    self.prepared.drop(self.workspace, runtime, watermark)
+            ctx.registry.hook.committed(
+                workspace=self.workspace,
+                group=self.group.name,
+                watermark=watermark,
+                commit_no=after.commit_no,
+                events=events,
+            )
+        crash.point("fold.committed")
+
+    def _halt(self, failure: PolicyFailure) -> None:
+        """Roll back, tell why, back off; events before the failing one are folded by themselves next time."""
+        ctx = self.context
+        watermark = self.lease.watermark if self.lease else 0
+        self.drop()
+        if failure.seq - 1 > watermark:
+            self._upto = failure.seq - 1
+            return
+        text = "".join(traceback.format_exception(failure.error))
+        reason = (
+            f"{failure.policy} raised at position {failure.seq}: {failure.error!r}. Fix the policy and restart, or skip the event: "
+            f"streamfold policies skip {failure.policy}\n{text[-4000:]}"
+        )
+        log.error("group_halted workspace=%s group=%s %s", self.workspace, self.group.name, reason)
+        ctx.ledger.set_halted(self.workspace, self.group.name, reason)
+        self._halted = True
+        self._backoff_until = time.monotonic() + self._backoff_s
+        self._backoff_s = min(self._backoff_s * 2, 60.0)
+        ctx.registry.hook.failed(
+            workspace=self.workspace,
+            group=self.group.name,
+            policy=failure.policy,
+            position=failure.seq,
+            error=failure.error,
+        )
+
+    @property
+    def backing_off(self) -> bool:
+        return time.monotonic() < self._backoff_until
+
+
+class _Reader:
+    """Stores and server of a member that another member reads: as before this event, since dependents fold first."""
+
+    def __init__(self, stores: GroupStores, runtime: Runtime) -> None:
+        self._named = stores.by_runtime[runtime.key]
+        self.tools = None
+        self.server = runtime.policy.serve(self)  # type: ignore[arg-type]  # the member's own stores are its view here
+
+    def __getitem__(self, name: str) -> object:
+        return self._named[name]

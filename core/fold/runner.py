@@ -1,0 +1,201 @@
+"""Drive the folds and prepares of one process: wake-ups make it prompt, the sweep makes it sure.
+
+``run_once`` does all the work there is now; threads of the embedded service and tasks of the Celery worker call it.
+Losing or doubling a wake-up changes nothing: the owner looks again after its turn, and the sweep finds lag without one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from streamfold.core.context import Context, Group
+from streamfold.core.errors import LedgerUnavailable
+from streamfold.core.fold.checkpoint import checkpoint_group
+from streamfold.core.fold.group import GroupFold
+from streamfold.core.fold.prepare import Preparer
+from streamfold.core.fold.prepared import PreparedValues
+
+log = logging.getLogger("streamfold.runner")
+
+
+class FoldRunner:
+    """All folds of this process; ``run`` is called by one thread at a time (a lock makes sure).
+
+    Parameters
+    ----------
+    on_commit : called with (workspace, group name) after a turn that moved a watermark.
+    on_prepare_needed : called with a workspace when a fold waits for prepare.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        prepared: PreparedValues,
+        *,
+        on_commit: Callable[[str, str], None] = lambda workspace, group: None,
+        on_prepare_needed: Callable[[str], None] = lambda workspace: None,
+    ) -> None:
+        self.context = context
+        self.prepared = prepared
+        self.on_commit = on_commit
+        self.on_prepare_needed = on_prepare_needed
+        self.commit_seconds: list[float] = []
+        self._folds: dict[tuple[str, str], GroupFold] = {}
+        self._lock = threading.RLock()
+        self._checkpointing: set[tuple[str, str]] = set()
+        self._checkpointers: list[threading.Thread] = []
+        self._stopped = threading.Event()
+
+    def run(self, workspace: str) -> bool:
+        """Fold what there is in a workspace, in turns; True when something is left to do soon."""
+        left = False
+        for _ in range(10_000):
+            again = False
+            for group in self.context.groups(workspace):
+                if self._stopped.is_set():
+                    return False
+                with self._lock:
+                    again |= self._turn(workspace, group)
+            left = again
+            if not again:
+                break
+        return left
+
+    def _turn(self, workspace: str, group: Group) -> bool:
+        key = (workspace, group.name)
+        fold = self._folds.get(key)
+        if fold is None or fold.group is not group:
+            if fold is not None:
+                fold.drop()
+            fold = self._folds[key] = GroupFold(self.context, workspace, group, self.prepared)
+        before = fold.lease.watermark if fold.lease else -1
+        turn = fold.turn()
+        if turn.waits:
+            self.on_prepare_needed(workspace)
+        if fold.lease is not None and fold.lease.watermark != before:
+            self.on_commit(workspace, group.name)
+        self._maybe_checkpoint(workspace, group, fold)
+        return turn.more and not turn.waits
+
+    def _maybe_checkpoint(self, workspace: str, group: Group, fold: GroupFold) -> None:
+        key = (workspace, group.name)
+        least = max(self.context.settings.fold.checkpoint_min_bytes, fold.checkpoint_bytes)
+        lease = fold.lease
+        if lease is None or fold.feed_bytes < least or key in self._checkpointing:
+            return
+        self._checkpointing.add(key)
+        fold.feed_bytes = 0
+
+        def work() -> None:
+            try:
+                written = checkpoint_group(self.context, workspace, group, lease)
+                fold.checkpoint_bytes = written or fold.checkpoint_bytes
+            except Exception:
+                log.exception("checkpoint_failed workspace=%s group=%s", workspace, group.name)
+            finally:
+                self._checkpointing.discard(key)
+
+        thread = threading.Thread(target=work, name=f"checkpoint-{group.name}", daemon=True)
+        self._checkpointers = [t for t in self._checkpointers if t.is_alive()] + [thread]
+        thread.start()
+
+    def lagging(self, workspace: str) -> bool:
+        """Whether any group of the workspace is behind the log's head (one cheap query each)."""
+        head = self.context.ledger.head(workspace)
+        marks = self.context.ledger.watermarks(workspace)
+        return any(marks.get(g.name, (0, 0))[0] < head for g in self.context.groups(workspace))
+
+    def stop(self) -> None:
+        """Finish the turn in hand, give the leases back."""
+        self._stopped.set()
+        with self._lock:
+            for thread in self._checkpointers:
+                thread.join(timeout=30)
+            for fold in self._folds.values():
+                try:
+                    fold.release()
+                except LedgerUnavailable:
+                    fold.drop()
+            self._folds.clear()
+
+
+class EmbeddedRunner:
+    """Threads of the embedded service: one folds, one prepares; both woken by the ledger's writer, and by a sweep."""
+
+    def __init__(self, context: Context, prepared: PreparedValues, *, on_commit: Callable[[str, str], None]) -> None:
+        self.context = context
+        self.preparer = Preparer(context, prepared)
+        self._fold_wake = threading.Condition()
+        self._pending: set[str] = set()
+        self._prepare_pending: set[str] = set()
+        self._prepare_wake = threading.Condition()
+        self._stop = threading.Event()
+        self.runner = FoldRunner(context, prepared, on_commit=on_commit, on_prepare_needed=self.wake_prepare)
+        self._threads = [
+            threading.Thread(target=self._fold_loop, name="fold", daemon=True),
+            threading.Thread(target=self._prepare_loop, name="prepare", daemon=True),
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self, workspace: str) -> None:
+        """Something was appended to a workspace's log."""
+        with self._fold_wake:
+            self._pending.add(workspace)
+            self._fold_wake.notify()
+
+    def wake_prepare(self, workspace: str) -> None:
+        with self._prepare_wake:
+            self._prepare_pending.add(workspace)
+            self._prepare_wake.notify()
+
+    def _fold_loop(self) -> None:
+        sweep_s = self.context.settings.fold.sweep_s
+        swept = 0.0
+        while not self._stop.is_set():
+            with self._fold_wake:
+                if not self._pending:
+                    self._fold_wake.wait(timeout=sweep_s / 5)
+                pending, self._pending = self._pending, set()
+            try:
+                if time.monotonic() - swept > sweep_s:
+                    swept = time.monotonic()
+                    pending |= set(self.context.ledger.workspaces())
+                for workspace in pending:
+                    if self.runner.run(workspace):
+                        self.wake(workspace)
+            except Exception:
+                log.exception("fold_loop_failed; going on in 1 s")
+                self._stop.wait(1.0)
+
+    def _prepare_loop(self) -> None:
+        while not self._stop.is_set():
+            with self._prepare_wake:
+                if not self._prepare_pending:
+                    self._prepare_wake.wait(timeout=1.0)
+                pending, self._prepare_pending = self._prepare_pending, set()
+            for workspace in pending:
+                try:
+                    while not self._stop.is_set() and self.preparer.run(
+                        workspace, self.context.ledger.watermarks(workspace)
+                    ):
+                        self.wake(workspace)
+                except Exception:
+                    log.exception("prepare_loop_failed; going on in 1 s")
+                    self._stop.wait(1.0)
+
+    def stop(self) -> None:
+        """Stop gracefully: the turn in hand is committed, leases are given back."""
+        self._stop.set()
+        with self._fold_wake:
+            self._fold_wake.notify_all()
+        with self._prepare_wake:
+            self._prepare_wake.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=30)
+        self.runner.stop()

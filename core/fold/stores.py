@@ -1,0 +1,119 @@
+"""A group's stores in one process: opened, recovered from checkpoint + feed, drained into one commit's changes."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from streamfold.core.codec import pack, unpack
+from streamfold.core.context import Context, Group, Runtime
+from streamfold.core.errors import CorruptCheckpoint, StreamfoldError
+from streamfold.core.ledger.abc import Commit
+from streamfold.core.policy import ReadOnly
+from streamfold.core.stores import open_store
+from streamfold.core.stores.abc import Store
+from streamfold.core.stores.checkpoint import read_checkpoint
+
+log = logging.getLogger("streamfold.stores")
+
+
+class GroupStores:
+    """The live stores of all members of a group, keyed ``name@version/store``."""
+
+    def __init__(self, context: Context, group: Group, *, side: Literal["fold", "view"]) -> None:
+        self.folder = Path(context.scratch) / f"{side}-{uuid.uuid4().hex[:12]}"
+        self.stores: dict[str, Store] = {}
+        for runtime in group.runtimes:
+            for declaration in runtime.policy.stores:
+                place = self.folder / runtime.key / declaration.name
+                place.mkdir(parents=True, exist_ok=True)
+                self.stores[runtime.store_key(declaration.name)] = open_store(declaration, folder=place, side=side)
+        self.by_runtime = {r.key: _Named(r, self.stores) for r in group.runtimes}
+
+    def apply(self, commit: Commit) -> None:
+        for key, changes in unpack(commit.changes, dict[str, bytes]).items():
+            self.stores[key].apply(changes)
+
+    def drain(self) -> bytes | None:
+        """Packed changes of all stores since the last drain; None when there are none."""
+        changes = {}
+        for key, store in self.stores.items():
+            data = store.drain()
+            if data is not None:
+                changes[key] = data
+        return pack(changes) if changes else None
+
+    def state_bytes(self) -> int:
+        return sum(store.state_bytes() for store in self.stores.values())
+
+    def close(self) -> None:
+        for store in self.stores.values():
+            store.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _Named(dict[str, Any]):
+    """One member's stores by their short names."""
+
+    def __init__(self, runtime: Runtime, stores: dict[str, Store]) -> None:
+        super().__init__({d.name: stores[runtime.store_key(d.name)] for d in runtime.policy.stores})
+
+
+class FoldStores:
+    """What ``fold`` gets as ``stores``: the member's stores, the fold's clock and generator, members it reads."""
+
+    __slots__ = ("_instance_id", "_named", "_reads", "now_us", "seq")
+
+    def __init__(self, runtime: Runtime, named: dict[str, Any], reads: dict[str, ReadOnly]) -> None:
+        self._named = named
+        self._reads = reads
+        self._instance_id = runtime.instance.name + str(runtime.instance.version) + runtime.instance.config_hash
+        self.now_us = 0
+        self.seq = 0
+
+    def __getitem__(self, name: str) -> Any:
+        return self._named[name]
+
+    def of(self, policy: str) -> ReadOnly:
+        try:
+            return self._reads[policy]
+        except KeyError:
+            raise StreamfoldError(f"policy {policy!r} is not in `reads`: add it there to read its stores") from None
+
+    @property
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng([self.seq, *self._instance_id.encode()])
+
+
+def recover(context: Context, workspace: str, group: Group, stores: GroupStores) -> tuple[int, int]:
+    """Fill fresh stores from the newest checkpoint and the feed after it; returns (commit number, watermark).
+
+    A corrupt checkpoint is named in the log and not used: when the feed does not reach back to the start, the caller
+    has to refold (:class:`CorruptCheckpoint` is raised).
+    """
+    state = context.ledger.group(workspace, group.name)
+    commit_no = watermark = 0
+    watermark = group.start_seq
+    if state.checkpoint:
+        root = checkpoint_root(context, workspace, group.name)
+        read_checkpoint(stores.stores, root, state.checkpoint, timeline_id=context.ledger.timeline_id)
+        commit_no, watermark = state.checkpoint_commit, state.checkpoint_watermark
+    while commits := context.ledger.feed(workspace, {group.name: commit_no}):
+        for commit in commits:
+            if commit.commit_no != commit_no + 1:
+                raise CorruptCheckpoint(
+                    f"group {group.name}: the feed goes on at commit {commit.commit_no} after {commit_no}; a newer checkpoint "
+                    "was written meanwhile (recover again) or feed rows are missing (rebuild the group)"
+                )
+            stores.apply(commit)
+            commit_no, watermark = commit.commit_no, commit.watermark
+    return commit_no, watermark
+
+
+def checkpoint_root(context: Context, workspace: str, group: str) -> str:
+    return f"{context.settings.checkpoint_root}/{workspace}/{group}"

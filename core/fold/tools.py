@@ -1,0 +1,86 @@
+"""The backends as an instance sees them: results kept by content hash, so that nothing is computed twice.
+
+An unchanged chunk is never embedded twice, a policy's bug fix embeds nothing again, and replay gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamfold.core.context import Context, Runtime, backend_identities
+from streamfold.core.errors import ConfigError
+from streamfold.core.policy import Chunker, Encoder
+
+
+def content_hash(text: str) -> bytes:
+    """16 bytes of blake2b of the UTF-8 text."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class KeptEncoder:
+    """An encoder whose rows are kept in the ledger by (workspace, backend identity, content hash)."""
+
+    def __init__(self, inner: Encoder, context: Context, workspace: str, identity: str) -> None:
+        self._inner = inner
+        self._context = context
+        self._workspace = workspace
+        self._identity = identity
+        self.name = inner.name
+        self.version = inner.version
+        self.dim = inner.dim
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        ledger = self._context.ledger
+        hashes = [content_hash(text) for text in texts]
+        kept = ledger.results_get(self._workspace, self._identity, list(dict.fromkeys(hashes)))
+        missing = {h: text for h, text in zip(hashes, texts, strict=True) if h not in kept}
+        if missing:
+            rows = np.ascontiguousarray(self._inner.encode(list(missing.values())), np.float32)
+            ledger.results_put(
+                self._workspace, self._identity, {h: row.tobytes() for h, row in zip(missing, rows, strict=True)}
+            )
+            # The first writer wins: what stands in the ledger is what every replay will see.
+            kept |= ledger.results_get(self._workspace, self._identity, list(missing))
+        return np.stack([np.frombuffer(kept[h], np.float32) for h in hashes])
+
+
+class InstanceTools:
+    """The backends pinned with an instance; ``keep=False`` (the read side) does not write results."""
+
+    def __init__(self, context: Context, workspace: str, runtime: Runtime, *, keep: bool) -> None:
+        self._context = context
+        self._workspace = workspace
+        self._identities = backend_identities(runtime.instance)
+        self._key = runtime.key
+        self._keep = keep
+        self._made: dict[str, Any] = {}
+
+    def _backend(self, kind: str) -> Any:
+        if kind not in self._made:
+            identity = self._identities.get(kind)
+            if identity is None:
+                raise ConfigError(f"policy {self._key} uses the backend {kind!r} without naming it in `backends`")
+            backend = self._context.registry.make_backend(kind, identity)
+            if self._keep and kind == "encoder":
+                name = f"{kind}:{json.dumps(identity, sort_keys=True, separators=(',', ':'))}"
+                backend = KeptEncoder(backend, self._context, self._workspace, name)
+            self._made[kind] = backend
+        return self._made[kind]
+
+    @property
+    def encoder(self) -> Encoder:
+        encoder: Encoder = self._backend("encoder")
+        return encoder
+
+    @property
+    def chunker(self) -> Chunker:
+        chunker: Chunker = self._backend("chunker")
+        return chunker

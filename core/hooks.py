@@ -1,0 +1,60 @@
+"""The hooks through which plugins register and observe (pluggy).
+
+The hot path is plain method calls on what was registered; hooks run at start, after commits and on failures. A plugin
+is a module named in the entry-point group ``streamfold`` and enabled by the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from streamfold.core.events.model import EventType, NewEvent
+    from streamfold.core.policy import Backend, Policy
+
+PROJECT = "streamfold"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Hooks:
+    """Hook specifications; each is documented in docs/reference/hooks.md."""
+
+    @hookspec
+    def register_policies(self) -> list[type[Policy]]:  # type: ignore[empty-body]  # a specification has no body
+        """Return the policy classes that the plugin offers."""
+
+    @hookspec
+    def register_backends(self) -> list[Backend]:  # type: ignore[empty-body]  # a specification has no body
+        """Return backends: encoder, chunker (later: extractor, generator, reranker, vector engine)."""
+
+    @hookspec
+    def register_event_types(self) -> list[EventType]:  # type: ignore[empty-body]  # a specification has no body
+        """Return further event types with their data classes."""
+
+    @hookspec
+    def register_decoders(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]  # a specification
+        """Return Kafka decoders by name: ``(record, mapping) -> CloudEvent``."""
+
+    @hookspec(historic=True)
+    def configured(self, settings: Any) -> None:
+        """The settings are read and everything is registered."""
+
+    @hookspec(firstresult=True)
+    def refuse_event(self, workspace: str, event: NewEvent) -> str | None:
+        """Return a reason to refuse an event before it is logged, or None to let it pass."""
+
+    @hookspec
+    def committed(self, workspace: str, group: str, watermark: int, commit_no: int, events: int) -> None:
+        """A group committed."""
+
+    @hookspec
+    def failed(self, workspace: str, group: str, policy: str, position: int | None, error: BaseException) -> None:
+        """A group was halted by an error."""
+
+    @hookspec
+    def closing(self) -> None:
+        """The process is about to stop, gracefully."""

@@ -1,0 +1,90 @@
+"""What both ledgers share: how a method gets a transaction, and helpers of several topics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import Select, insert, select
+
+from streamfold.core.errors import LedgerError
+from streamfold.core.ledger import schema as s
+from streamfold.core.ledger._tx import Row, Tx
+from streamfold.core.ledger.abc import DeadLetter, LogRow
+
+T = TypeVar("T")
+LOG_COLUMNS = "seq, recorded_us, type, body, effect, retry_of"
+
+
+class Base(ABC):
+    """Runs functions of a ``Tx``: reads see committed state, writes are one transaction each."""
+
+    timeline_id: str = ""
+
+    @abstractmethod
+    def _read(self, job: Callable[[Tx], T]) -> T:
+        """Run a read; each of its statements sees what is committed when it starts."""
+
+    @abstractmethod
+    def _write(self, job: Callable[[Tx], T]) -> T:
+        """Run a transaction; whatever ``job`` raises rolls it back. ``job`` must not touch anything but ``Tx``."""
+
+    def _all(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
+        return self._read(lambda tx: tx.all(sql, params))
+
+    def _select(self, query: Select[Any]) -> list[Any]:
+        return self._read(lambda tx: list(tx.sa.execute(query).all()))
+
+
+def log_rows(rows: Sequence[Row]) -> list[LogRow]:
+    return [LogRow(*row) for row in rows]
+
+
+def log_columns() -> Select[Any]:
+    c = s.log.c
+    return select(c.seq, c.recorded_us, c.type, c.body, c.effect, c.retry_of)
+
+
+def add_dead(tx: Tx, workspace: str, dead: Sequence[DeadLetter]) -> int:
+    """Keep dead letters, and remember which events which instances skipped; return how many are skips."""
+    if not dead:
+        return 0
+    first = tx.count(workspace, "dead_letter", len(dead))
+    rows = [
+        {
+            "workspace": workspace,
+            "dead_letter_id": first + i,
+            "stage": d.stage,
+            "code": d.code,
+            "detail": _text(d.detail),
+            "policy": d.policy,
+            "position": d.position,
+            "event_id": None if d.event_id is None else _text(d.event_id),
+            "source": None if d.source is None else _text(d.source),
+            "source_offset": d.offset,
+            "headers": _text(msgspec.json.encode(dict(d.headers)).decode()),
+            "payload": d.payload,
+            "attempts": d.attempts,
+            "at_us": d.at_us,
+        }
+        for i, d in enumerate(dead)
+    ]
+    tx.sa.execute(insert(s.dead_letters), rows)
+    skipped = [(workspace, d.policy, d.position) for d in dead if d.policy is not None and d.position is not None]
+    if skipped:
+        tx.many("insert into skips (workspace, policy, position) values (?, ?, ?) on conflict do nothing", skipped)
+    return len(skipped)
+
+
+def _text(value: str) -> str:
+    """Make any text storable: PostgreSQL refuses NUL, and no driver encodes lone surrogates.
+
+    A dead letter quotes what a stranger sent; it must never be the reason that a batch cannot be logged.
+    """
+    return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def no_workspace(workspace: str) -> LedgerError:
+    return LedgerError(f"workspace {workspace!r} does not exist; call ensure_workspace first")

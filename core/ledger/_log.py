@@ -1,0 +1,111 @@
+"""The log's cold reads: finding events, paging for people, deletions, intakes, workspaces."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import func, select
+
+from streamfold.core.events.model import Envelope
+from streamfold.core.ledger import schema as s
+from streamfold.core.ledger._base import LOG_COLUMNS, Base, log_columns, log_rows
+from streamfold.core.ledger._tx import Tx
+from streamfold.core.ledger.abc import IntakeState, LogPage, LogRow
+
+_decode = msgspec.msgpack.Decoder(Envelope).decode
+_ID_BYTES, _SOURCE_BYTES = 10, 6
+
+
+class LogMixin(Base):
+    """Reads of the log that both databases do alike."""
+
+    def ensure_workspace(self, workspace: str) -> None:
+        sql = "insert into log_head (workspace, seq) values (?, 0) on conflict do nothing"
+        self._write(lambda tx: tx.run(sql, (workspace,)))
+
+    def workspaces(self) -> list[str]:
+        return [row.workspace for row in self._select(select(s.log_head.c.workspace).order_by(s.log_head.c.workspace))]
+
+    def head(self, workspace: str) -> int:
+        rows = self._all("select seq from log_head where workspace = ?", (workspace,))
+        return int(rows[0][0]) if rows else 0
+
+    def read(
+        self, workspace: str, after: int, limit: int, *, upto: int | None = None, types: Sequence[str] | None = None
+    ) -> LogPage:
+        """Read the head first: what commits between two reads the other way round would be passed over."""
+
+        def job(tx: Tx) -> LogPage:
+            row = tx.one("select seq from log_head where workspace = ?", (workspace,))
+            head = int(row[0]) if row else 0
+            last = head if upto is None else min(head, upto)
+            if last <= after or (types is not None and not types):
+                return LogPage(head, [])
+            kinds = "" if types is None else f" and type in ({','.join('?' * len(types))})"
+            where = f"workspace = ? and seq > ? and seq <= ?{kinds}"
+            sql = f"select {LOG_COLUMNS} from log where {where} order by seq limit ?"
+            return LogPage(head, log_rows(tx.all(sql, (workspace, after, last, *(types or ()), limit))))
+
+        return self._read(job)
+
+    def rows(self, workspace: str, seqs: Sequence[int]) -> list[LogRow]:
+        sql = f"select {LOG_COLUMNS} from log where workspace = ? and seq {{in}}"
+        found = self._read(lambda tx: log_rows(tx.among(sql, (workspace,), list(seqs))))
+        return sorted(found, key=lambda row: row.seq)
+
+    def find(self, workspace: str, event_id: str, source: str | None = None) -> list[LogRow]:
+        """Scan the range of ``dedup`` that starts with the id's hash, then compare the ids themselves."""
+        prefix = _hash(event_id)[:_ID_BYTES]
+        low, high = prefix + bytes(_SOURCE_BYTES), prefix + b"\xff" * _SOURCE_BYTES
+        sql = "select seq from dedup where workspace = ? and dedup >= ? and dedup <= ?"
+        seqs = [row[0] for row in self._all(sql, (workspace, low, high))]
+        found = []
+        for row in reversed(self.rows(workspace, seqs)):
+            envelope = _envelope(row)
+            if envelope is not None and envelope.id == event_id and source in (None, envelope.source):
+                found.append(row)
+        return found
+
+    def page(
+        self, workspace: str, *, after: int, limit: int, type: str | None = None, subject_id: str | None = None
+    ) -> list[LogRow]:
+        c = s.log.c
+        query = log_columns().where(c.workspace == workspace, c.seq > after)
+        if type is not None:
+            query = query.where(c.type == type)
+        if subject_id is not None:
+            query = query.where(c.subject_id == subject_id)
+        return log_rows(self._select(query.order_by(c.seq).limit(limit)))
+
+    def deletions(self, workspace: str, after: int) -> list[tuple[int, str, str]]:
+        sql = "select seq, kind, id from deletions where workspace = ? and seq > ? order by seq"
+        return [(seq, kind, id) for seq, kind, id in self._all(sql, (workspace, after))]
+
+    def newest_seq(self, workspace: str, kind: str, subject_id: str, after: int) -> int | None:
+        """Scan what came after a recent position: an index for this rare question would cost every append."""
+        c = s.log.c
+        query = select(func.max(c.seq)).where(
+            c.workspace == workspace, c.seq > after, c.subject_kind == kind, c.subject_id == subject_id
+        )
+        newest: int | None = self._select(query)[0][0]
+        return newest
+
+    def intakes(self, workspace: str) -> list[IntakeState]:
+        c = s.intakes.c
+        columns = (c.intake, c.topic, c.next_offset, c.events, c.duplicates, c.rejected, c.updated_us)
+        rows = self._select(select(*columns).where(c.workspace == workspace).order_by(c.intake))
+        return [IntakeState(**row._asdict()) for row in rows]
+
+
+def _hash(text: str) -> bytes:
+    """The hash that ``NewEvent.dedup`` starts with."""
+    return hashlib.blake2b(text.encode()).digest()
+
+
+def _envelope(row: LogRow) -> Envelope | None:
+    try:
+        return _decode(row.body)
+    except msgspec.DecodeError:
+        return None  # an erased row keeps its position, not its content

@@ -1,0 +1,355 @@
+"""The ledger's contract: everything durable that is not a file goes through here, and all SQL is behind it.
+
+Two implementations (SQLite for the embedded shape, PostgreSQL for the distributed one) pass one contract test.
+Methods are synchronous and thread-safe. Foreign errors become ``LedgerError`` s. Every table's key starts with the
+workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from streamfold.core.events.model import NewEvent
+
+Slot = Literal["live", "shadow", "retired"]
+Outcome = Literal["accepted", "duplicate", "reused", "erased"]
+Stage = Literal["decode", "validate", "prepare", "fold"]
+
+NORMAL, SUPERSEDED, ERASED = 0, 1, 2
+"""A log row's effect: folded, logged but not folded (an older ``sequence``), traces removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """One row of the log. ``body`` is the msgpack of ``Envelope``; ``effect``: NORMAL, SUPERSEDED or ERASED."""
+
+    seq: int
+    recorded_us: int
+    type: str
+    body: bytes
+    effect: int = NORMAL
+    retry_of: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Rows after a position, and the head (last allocated position) read *before* them."""
+
+    head: int
+    rows: list[LogRow]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntakeMove:
+    """A compare-and-set of one intake's position: e.g. ``intake="kafka:CLUSTER:TOPICID:0"``.
+
+    ``expect`` is the stored next offset (``None``: no row yet); ``next`` the new one. Counters are added.
+    """
+
+    intake: str
+    expect: int | None
+    next: int
+    duplicates: int = 0
+    rejected: int = 0
+    topic: str = ""
+    took: int | None = None
+    """How many of the batch's events, in the order of the moves, came through this intake: their outcomes are added to
+    its counters. ``None``: all of them when this is the only move, else none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """An input that was not taken. ``policy`` and ``position`` are set for events skipped by an instance."""
+
+    stage: Stage
+    code: str
+    detail: str
+    policy: str | None = None
+    position: int | None = None
+    event_id: str | None = None
+    source: str | None = None
+    offset: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    payload: bytes = b""
+    attempts: int = 1
+    at_us: int = 0
+    dead_letter_id: int = 0
+    """Set by the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What became of a batch: per event its outcome and the position it has (or had, for duplicates)."""
+
+    outcomes: list[Outcome]
+    positions: list[int]
+    superseded: int
+    """How many of the accepted carry an older ``sequence``: logged with effect SUPERSEDED."""
+    head: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """A policy's pinned instance: (workspace, name, version, config hash, start seq)."""
+
+    instance_id: int
+    name: str
+    use: str
+    version: int
+    config_hash: str
+    config: str
+    """JSON of the policy's config."""
+    code_hash: str
+    start_seq: int
+    slot: Slot
+    group: str
+    created_us: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupState:
+    """A group's durable state: writer epoch, watermark, last commit, checkpoint and why it is halted, if it is."""
+
+    group: str
+    epoch: int
+    watermark: int
+    commit_no: int
+    owner: str | None
+    lease_until_us: int
+    checkpoint: str | None
+    """Name (path below the checkpoint root) of the newest complete checkpoint."""
+    checkpoint_commit: int
+    checkpoint_watermark: int
+    halted: str | None = None
+    """Reason of a halt: policy, event, traceback."""
+    paused: bool = False
+    skips: int = 0
+    state_bytes: int = 0
+    feed_bytes: int = 0
+    """Bytes of the feed since the last checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write a group: commits carry the epoch; a newer epoch fences this one."""
+
+    group: str
+    owner: str
+    epoch: int
+    watermark: int
+    commit_no: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One commit of a group's feed: changes are the packed changes of its stores."""
+
+    group: str
+    commit_no: int
+    watermark: int
+    changes: bytes
+    at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareClaim:
+    """One event whose prepare this process may run: row and attempts made before."""
+
+    row: LogRow
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntakeState:
+    """Where an intake stands, and what it has counted."""
+
+    intake: str
+    topic: str
+    next_offset: int
+    events: int
+    duplicates: int
+    rejected: int
+    updated_us: int
+
+
+class Ledger(Protocol):
+    """The durable record of one installation: many workspaces."""
+
+    timeline_id: str
+    """Random id made when the database was created; a restored database gets a new one."""
+
+    def close(self) -> None: ...
+
+    def ensure_workspace(self, workspace: str) -> None:
+        """Create the workspace's head row when missing (idempotent)."""
+
+    def workspaces(self) -> list[str]: ...
+
+    # -- the log -----------------------------------------------------------------------------------------------
+    def append(
+        self,
+        workspace: str,
+        events: Sequence[NewEvent],
+        *,
+        recorded_us: int,
+        moves: Sequence[IntakeMove] = (),
+        dead: Sequence[DeadLetter] = (),
+    ) -> Appended:
+        """Append what is new, in order, with intake moves and undecodable inputs, in one transaction.
+
+        Duplicates within the batch count too. Raises ``IntakeConflict`` (nothing written) when a move's ``expect``
+        is stale, ``LedgerUnavailable`` on I/O. An event with ``sequence`` lower than or equal to the stored one of
+        (source, subject) is logged with effect SUPERSEDED. Deletions go into the deletions index too.
+        """
+
+    def head(self, workspace: str) -> int: ...
+
+    def read(
+        self, workspace: str, after: int, limit: int, *, upto: int | None = None, types: Sequence[str] | None = None
+    ) -> LogPage:
+        """Rows with seq > after (and ≤ upto, of these types) in order. Fewer than ``limit`` rows means that everything
+        up to head (or ``upto``) was read."""
+
+    def rows(self, workspace: str, seqs: Sequence[int]) -> list[LogRow]: ...
+
+    def find(self, workspace: str, event_id: str, source: str | None = None) -> list[LogRow]:
+        """Rows of the events with this id, newest first (several when sources differ)."""
+
+    def page(
+        self, workspace: str, *, after: int, limit: int, type: str | None = None, subject_id: str | None = None
+    ) -> list[LogRow]:
+        """A page of the log for people, filtered."""
+
+    def deletions(self, workspace: str, after: int) -> list[tuple[int, str, str]]:
+        """(seq, kind, id) of deletions past a position, in order."""
+
+    def newest_seq(self, workspace: str, kind: str, subject_id: str, after: int) -> int | None:
+        """Position of the newest event of a main subject past ``after``, if any."""
+
+    def intakes(self, workspace: str) -> list[IntakeState]: ...
+
+    # -- instances and groups ----------------------------------------------------------------------------------
+    def instances(self, workspace: str) -> list[Instance]: ...
+
+    def add_instance(self, workspace: str, instance: Instance) -> Instance:
+        """Pin an instance (idempotent on name, version, config hash, start seq); returns it with its id. Creates
+        the group's row with watermark = start_seq when missing."""
+
+    def set_slot(self, workspace: str, group: str, slot: Slot) -> None: ...
+
+    def groups(self, workspace: str) -> list[GroupState]: ...
+
+    def group(self, workspace: str, group: str) -> GroupState: ...
+
+    def set_halted(self, workspace: str, group: str, reason: str | None) -> None: ...
+
+    def set_paused(self, workspace: str, group: str, paused: bool) -> None: ...
+
+    # -- leases, commits, feed ---------------------------------------------------------------------------------
+    def acquire(self, workspace: str, group: str, owner: str, *, now_us: int, ttl_us: int) -> Lease | None:
+        """Take a free, expired or own lease: epoch + 1 (own and unexpired: same epoch). None when taken."""
+
+    def renew(self, workspace: str, leases: Sequence[Lease], *, now_us: int, ttl_us: int) -> list[Lease]:
+        """Extend leases; returns those that still stand."""
+
+    def release(self, workspace: str, lease: Lease) -> None: ...
+
+    def commit(
+        self,
+        workspace: str,
+        lease: Lease,
+        *,
+        watermark: int,
+        changes: bytes | None,
+        dead: Sequence[DeadLetter] = (),
+        state_bytes: int = 0,
+        now_us: int,
+        ttl_us: int,
+    ) -> Lease:
+        """Move the watermark from ``lease.watermark`` and write the changes as commit ``lease.commit_no + 1``, in one
+        transaction, compare-and-set on (epoch, watermark), extending the lease. ``changes=None``: the watermark moves
+        alone (no feed row and no new commit number). Dead letters of skips go in the same transaction. Raises
+        ``Fenced``. Returns the lease as it stands after."""
+
+    def feed(self, workspace: str, cuts: Mapping[str, int], *, limit_bytes: int = 8_000_000) -> list[Commit]:
+        """Commits of the groups past the given commit numbers, in order per group (one query when nothing moved)."""
+
+    def watermarks(self, workspace: str) -> dict[str, tuple[int, int]]:
+        """group → (watermark, commit_no): one cheap query that views poll."""
+
+    def set_checkpoint(self, workspace: str, lease: Lease, *, name: str, commit_no: int, watermark: int) -> None:
+        """Point to a complete checkpoint, fenced by the epoch; drops the feed up to ``commit_no``. Raises
+        ``Fenced``."""
+
+    def reset_group(self, workspace: str, group: str, *, watermark: int) -> None:
+        """Forget checkpoint and feed so that the group is folded afresh from ``watermark``; fences its writer."""
+
+    # -- prepare -----------------------------------------------------------------------------------------------
+    def prepare_claim(
+        self,
+        workspace: str,
+        instance_id: int,
+        *,
+        after: int,
+        types: Sequence[str],
+        owner: str,
+        now_us: int,
+        ttl_us: int,
+        limit: int,
+    ) -> list[PrepareClaim]:
+        """Claim events past ``after`` of these types that have neither result nor live claim (FOR UPDATE SKIP LOCKED
+        or equivalent)."""
+
+    def prepare_save(self, workspace: str, instance_id: int, values: Mapping[int, bytes]) -> None:
+        """Store prepared values by seq; clears the claims."""
+
+    def prepare_fail(self, workspace: str, instance_id: int, seq: int, *, code: str, detail: str, final: bool) -> None:
+        """Record a failed attempt; ``final`` makes the fold skip the event."""
+
+    def prepare_load(
+        self, workspace: str, instance_id: int, seqs: Sequence[int]
+    ) -> tuple[dict[int, bytes], dict[int, tuple[str, str]]]:
+        """(values by seq, final failures by seq as (code, detail))."""
+
+    def prepare_drop(self, workspace: str, instance_id: int, upto: int) -> None:
+        """Drop prepared values at or before a committed watermark."""
+
+    def results_get(self, workspace: str, backend: str, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Backend results by content hash (16 bytes)."""
+
+    def results_put(self, workspace: str, backend: str, results: Mapping[bytes, bytes]) -> None:
+        """Keep backend results; the first writer wins."""
+
+    # -- dead letters ------------------------------------------------------------------------------------------
+    def dead_letters(
+        self,
+        workspace: str,
+        *,
+        after: int = 0,
+        limit: int = 50,
+        policy: str | None = None,
+        stage: str | None = None,
+        code: str | None = None,
+    ) -> list[DeadLetter]:
+        """A page, oldest first, ids > after."""
+
+    def dead_letter(self, workspace: str, dead_letter_id: int) -> DeadLetter | None: ...
+
+    def dead_letter_count(self, workspace: str) -> int: ...
+
+    def drop_dead_letter(self, workspace: str, dead_letter_id: int) -> bool: ...
+
+    def skips_of(self, workspace: str, position: int) -> list[str]:
+        """Names of the instances ("name@version") that skipped the event at ``position`` (kept though the dead letter
+        was dropped or retried)."""
+
+    def skipped_seqs(self, workspace: str, policy: str) -> set[int]:
+        """All positions that the instance "name@version" skipped: replay honours them."""
+
+    # -- audit -------------------------------------------------------------------------------------------------
+    def audit(self, workspace: str, *, actor: str, action: str, target: str, reason: str, at_us: int) -> None: ...
+
+    def size_bytes(self) -> dict[str, int]:
+        """Bytes per part of the ledger: log, feed, results, dead letters, total."""

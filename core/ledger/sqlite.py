@@ -1,0 +1,219 @@
+"""The ledger in one SQLite file, for one process: WAL, ``synchronous=FULL``, group commit, a checkpoint thread."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from streamfold.core import crash
+from streamfold.core.errors import LedgerUnavailable
+from streamfold.core.events.model import NewEvent
+from streamfold.core.ledger._append import (
+    distinct,
+    index_deletions,
+    mark_superseded,
+    move_intakes,
+    outcomes,
+    superseded,
+)
+from streamfold.core.ledger._base import add_dead, no_workspace
+from streamfold.core.ledger._groups import GroupMixin
+from streamfold.core.ledger._letters import LetterMixin
+from streamfold.core.ledger._log import LogMixin
+from streamfold.core.ledger._prepare import PrepareMixin
+from streamfold.core.ledger._sqlite_files import Checkpointer, ProcessLock
+from streamfold.core.ledger._tx import SqliteTx, Tx
+from streamfold.core.ledger._writer import GroupWriter, unavailable
+from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove
+
+T = TypeVar("T")
+_PRAGMAS = (
+    "pragma journal_mode=wal",
+    "pragma synchronous=full",
+    "pragma foreign_keys=off",
+    "pragma secure_delete=on",
+    "pragma wal_autocheckpoint=0",
+    "pragma busy_timeout=10000",
+    "pragma cache_size=-65536",
+    "pragma temp_store=memory",
+)
+_FIND = "select dedup, seq, digest from dedup where workspace = ? and dedup {in}"
+_DEDUP = "insert into dedup (workspace, dedup, seq, digest, recorded_us) values (?, ?, ?, ?, ?)"
+_LOG = """insert into log (workspace, seq, recorded_us, type, retry_of, subject_kind, subject_id, body)
+    values (?, ?, ?, ?, ?, ?, ?, ?)"""
+
+
+def make_engine(path: Path) -> Engine:
+    """Make connections in autocommit mode, so that the ledger alone says when transactions begin and end."""
+    engine = create_engine(
+        f"sqlite:///{path}",
+        isolation_level="AUTOCOMMIT",
+        poolclass=NullPool,
+        connect_args={"check_same_thread": False, "cached_statements": 256},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, _: object) -> None:
+        for pragma in _PRAGMAS:
+            connection.execute(pragma).fetchall()
+
+    return engine
+
+
+class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
+    """See ``streamfold.core.ledger.abc.Ledger``. ``held`` is this process's lock on the file."""
+
+    def __init__(self, path: Path, engine: Engine, held: ProcessLock) -> None:
+        self._path = path
+        self._engine = engine
+        self._held = held
+        self._closed = False
+        self._idle: deque[SqliteTx] = deque()
+        self._writer = GroupWriter(self._connect())
+        self._checkpointer = Checkpointer(path, self._connect_plain, lambda: self._writer.commits, self._writer.lock)
+        self.timeline_id = str(self._all("select value from meta where name = 'timeline_id'")[0][0])
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._checkpointer.close()
+        with self._writer.lock:
+            self._closed = True
+            self._writer.close()
+            self._sweep()
+        self._engine.dispose()
+        self._held.release()
+
+    def _sweep(self) -> None:
+        """Close idle connections of a closed ledger."""
+        while self._closed and self._idle:
+            self._idle.pop().sa.close()
+
+    def _connect(self) -> SqliteTx:
+        return SqliteTx(self._engine.connect())
+
+    def _connect_plain(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, timeout=1.0)
+        connection.execute("pragma synchronous=full")
+        connection.execute("pragma wal_autocheckpoint=0").fetchall()
+        return connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[SqliteTx]:
+        """Lend a connection per concurrent reader; threads come and go, connections stay."""
+        if self._closed:
+            raise LedgerUnavailable(f"the ledger {self._path} is closed")
+        try:
+            tx = self._idle.pop()
+        except IndexError:
+            tx = self._connect()
+        try:
+            yield tx
+        finally:
+            self._idle.append(tx)
+            self._sweep()  # the ledger may have been closed meanwhile
+
+    def _read(self, job: Callable[[Tx], T]) -> T:
+        try:
+            with self._reading() as tx:
+                return job(tx)
+        except (sqlite3.OperationalError, DBAPIError) as error:
+            raise unavailable(error) from error
+
+    def _write(self, job: Callable[[Tx], T]) -> T:
+        if self._closed:
+            raise LedgerUnavailable(f"the ledger {self._path} is closed")
+        return self._writer.write(job)
+
+    # -- append ------------------------------------------------------------------------------------------------
+    def append(
+        self,
+        workspace: str,
+        events: Sequence[NewEvent],
+        *,
+        recorded_us: int,
+        moves: Sequence[IntakeMove] = (),
+        dead: Sequence[DeadLetter] = (),
+    ) -> Appended:
+        def job(tx: Tx) -> Appended:
+            row = tx.one("select seq from log_head where workspace = ?", (workspace,))
+            if row is None:
+                raise no_workspace(workspace)
+            done = _append(tx, workspace, events, int(row[0]), recorded_us)
+            move_intakes(tx, workspace, moves, done.outcomes, recorded_us)
+            add_dead(tx, workspace, dead)
+            crash.point("append.in")
+            return done
+
+        crash.point("append.before")
+        done = self._write(job)
+        crash.point("append.after")
+        return done
+
+    def size_bytes(self) -> dict[str, int]:
+        """Estimate from the newest rows, because SQLite would read everything to say; the total is exact."""
+
+        def sampled(tx: Tx, count: str, sizes: str) -> int:
+            n = int((tx.one(count) or (0,))[0] or 0)
+            return round(n * float((tx.one(f"select avg(size) from ({sizes} limit 1000)") or (0,))[0] or 0))
+
+        def job(tx: Tx) -> dict[str, int]:
+            pages, size = tx.all("pragma page_count")[0][0], tx.all("pragma page_size")[0][0]
+            log = "select length(body) + 60 as size from log l join log_head h on h.workspace = l.workspace"
+            return {
+                "log": sampled(tx, "select sum(seq) from log_head", f"{log} and l.seq > h.seq - 200"),
+                "feed": int((tx.one("select sum(feed_bytes) from fold_groups") or (0,))[0] or 0),
+                "results": sampled(
+                    tx,
+                    "select max(rowid) from results",
+                    "select length(value) + 80 as size from results order by rowid desc",
+                ),
+                "dead_letters": sampled(
+                    tx,
+                    "select count(*) from dead_letters",
+                    "select length(payload) + length(detail) + 200 as size from dead_letters order by rowid desc",
+                ),
+                "total": pages * size,
+            }
+
+        return self._read(job)
+
+
+def _append(tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recorded_us: int) -> Appended:
+    first = head + 1
+    fresh = distinct(events)
+    known: dict[bytes, tuple[int, bytes]] = {
+        dedup: (seq, digest) for dedup, seq, digest in tx.among(_FIND, (workspace,), [e.dedup for e in fresh])
+    }
+    if known:
+        fresh = [event for event in fresh if event.dedup not in known]
+    result, positions = outcomes(events, known, first)
+    if not fresh:
+        return Appended(result, positions, 0, head)
+    _insert(tx, workspace, fresh, first, recorded_us)
+    late = superseded(tx, workspace, fresh) if any(e.sequence is not None for e in fresh) else set()
+    if late:
+        mark_superseded(tx, workspace, [first + i for i in late])
+    index_deletions(tx, workspace, fresh, first, late)
+    head += len(fresh)
+    tx.run("update log_head set seq = ? where workspace = ?", (head, workspace))
+    return Appended(result, positions, len(late), head)
+
+
+def _insert(tx: Tx, workspace: str, fresh: Sequence[NewEvent], first: int, recorded_us: int) -> None:
+    dedups: list[tuple[Any, ...]] = []
+    rows: list[tuple[Any, ...]] = []
+    for seq, e in enumerate(fresh, first):
+        subject = e.subject
+        dedups.append((workspace, e.dedup, seq, e.digest, recorded_us))
+        rows.append((workspace, seq, recorded_us, e.type, e.retry_of, subject.kind, subject.id, e.body))
+    tx.many(_DEDUP, dedups)
+    tx.many(_LOG, rows)

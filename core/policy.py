@@ -1,0 +1,256 @@
+"""The contract of an update policy, and what it serves with.
+
+A policy is a class: what it handles, what it remembers (``stores``), how it folds one event. Core owns the rest:
+order, exactly-once, durability, the view, replay. A policy sees the event, its prepared value and its stores (and
+those of policies it ``reads``), nothing else; clock and generator come with ``stores``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from streamfold.core.errors import NeedsRebuild
+from streamfold.core.events.model import Event, Subject
+from streamfold.core.stores.declare import Declaration
+
+Prepared = Any
+"""What ``prepare`` returns: any value with a stored form (Structs, numbers, str, bytes, numpy arrays)."""
+
+
+# -- backends: costly pure functions, their results kept by content hash ----------------------------------------------
+class Encoder(Protocol):
+    """Text to vectors. ``name`` and ``version`` identify the function: a change of either is a new instance."""
+
+    name: str
+    version: str
+    dim: int
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return ``(n, dim) float32``, unit rows; pure: equal texts give equal rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A piece of a text: ``text == document[start:end]`` (characters)."""
+
+    text: str
+    start: int
+    end: int
+
+
+class Chunker(Protocol):
+    """Text to chunks; deterministic."""
+
+    name: str
+    version: str
+
+    def split(self, text: str) -> list[Chunk]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """A backend on offer: ``make(config)`` builds it (may import heavy libraries; called once per process)."""
+
+    kind: str
+    name: str
+    make: Callable[[Mapping[str, Any]], Any]
+    doc: str = ""
+
+
+class Tools(Protocol):
+    """The backends of one instance, wrapped so that their results are kept by content hash."""
+
+    @property
+    def encoder(self) -> Encoder: ...
+    @property
+    def chunker(self) -> Chunker: ...
+
+
+# -- what a policy sees -------------------------------------------------------------------------------------------------
+class Stores(Protocol):
+    """The instance's live stores by name, the fold's clock and generator, and the policies it reads."""
+
+    now_us: int
+    """The fold's clock: the event's ``recordedtime``."""
+
+    def __getitem__(self, name: str) -> Any: ...
+    def of(self, policy: str) -> ReadOnly:
+        """Server and stores of a policy in ``reads``, as they were before this event; read-only."""
+        ...
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """A generator seeded by (instance, seq), made when asked for."""
+        ...
+
+
+class ReadOnly(Protocol):
+    """A policy's stores and server, for reading."""
+
+    server: Any
+
+    def __getitem__(self, name: str) -> Any: ...
+
+
+class View(Protocol):
+    """The read side of one instance: its stores at the view's cut, other live policies, and the backends."""
+
+    tools: Tools
+
+    def __getitem__(self, name: str) -> Any: ...
+    def of(self, policy: str) -> ReadOnly:
+        """Any live policy of the workspace (no group needed). Raises ``KeyError``."""
+        ...
+
+
+# -- what a policy serves -----------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieval:
+    """One retrieval request: question, how many chunks, by which sources (``vector``, ``bm25``), which rows."""
+
+    query: str
+    top_k: int = 10
+    mode: str = "naive"
+    sources: tuple[str, ...] = ("vector", "bm25")
+    matches: Callable[[Mapping[str, Any]], bool] | None = None
+    """Filter on a document's fields (``document_id``, ``metadata``): True keeps it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredChunk:
+    """One cited passage."""
+
+    chunk_id: str
+    document_id: str
+    title: str | None
+    text: str
+    start: int
+    end: int
+    score: float
+    sources: tuple[str, ...] = ()
+    path: tuple[Mapping[str, str], ...] = ()
+    url: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredDocument:
+    """What ``GET /v1/documents/{id}`` shows."""
+
+    document_id: str
+    fields: Mapping[str, Any]
+    content_hash: str
+    event_id: str
+    position: int
+    updated_us: int
+    chunks: tuple[Chunk, ...] = ()
+    chunk_ids: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """Answers retrieval requests and shows documents."""
+
+    modes: tuple[str, ...]
+
+    def retrieve(self, request: Retrieval) -> list[ScoredChunk]: ...
+    def document(self, document_id: str) -> StoredDocument | None: ...
+    def documents(self, *, after: str, limit: int) -> list[StoredDocument]:
+        """A page in order of id."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateRequest:
+    """What to list candidates for. ``at_us``: the time of the request."""
+
+    n: int
+    category: str | None = None
+    half_life_s: float | None = None
+    user_id: str | None = None
+    at_us: int = 0
+
+
+@runtime_checkable
+class CandidateSource(Protocol):
+    """Lists items with scores, best first."""
+
+    def candidates(self, request: CandidateRequest) -> list[tuple[str, float]]: ...
+
+
+class Candidates:
+    """A candidate source from a function: ``Candidates(lambda request: view["score"].top(request.n))``."""
+
+    def __init__(self, source: Callable[[CandidateRequest], Iterable[tuple[str, float]]]) -> None:
+        self._source = source
+
+    def candidates(self, request: CandidateRequest) -> list[tuple[str, float]]:
+        return list(self._source(request))
+
+
+Server = Any
+"""Retriever or CandidateSource (later: Ranker, Corrector, Classifier)."""
+
+Batch = Sequence[tuple[Event, Prepared]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoConfig:
+    """The configuration of a policy that has none."""
+
+
+class Policy:
+    """Base class of update policies. Required: ``name``, ``version``, ``handles``, ``stores``, ``fold``."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    handles: ClassVar[tuple[str, ...]]
+    reads: ClassVar[tuple[str, ...]] = ()
+    backends: ClassVar[tuple[str, ...]] = ()
+    """Kinds of backends that ``prepare`` or the server use; their identity is pinned with the instance."""
+    Config: ClassVar[type] = NoConfig
+    stores: tuple[Declaration, ...]
+    """Class attribute, or set in ``__init__`` when it depends on the configuration."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = config if config is not None else self.Config()
+
+    def prepare(self, event: Event, tools: Tools) -> Prepared | None:
+        """Pure and costly: chunk, embed. Runs in parallel, in any order, perhaps more than once."""
+        return None
+
+    def prepare_batch(self, events: Sequence[Event], tools: Tools) -> list[Prepared | None]:
+        """Prepare several events in one go (one call of the encoder); default: a loop over ``prepare``."""
+        return [self.prepare(event, tools) for event in events]
+
+    def fold(self, event: Event, prepared: Prepared, stores: Stores) -> None:
+        """Ordered and cheap: change the stores by one event. ``EventError`` skips the event, without a trace."""
+        raise NotImplementedError(f"policy {self.name!r} must define fold(event, prepared, stores)")
+
+    def fold_batch(self, batch: Batch, stores: Stores) -> None:
+        """Fold several events at once; must equal the loop, which is the default. Used in groups of one policy."""
+        for event, prepared in batch:
+            self.fold(event, prepared, stores)
+
+    def skipped(self, event: Event, stores: Stores) -> None:
+        """The event was skipped for this instance: withdraw what it made stale."""
+
+    def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
+        """Remove a subject's traces, exactly; default: ask for a rebuild."""
+        raise NeedsRebuild(f"policy {self.name!r} folds afresh to forget {subject.kind} {subject.id!r}")
+
+    def serve(self, view: View) -> Server | None:
+        """Make what answers requests from the view; called once per view. Serving never writes."""
+        return None
+
+
+def prepares(policy: Policy) -> bool:
+    """Whether the policy defines a prepare step."""
+    kind = type(policy)
+    return kind.prepare is not Policy.prepare or kind.prepare_batch is not Policy.prepare_batch

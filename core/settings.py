@@ -1,0 +1,222 @@
+"""Settings: ``streamfold.toml``, environment variables above it, defaults that run without any file.
+
+Environment names are ``STREAMFOLD_`` and the path joined by two underscores: ``STREAMFOLD_LEDGER__URL``. An unknown
+key is a ``ConfigError`` that names the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from streamfold.core.errors import ConfigError, nearest
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LedgerSettings(_Section):
+    """Where the ledger is."""
+
+    url: str = ""
+    """SQLAlchemy URL; empty: SQLite below the data folder. ``postgresql+psycopg://…`` for the distributed shape."""
+
+
+class BrokerSettings(_Section):
+    """The Celery broker of the distributed shape."""
+
+    url: str = ""
+    """``redis://…`` or ``amqp://…``; empty: no broker (the workers' sweep alone finds work)."""
+
+
+class TopicSettings(_Section):
+    """One Kafka topic: which workspace, kind and decoder."""
+
+    workspace: str = "default"
+    kind: Literal["", "document", "item", "user"] = ""
+    """What a key names, for tombstones and plain records."""
+    decoder: str = "cloudevents"
+    source: str = ""
+    allow_user_erasure: bool = False
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the decoder (field mapping)."""
+
+
+class KafkaSettings(_Section):
+    """The Kafka intake."""
+
+    bootstrap: str = ""
+    topics: dict[str, TopicSettings] = Field(default_factory=dict)
+    group: str = "streamfold"
+    poll_records: int = Field(default=5000, ge=1)
+    security: dict[str, Any] = Field(default_factory=dict)
+    """Further kafka-python client options (SASL, TLS)."""
+
+
+class KeySettings(_Section):
+    """One configured API key: SHA-256 hex of the key, its workspace and scopes."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    workspace: str = "default"
+    scopes: tuple[Literal["ingest", "query", "admin"], ...] = ("ingest", "query", "admin")
+
+
+class ServeSettings(_Section):
+    """The REST endpoint."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    keys: tuple[KeySettings, ...] = ()
+    max_body_bytes: int = 16 * 1024 * 1024
+    embedded: bool = True
+    """Fold in this process (with a SQLite ledger always; with PostgreSQL only for trying out)."""
+    query_threads: int = Field(default=8, ge=1)
+
+
+class FoldSettings(_Section):
+    """How folds run."""
+
+    commit_every_ms: int = Field(default=200, ge=1)
+    turn_ms: int = Field(default=200, ge=1)
+    batch_events: int = Field(default=4096, ge=1)
+    lease_s: float = Field(default=10.0, gt=0)
+    sweep_s: float = Field(default=1.0, gt=0)
+    max_skips: int = Field(default=100, ge=1)
+    """More skips than this in a row halt the group."""
+    checkpoint_min_bytes: int = 4 * 1024 * 1024
+    prepare_batch: int = Field(default=64, ge=1)
+    prepare_timeout_s: float = Field(default=30.0, gt=0)
+    view_poll_ms: int = Field(default=50, ge=1)
+    max_lag_events: int = 200_000
+    """Live lag past which HTTP answers 429 and Kafka is paused."""
+    min_free_bytes: int = 256 * 1024 * 1024
+    """Disk headroom below which intake stops."""
+
+
+class LimitSettings(_Section):
+    """Request and event limits."""
+
+    max_event_bytes: int = 1024 * 1024
+    max_batch_events: int = 10_000
+    actions: tuple[str, ...] = ()
+    """Interaction actions allowed beside the built-in ones."""
+
+
+class LogSettings(_Section):
+    """Structured logs on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+def _default_policies() -> dict[str, dict[str, Any]]:
+    return {"vector_index": {}, "trending": {}}
+
+
+class Settings(BaseSettings):
+    """All settings of one process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="STREAMFOLD_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    data: Path = Path(".streamfold")
+    """Folder of the embedded ledger, checkpoints and scratch."""
+    checkpoints: str = ""
+    """Folder or fsspec URL of checkpoints; empty: ``checkpoints`` below the data folder."""
+    plugins: tuple[str, ...] = ()
+    """Entry points of the group ``streamfold`` to enable."""
+    backends: dict[str, dict[str, Any]] = Field(
+        default_factory=lambda: {"encoder": {"use": "minilm"}, "chunker": {"use": "sentences"}}
+    )
+    """Per kind: ``use`` names the backend, the rest is its configuration."""
+    policies: dict[str, dict[str, Any]] = Field(default_factory=_default_policies)
+    """Instances: a table each with the config's fields; ``use`` where the instance's name is not the policy's."""
+    on_change: Literal["replace", "manual"] = "replace"
+    """A declared policy that changed is promoted by itself when caught up, or by hand."""
+    ledger: LedgerSettings = LedgerSettings()
+    broker: BrokerSettings = BrokerSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    serve: ServeSettings = ServeSettings()
+    fold: FoldSettings = FoldSettings()
+    limits: LimitSettings = LimitSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def ledger_url(self) -> str:
+        return self.ledger.url or f"sqlite:///{self.data.absolute() / 'ledger.db'}"
+
+    @property
+    def checkpoint_root(self) -> str:
+        return self.checkpoints or str(self.data.absolute() / "checkpoints")
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.ledger_url.startswith("sqlite")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings  # the environment stands above the file
+
+
+def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
+    """Read ``streamfold.toml`` (or the named file; ``STREAMFOLD_CONFIG``), the environment above it, overrides on top.
+
+    Raises
+    ------
+    ConfigError : a missing file, invalid TOML, an unknown key (with the nearest valid one) or an invalid value.
+    """
+    named = path or os.environ.get("STREAMFOLD_CONFIG")
+    file = Path(named or "streamfold.toml")
+    values: dict[str, Any] = {}
+    if file.exists():
+        try:
+            values = tomllib.loads(file.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    elif named:
+        raise ConfigError(f"{file}: no such settings file; write one with `streamfold init` or leave --config out")
+    try:
+        settings = Settings(**values)
+        return settings.model_copy(update=overrides) if overrides else settings
+    except pydantic.ValidationError as error:
+        raise ConfigError(_explain(error, file)) from error
+
+
+def _explain(error: pydantic.ValidationError, file: Path) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(
+                f"{file}: unknown setting '{where}'{nearest(str(item['loc'][-1]), _fields_at(item['loc'][:-1]))}"
+            )
+        else:
+            lines.append(f"{file}: setting '{where}': {item['msg']}")
+    return "\n".join(lines)
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> set[str]:
+    model: Any = Settings
+    for part in loc:
+        info = getattr(model, "model_fields", {}).get(part)
+        model = info.annotation if info is not None else None
+    return set(getattr(model, "model_fields", {}))

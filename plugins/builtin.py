@@ -1,0 +1,20 @@
+"""The built-in plugin: policies and backends that come with streamfold, registered like any third party's."""
+
+from __future__ import annotations
+
+from streamfold.core import Backend, Policy, hookimpl
+from streamfold.plugins import hashing, minilm, sentences
+from streamfold.plugins.trending import Trending
+from streamfold.plugins.vector_index import VectorIndex
+
+
+@hookimpl(trylast=True)
+def register_policies() -> list[type[Policy]]:
+    """Offer ``vector_index`` and ``trending``."""
+    return [VectorIndex, Trending]
+
+
+@hookimpl(trylast=True)
+def register_backends() -> list[Backend]:
+    """Offer the encoders ``minilm`` and ``hashing`` and the chunker ``sentences``; nothing heavy is imported yet."""
+    return [minilm.BACKEND, hashing.BACKEND, sentences.BACKEND]
