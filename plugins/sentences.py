@@ -22,7 +22,7 @@ _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _TOKEN = re.compile(rf"[{_CJK}]{{1,2}}|[^\s{_CJK}]{{1,48}}")
 _HEADING = re.compile(r"#{1,6}[ \t]")
 # "d." and "St." end no sentence: a full stop counts after three letters, a digit or a closing sign.
-_END = re.compile("(?:[!?…。！？]|(?:\\w{3}|[\\d)\\]\"”’])\\.)[\"'”’)\\]]*$")  # noqa: RUF039 - holds both quotes
+_END = re.compile('(?:[!?…。！？]|(?:\\w{3}|[\\d)\\]"”’])\\.)["\'”’)\\]]*$')
 
 Span = tuple[int, int]
 

@@ -57,14 +57,14 @@ def add_dead(tx: Tx, workspace: str, dead: Sequence[DeadLetter]) -> int:
             "workspace": workspace,
             "dead_letter_id": first + i,
             "stage": d.stage,
-            "code": d.code,
-            "detail": _text(d.detail),
+            "code": safe_text(d.code),
+            "detail": safe_text(d.detail),
             "policy": d.policy,
             "position": d.position,
-            "event_id": None if d.event_id is None else _text(d.event_id),
-            "source": None if d.source is None else _text(d.source),
+            "event_id": None if d.event_id is None else safe_text(d.event_id),
+            "source": None if d.source is None else safe_text(d.source),
             "source_offset": d.offset,
-            "headers": _text(msgspec.json.encode(dict(d.headers)).decode()),
+            "headers": _headers(d),
             "payload": d.payload,
             "attempts": d.attempts,
             "at_us": d.at_us,
@@ -78,7 +78,11 @@ def add_dead(tx: Tx, workspace: str, dead: Sequence[DeadLetter]) -> int:
     return len(skipped)
 
 
-def _text(value: str) -> str:
+def _headers(letter: DeadLetter) -> str:
+    return msgspec.json.encode({safe_text(k): safe_text(v) for k, v in letter.headers.items()}).decode()
+
+
+def safe_text(value: str) -> str:
     """Make any text storable: PostgreSQL refuses NUL, and no driver encodes lone surrogates.
 
     A dead letter quotes what a stranger sent; it must never be the reason that a batch cannot be logged.

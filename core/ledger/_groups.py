@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, update
 from streamfold.core import crash
 from streamfold.core.errors import Fenced, LedgerError
 from streamfold.core.ledger import schema as s
-from streamfold.core.ledger._base import Base, add_dead
+from streamfold.core.ledger._base import Base, add_dead, safe_text
 from streamfold.core.ledger._tx import Tx
 from streamfold.core.ledger.abc import Commit, DeadLetter, GroupState, Instance, Lease, Slot
 
@@ -79,7 +79,7 @@ class GroupMixin(Base):
         return GroupState(**rows[0]._asdict())
 
     def set_halted(self, workspace: str, group: str, reason: str | None) -> None:
-        self._set_group(workspace, group, halted=reason)
+        self._set_group(workspace, group, halted=None if reason is None else safe_text(reason))
 
     def set_paused(self, workspace: str, group: str, paused: bool) -> None:
         self._set_group(workspace, group, paused=paused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from streamfold.core.ledger._base import Base, log_rows
+from streamfold.core.ledger._base import Base, log_rows, safe_text
 from streamfold.core.ledger._tx import Tx
 from streamfold.core.ledger.abc import NORMAL, PrepareClaim
 
@@ -63,7 +63,7 @@ class PrepareMixin(Base):
             values (?, ?, ?, ?, 1, ?, ?) on conflict (workspace, instance_id, seq) do update
             set state = excluded.state, attempts = prepared.attempts + 1, owner = null, claim_until_us = 0,
             code = excluded.code, detail = excluded.detail where prepared.state = {_WAITING}"""
-        params = (workspace, instance_id, seq, _FAILED if final else _WAITING, code, detail.replace("\x00", "\ufffd"))
+        params = (workspace, instance_id, seq, _FAILED if final else _WAITING, code, safe_text(detail))
         self._write(lambda tx: tx.run(sql, params))
 
     def prepare_load(

@@ -40,12 +40,11 @@ class GroupWriter:
         self._tx = tx
         self._raw: sqlite3.Connection = tx.raw
         self._queue: deque[_Job] = deque()
+        self._closed = False
 
     def close(self) -> None:
         """Close the connection; the caller holds ``lock``."""
-        for job in self._queue:
-            job.error, job.done = LedgerUnavailable("the ledger was closed"), True
-        self._queue.clear()
+        self._closed = True
         self._tx.sa.close()
 
     def write(self, run: Callable[[Tx], T]) -> T:
@@ -63,6 +62,8 @@ class GroupWriter:
     def _turn(self) -> None:
         jobs = [self._queue.popleft() for _ in range(min(len(self._queue), _MOST))]
         try:
+            if self._closed:
+                raise sqlite3.ProgrammingError("the ledger is closed")
             self._transact(jobs)
         except sqlite3.Error as error:
             # Nothing of this turn is durable, whichever job it was that broke the transaction.
@@ -73,10 +74,10 @@ class GroupWriter:
                 job.error = job.error or LedgerUnavailable(f"the ledger's writer was interrupted: {error!r}")
             raise
         finally:
-            if self._raw.in_transaction:
-                self._raw.rollback()
             for job in jobs:
                 job.done = True
+            if not self._closed and self._raw.in_transaction:
+                self._raw.rollback()
 
     def _transact(self, jobs: list[_Job]) -> None:
         self._raw.execute("begin immediate")

@@ -165,13 +165,14 @@ class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
         return self._lend(transaction)
 
     def _lend(self, job: Callable[[Tx], T]) -> T:
-        """Lend a pooled connection; after an error of the connection, or with one unknown, it is thrown away."""
+        """Lend a pooled connection; errors of the database or of the way there become ``LedgerUnavailable``."""
         try:
             with self._engine.connect() as connection:
+                tx = PostgresTx(connection)
                 try:
-                    return job(PostgresTx(connection))
+                    return job(tx)
                 except (psycopg.OperationalError, psycopg.InterfaceError):
-                    connection.invalidate()
+                    self._distrust(connection, tx)
                     raise
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             raise _unavailable(error) from error
@@ -181,6 +182,12 @@ class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
             if isinstance(error.orig, psycopg.OperationalError | psycopg.InterfaceError):
                 raise _unavailable(error.orig) from error
             raise
+
+    def _distrust(self, connection: Connection, tx: Tx) -> None:
+        """Drop a connection that failed; if it is dead so are its idle siblings: one error, not eight."""
+        if tx.raw.closed:
+            self._engine.dispose()
+        connection.invalidate()
 
     # -- append ------------------------------------------------------------------------------------------------
     def append(

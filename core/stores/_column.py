@@ -49,7 +49,7 @@ class TopColumn:
             self._build(rows, gone)
         elif self._stale:
             self._refresh(rows, gone)
-        if self._last is None or n > self._last_n and len(self._last) == self._last_n:
+        if self._last is None or (n > self._last_n and len(self._last) == self._last_n):
             self._last, self._last_n = self._best(n), n
         return self._last[:n]
 

@@ -12,8 +12,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from streamfold.core.codec import pack, unpack
 from streamfold.core.errors import StoreError, StoreFull
+from streamfold.core.stores.abc import Ids
 from streamfold.core.stores.declare import OnFull
 
 K = TypeVar("K", int, str)
@@ -196,9 +199,9 @@ class Staged(Generic[K, V]):
         self._reset()
 
 
-def whole_ids(name: str, ids: Sequence[int]) -> list[int]:
+def whole_ids(name: str, ids: Sequence[int] | Ids) -> list[int]:
     """Return ids as Python ints; raises ``StoreError`` for ids that are not whole numbers in 0 … 2⁶³ − 1."""
-    numbers = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    numbers: list[Any] = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
     for number in numbers:
         if not (type(number) is int or hasattr(number, "__index__")) or not 0 <= number < 1 << 63:
             raise StoreError(f"store {name!r}: id {number!r} is not a whole number in 0 … 2⁶³ − 1")

@@ -37,5 +37,6 @@ def best_slots(scores: npt.NDArray[Any], k: int) -> npt.NDArray[np.intp]:
         if len(slots) == k:
             return slots
         passed = scores[slots]
-        return slots[passed >= np.partition(passed, len(slots) - k)[len(slots) - k]]
+        kept: npt.NDArray[np.intp] = slots[passed >= np.partition(passed, len(slots) - k)[len(slots) - k]]
+        return kept
     return np.flatnonzero(scores >= np.partition(scores, n - k)[n - k])

@@ -103,6 +103,7 @@ class LiveTable:
         """
         if self._column is None:
             raise StoreError(f"table {self.name!r} holds {self._value!r}: only float and int tables have a top")
+        self._column.changed(self._log)
         return self._column.top(n, self._rows, _GONE)
 
     # -- writes -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from streamfold.core.errors import ConfigError, IntakeConflict, LedgerBusy, LedgerError, LedgerUnavailable
 from streamfold.core.ledger import check_migrations, open_ledger
@@ -249,6 +251,21 @@ def test_a_kill_in_the_middle_leaves_nothing_half(url: str, point: str, head: in
     again = ledger.append(WORKSPACE, make_events("a0", "b0", "a1", "b1"), recorded_us=1)
     assert again.head == 4
     ledger.close()
+
+
+def test_a_lost_connection_is_unavailable_once_and_then_replaced(postgres_database: str) -> None:
+    ledger = open_ledger(postgres_database)
+    ledger.ensure_workspace(WORKSPACE)
+    engine = create_engine(postgres_database, poolclass=NullPool)
+    end = "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> :me"
+    with engine.connect() as connection:
+        me = connection.scalar(text("select pg_backend_pid()"))
+        connection.execute(text(end), {"me": me})
+    with pytest.raises(LedgerUnavailable):
+        ledger.append(WORKSPACE, make_events("a"), recorded_us=1)
+    assert ledger.append(WORKSPACE, make_events("a"), recorded_us=1).outcomes == ["accepted"]
+    ledger.close()
+    engine.dispose()
 
 
 def test_a_second_process_is_refused_on_sqlite(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_dead_letters_are_paged_filtered_and_dropped(ledger: Ledger) -> None:
         detail="not \x00 JSON \ud800",
         source="kafka",
         offset="t/0/7",
-        headers={"h": "v"},
+        headers={"h": "v\u00e9"},
         payload=b"\x00\xff",
         at_us=4,
     )

@@ -1,0 +1,189 @@
+"""Exact nearest neighbours: one float32 matrix, BLAS, and no surprises. The reference for every other index."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from streamfold.core.errors import StoreError
+from streamfold.core.stores._top import best_slots
+from streamfold.core.stores.abc import Floats, Ids
+
+_BLOCK = 1 << 24  # scores at a time: 64 MB
+
+
+def checked_ids(ids: npt.ArrayLike) -> Ids:
+    """Return ``(n,) int64`` ids ≥ 0; raises ``StoreError``."""
+    array = np.asarray(ids)
+    if array.size == 0:
+        return np.empty(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise StoreError(f"ids must be a list of whole numbers, not {array.dtype} of shape {array.shape}")
+    if array.dtype == np.uint64 and array.max() >= 1 << 63:
+        raise StoreError("ids must fit int64")
+    array = array.astype(np.int64, copy=False)
+    if array.min() < 0:
+        raise StoreError(f"ids must not be negative: {int(array.min())}")
+    return array
+
+
+def checked_vectors(vectors: npt.ArrayLike, dim: int | None, *, normalize: bool) -> Floats:
+    """Return ``(n, dim) float32``, C-contiguous; raises ``StoreError`` for a wrong shape, NaN, infinity or a zero row.
+
+    The rows are not yet normalised; ``normalize`` only says whether a zero row is an error.
+    """
+    rows = np.ascontiguousarray(vectors, dtype=np.float32)
+    if rows.ndim != 2 or (dim is not None and rows.shape[1] != dim) or rows.shape[1] == 0:
+        raise StoreError(f"vectors must have shape (n, {dim or 'dim'}), not {rows.shape}")
+    # One pass: a NaN or infinite member shows in the row's sum of squares (so does an overflow).
+    squares = np.einsum("ij,ij->i", rows, rows)
+    if not np.isfinite(squares).all():
+        raise StoreError(f"vector {int(np.flatnonzero(~np.isfinite(squares))[0])} has a NaN or infinite length")
+    if normalize and not squares.all():
+        raise StoreError(f"vector {int(np.flatnonzero(squares == 0)[0])} is zero: it has no direction")
+    return rows
+
+
+def unit(rows: Floats) -> Floats:
+    """Return rows ``(n, d)`` scaled to length one."""
+    result: Floats = rows / np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+    return result
+
+
+class ExactVectors:
+    """Vectors by id under inner product, searched exactly.
+
+    Rows lie without gaps in a preallocated matrix that doubles; a deleted row is overwritten by the last one.
+    Upsert and delete O(d) each (amortised); search O(n · d). A lock makes calls from several threads safe.
+
+    Parameters
+    ----------
+    dim : length of each vector.
+    normalize : scale rows and queries to length one, so that scores are cosines.
+
+    Examples
+    --------
+    >>> index = ExactVectors(2)
+    >>> index.upsert(np.array([7, 8]), np.array([[1, 0], [1, 1]], np.float32))
+    >>> index.search(np.array([[2, 0]], np.float32), 3)[0]
+    array([[ 7,  8, -1]])
+    """
+
+    def __init__(self, dim: int, normalize: bool = True) -> None:
+        if dim < 1:
+            raise StoreError(f"dim must be at least 1, not {dim}")
+        self.dim = dim
+        self.normalize = normalize
+        self._lock = threading.RLock()
+        self._clear(0)
+
+    def _clear(self, capacity: int) -> None:
+        self._matrix: Floats = np.empty((capacity, self.dim), np.float32)
+        self._ids: Ids = np.empty(capacity, np.int64)
+        self._slots: dict[int, int] = {}
+
+    def upsert(self, ids: npt.ArrayLike, vectors: npt.ArrayLike) -> None:
+        keys = checked_ids(ids)
+        if not len(keys):
+            return
+        rows = checked_vectors(vectors, self.dim, normalize=self.normalize)
+        if len(keys) != len(rows):
+            raise StoreError(f"{len(keys)} ids for {len(rows)} vectors")
+        if self.normalize:
+            rows = unit(rows)
+        with self._lock:
+            slots_of, count = self._slots, len(self._slots)
+            slots = np.empty(len(keys), np.intp)
+            for i, key in enumerate(keys.tolist()):
+                slots[i] = slots_of.setdefault(key, len(slots_of))
+            self._reserve(len(slots_of))
+            if len(slots_of) - count < len(keys):  # replaced or repeated: numpy does not say which equal slot wins
+                _, last = np.unique(slots[::-1], return_index=True)
+                chosen = len(keys) - 1 - last
+                slots, keys, rows = slots[chosen], keys[chosen], rows[chosen]
+            self._matrix[slots] = rows
+            self._ids[slots] = keys
+
+    def _reserve(self, count: int) -> None:
+        if count > len(self._ids):
+            capacity = max(64, count, 2 * len(self._ids))
+            held = len(self._ids)
+            matrix, ids = self._matrix, self._ids
+            self._matrix, self._ids = np.empty((capacity, self.dim), np.float32), np.empty(capacity, np.int64)
+            self._matrix[:held], self._ids[:held] = matrix, ids
+
+    def delete(self, ids: npt.ArrayLike) -> None:
+        with self._lock:
+            for key in checked_ids(ids).tolist():
+                slot = self._slots.pop(key, None)
+                last = len(self._slots)
+                if slot is not None and slot != last:
+                    moved = int(self._ids[last])
+                    self._matrix[slot] = self._matrix[last]
+                    self._ids[slot] = moved
+                    self._slots[moved] = slot
+
+    def search(self, queries: npt.ArrayLike, k: int, allow: npt.ArrayLike | None = None) -> tuple[Ids, Floats]:
+        """``queries (m, d)`` → ids and scores ``(m, k)``, best first, ties by id; −1 and −∞ where fewer exist."""
+        if k < 1:
+            raise StoreError(f"k must be at least 1, not {k}")
+        rows = checked_vectors(queries, self.dim, normalize=self.normalize)
+        if self.normalize:
+            rows = unit(rows)
+        found = np.full((len(rows), k), -1, np.int64)
+        scores = np.full((len(rows), k), -np.inf, np.float32)
+        with self._lock:
+            matrix, ids = self._matrix[: len(self._slots)], self._ids[: len(self._slots)]
+            if allow is not None:
+                chosen = [
+                    s for key in np.unique(checked_ids(allow)).tolist() if (s := self._slots.get(key)) is not None
+                ]
+                matrix, ids = matrix[chosen], ids[chosen]
+            if not len(ids):
+                return found, scores
+            step = max(1, _BLOCK // len(ids))
+            for start in range(0, len(rows), step):
+                block = rows[start : start + step] @ matrix.T
+                for i, line in enumerate(block, start):
+                    slots = best_slots(line, k)
+                    order = np.lexsort((ids[slots], -line[slots]))[:k]
+                    found[i, : len(order)] = ids[slots][order]
+                    scores[i, : len(order)] = line[slots][order]
+        return found, scores
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._slots
+
+    def export(self) -> tuple[Ids, Floats]:
+        """Return all ids, ascending, and their rows as stored: ``(n,) int64``, ``(n, d) float32``; copies."""
+        with self._lock:
+            ids = self._ids[: len(self._slots)]
+            order = np.argsort(ids)
+            return ids[order], self._matrix[order]
+
+    def snapshot(self, path: Path) -> None:
+        """Write one safetensors file."""
+        with self._lock:
+            count = len(self._slots)
+            meta = {"streamfold": json.dumps({"dim": self.dim, "normalize": self.normalize})}
+            save_file({"ids": self._ids[:count], "vectors": self._matrix[:count]}, path, metadata=meta)
+
+    def restore(self, path: Path) -> None:
+        """Replace the content by a snapshot's; raises ``StoreError`` if it has another dimension or normalisation."""
+        with safe_open(path, "np") as file:
+            meta = json.loads((file.metadata() or {}).get("streamfold", "{}"))
+            if meta != {"dim": self.dim, "normalize": self.normalize}:
+                raise StoreError(f"snapshot {path} is of {meta}, not of dim {self.dim}, normalize {self.normalize}")
+            ids, matrix = file.get_tensor("ids"), file.get_tensor("vectors")
+        with self._lock:
+            self._matrix, self._ids = np.array(matrix), np.array(ids)
+            self._slots = {key: slot for slot, key in enumerate(self._ids.tolist())}

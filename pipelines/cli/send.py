@@ -1,0 +1,208 @@
+"""``streamfold send``: a file or a pipe to the service, in batches, safe to repeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamfold.pipelines.cli.state import SOME_REJECTED, TIMED_OUT, CliError, Globals
+
+if TYPE_CHECKING:
+    from streamfold.pipelines.cli.client import Client
+    from streamfold.pipelines.cli.rows import Line
+
+BATCH_EVENTS = 500
+BATCH_BYTES = 4 << 20
+WAIT_MS = 30_000
+_SHOWN = 20
+
+HELP = """Send events from a file or a pipe; sending again is safe: known ids count as duplicates.
+
+The input is JSON lines (CloudEvents, or plain rows with --type), a .json array, or CSV with --map.
+
+\b
+Examples:
+  streamfold send sample.jsonl --wait
+  streamfold send items.jsonl --type item.upserted --source /shop
+  streamfold send ratings.csv --map ratings.toml --dry-run
+  zcat events.jsonl.gz | streamfold send - --rate 500
+
+\b
+A mapping (TOML) says which column becomes what:
+  type = "interaction.observed"
+  source = "/shop"
+  id = "{user}-{item}-{ts}"
+  time = { column = "ts", format = "s" }
+  [data]
+  user_id = "user"
+  item_id = "item"
+  value = { column = "stars", type = "float" }
+  action = { value = "rating" }
+"""
+
+
+@dataclass(slots=True)
+class Tally:
+    """The sum of all batches' answers. ``results`` holds the rejected, by the line of the input."""
+
+    accepted: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    position: int = 0
+    visible: bool = False
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, answer: Any, lines: list[Line]) -> None:
+        self.accepted += answer.get("accepted", 0)
+        self.duplicates += answer.get("duplicates", 0)
+        self.position = max(self.position, answer.get("position") or 0)
+        self.visible = bool(answer.get("visible"))
+        for result in answer.get("results") or ():
+            if result.get("status") == "rejected":
+                problem = result.get("problem") or {}
+                self.reject(lines[result["index"]].number, problem, result.get("id"))
+
+    def reject(self, line: int, problem: dict[str, Any], event_id: str | None = None) -> None:
+        self.rejected += 1
+        self.results.append({"index": line - 1, "id": event_id, "status": "rejected", "problem": problem})
+
+    def summary(self) -> str:
+        return (
+            f"accepted {self.accepted} duplicates {self.duplicates} rejected {self.rejected} position {self.position}"
+        )
+
+    def body(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def register(app: typer.Typer) -> None:
+    app.command("send", help=HELP)(send)
+
+
+def send(
+    ctx: typer.Context,
+    path: Annotated[str, typer.Argument(metavar="PATH|-", help="The file, or - for stdin.")],
+    type_: Annotated[str, typer.Option("--type", help="Event type of plain rows.")] = "",
+    map_: Annotated[Path | None, typer.Option("--map", help="TOML file that maps columns to fields.")] = None,
+    source: Annotated[str, typer.Option(help="Source of plain rows (default: /send/FILE).")] = "",
+    rate: Annotated[float, typer.Option(min=0, help="At most so many events a second; 0: no limit.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check every line here; send nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when answers show the events (up to 30 s).")] = False,
+    retry_for: Annotated[float, typer.Option(min=0, help="Seconds to retry while the service is away.")] = 60,
+) -> None:
+    from streamfold.pipelines.cli.rows import read_lines
+
+    options: Globals = ctx.obj
+    lines = read_lines(path, type_=type_, mapping=map_, source=source)
+    tally = Tally()
+    if dry_run:
+        _check(options, lines, tally)
+    else:
+        with options.client() as client:
+            _send_all(options, client, lines, tally, path=path, rate=rate, wait=wait, retry_for_s=retry_for)
+    for result in tally.results[:_SHOWN]:
+        problem = result["problem"]
+        pointer = next((f" {e['pointer']}" for e in problem.get("errors") or () if e.get("pointer")), "")
+        options.note(f"line {result['index'] + 1}: {problem.get('code')}{pointer}: {problem.get('detail')}")
+    if len(tally.results) > _SHOWN:
+        options.note(f"… and {len(tally.results) - _SHOWN} more (all with --json)")
+    options.print(tally.summary(), tally.body())
+    if tally.rejected:
+        raise typer.Exit(SOME_REJECTED)
+    if wait and not dry_run and not tally.visible:
+        raise CliError("accepted, but not yet visible: see `streamfold status`", TIMED_OUT)
+
+
+def _send_all(
+    options: Globals,
+    client: Client,
+    lines: Iterator[Line],
+    tally: Tally,
+    *,
+    path: str,
+    rate: float,
+    wait: bool,
+    retry_for_s: float,
+) -> None:
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    from streamfold.pipelines.cli.state import console
+
+    size = Path(path).stat().st_size if path != "-" and Path(path).is_file() else None
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    started = time.monotonic()
+    sent = 0
+    answered = False
+    with Progress(*columns, console=console(stderr=True), disable=options.quiet, transient=True) as progress:
+        task = progress.add_task("sending", total=size)
+        for batch in _batches(lines, tally):
+            if rate:
+                time.sleep(max(0.0, started + sent / rate - time.monotonic()))
+            answer = client.send_lines(
+                [line.event for line in batch],
+                wait_ms=0,
+                retry_for_s=retry_for_s if answered else 0,  # a wrong address is said at once
+                on_retry=lambda reason: options.note(f"retrying: {reason}"),
+            )
+            answered = True
+            tally.add(answer, batch)
+            sent += len(batch)
+            done = f"{tally.accepted} accepted, {tally.duplicates} duplicates, {tally.rejected} rejected"
+            progress.update(task, completed=batch[-1].bytes_read, description=done)
+        if wait and answered:
+            progress.update(task, description="waiting until answers show it")
+            tally.visible = wait_visible(client, tally.position, WAIT_MS / 1000)
+
+
+def wait_visible(client: Client, position: int, timeout_s: float) -> bool:
+    """Wait until the view of the answering process has passed ``position``."""
+    end = time.monotonic() + timeout_s
+    while client.get("/v1/status")["view"]["position"] < position:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _batches(lines: Iterator[Line], tally: Tally) -> Iterator[list[Line]]:
+    batch: list[Line] = []
+    size = 0
+    for line in lines:
+        if line.problem:
+            tally.reject(line.number, {"code": "malformed", "detail": line.problem})
+            continue
+        if batch and (len(batch) >= BATCH_EVENTS or size + len(line.event) > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(line)
+        size += len(line.event)
+    if batch:
+        yield batch
+
+
+def _check(options: Globals, lines: Iterator[Line], tally: Tally) -> None:
+    """Accept every line as the service would, with the event types of the plugins that the settings enable."""
+    from streamfold.core.clock import SystemClock
+    from streamfold.core.errors import InvalidEvent
+    from streamfold.core.events import Acceptor
+    from streamfold.core.events.codecs import decode_structured
+    from streamfold.core.registry import Registry
+
+    settings = options.settings()
+    acceptor = Acceptor(
+        Registry(settings).event_types, SystemClock(), max_event_bytes=settings.limits.max_event_bytes
+    )
+    for batch in _batches(lines, tally):
+        for line in batch:
+            try:
+                acceptor.accept(decode_structured(line.event))
+                tally.accepted += 1
+            except InvalidEvent as error:
+                pointers = [{"pointer": error.pointer}]
+                tally.reject(line.number, {"code": error.code, "detail": error.detail, "errors": pointers})
+    options.note("dry run: nothing was sent")

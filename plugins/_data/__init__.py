@@ -1,0 +1,1 @@
+"""Bundled demo data: see ATTRIBUTION.md."""
