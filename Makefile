@@ -69,7 +69,7 @@ faults: setup ## kill processes and services at random moments, and check that n
 
 .PHONY: bench
 bench: setup ## measure throughput, freshness and quality
-	$(BIN)/python -m streamfold.pipelines.bench $(ARGS)
+	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 .PHONY: services
 services: setup ## start real Kafka, PostgreSQL and Redis on loopback (as root: install what is missing)

@@ -72,6 +72,7 @@ __all__ = [
     "Table",
     "Text",
     "Tools",
+    "TopicMapping",
     "Vectors",
     "View",
     "hookimpl",

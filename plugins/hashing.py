@@ -27,7 +27,7 @@ from streamfold.core import Backend, ConfigError
 _WORD = re.compile(r"\w{1,64}")
 _TRIGRAM_WEIGHT = 0.3
 _CACHED_WORDS = 1 << 16
-"""Words whose features are kept (least recently used go): about 10 MB."""
+"""Words whose features are kept; the least recently used go."""
 
 
 class Hashing:

@@ -86,7 +86,7 @@ def model_folder() -> Path:
 
 
 def _open(folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Check and load weights and tokenizer: about 0.2 s after torch's own import."""
+    """Check and load weights and tokenizer; imports torch."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path = folder / "model.safetensors"

@@ -37,7 +37,7 @@ def checkpoint_group(context: Context, workspace: str, group: Group, lease: Leas
         name = write_checkpoint(stores.stores, root, meta=meta)
         crash.point("checkpoint.written")
         context.ledger.set_checkpoint(workspace, lease, name=name, commit_no=commit_no, watermark=watermark)
-        drop_old_checkpoints(root, keep=[name, state.checkpoint] if state.checkpoint else [name])
+        drop_old_checkpoints(root, {name, state.checkpoint} if state.checkpoint else {name})
         log.info("checkpoint workspace=%s group=%s commit=%d name=%s", workspace, group.name, commit_no, name)
         return max(1, stores.state_bytes())
     except (Fenced, CorruptCheckpoint) as error:

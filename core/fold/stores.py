@@ -97,12 +97,11 @@ def recover(context: Context, workspace: str, group: Group, stores: GroupStores)
     has to refold (:class:`CorruptCheckpoint` is raised).
     """
     state = context.ledger.group(workspace, group.name)
-    commit_no = watermark = 0
-    watermark = group.start_seq
+    commit_no, watermark = state.checkpoint_commit, group.start_seq  # a group that was reset is empty at that commit
     if state.checkpoint:
         root = checkpoint_root(context, workspace, group.name)
         read_checkpoint(stores.stores, root, state.checkpoint, timeline_id=context.ledger.timeline_id)
-        commit_no, watermark = state.checkpoint_commit, state.checkpoint_watermark
+        watermark = state.checkpoint_watermark
     while commits := context.ledger.feed(workspace, {group.name: commit_no}):
         for commit in commits:
             if commit.commit_no != commit_no + 1:

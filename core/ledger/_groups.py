@@ -205,12 +205,12 @@ class GroupMixin(Base):
         crash.point("checkpoint.pointer.after")
 
     def reset_group(self, workspace: str, group: str, *, watermark: int) -> None:
-        """Forget a group's state; commit numbers go on, so that no view takes new commits for ones that it has.
+        """Forget a group's state; one commit number is left out, so that every view meets the gap and loads afresh.
 
         The fresh state is empty at ``checkpoint_commit`` (with ``checkpoint`` None): the feed after it builds it.
         """
         reset = """update fold_groups set epoch = epoch + 1, owner = null, lease_until_us = 0, watermark = ?,
-            checkpoint = null, checkpoint_commit = commit_no, checkpoint_watermark = ?, halted = null, feed_bytes = 0,
+            commit_no = commit_no + 1, checkpoint = null, checkpoint_commit = commit_no + 1, checkpoint_watermark = ?, halted = null, feed_bytes = 0,
             state_bytes = 0 where workspace = ? and grp = ?"""
 
         def job(tx: Tx) -> int:

@@ -131,7 +131,10 @@ class LiveTable:
         old = self._rows.get(key, _GONE)
         if old is _GONE:
             return
-        self._log[key] = self._log.pop(key, old)
+        if self._by_age:
+            self._log[key] = self._log.pop(key, old)
+        else:  # the log's order is that of first writes, as is the rows' of new keys
+            self._log.setdefault(key, old)
         self._rows[key] = _GONE
         self._count -= 1
 

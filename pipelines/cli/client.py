@@ -38,7 +38,9 @@ class Problem(CliError):
         body = _json_or_none(response)
         problem: Mapping[str, Any] = body if isinstance(body, dict) else {}
         self.code = str(problem.get("code") or f"http-{self.status}")
-        self.detail = str(problem.get("detail") or problem.get("title") or response.text[:300] or response.reason_phrase)
+        self.detail = str(
+            problem.get("detail") or problem.get("title") or response.text[:300] or response.reason_phrase
+        )
         self.errors = [e for e in problem.get("errors") or () if isinstance(e, dict)]
         self.retry_after_s = _seconds(response.headers.get("retry-after"))
         lines = [f"{self.code}: {self.detail}"]

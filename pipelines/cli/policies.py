@@ -61,9 +61,7 @@ def resume(ctx: typer.Context, name: Name, version: Version = "", reason: Reason
     _run(ctx, name, "resume", version, reason, wait, said="running again")
 
 
-def rebuild(
-    ctx: typer.Context, name: Name, version: Version = "", reason: Reason = BY_HAND, wait: Wait = 3600
-) -> None:
+def rebuild(ctx: typer.Context, name: Name, version: Version = "", reason: Reason = BY_HAND, wait: Wait = 3600) -> None:
     _run(ctx, name, "rebuild", version, reason, wait, said="rebuilt")
 
 

@@ -194,9 +194,7 @@ def _check(options: Globals, lines: Iterator[Line], tally: Tally) -> None:
     from streamfold.core.registry import Registry
 
     settings = options.settings()
-    acceptor = Acceptor(
-        Registry(settings).event_types, SystemClock(), max_event_bytes=settings.limits.max_event_bytes
-    )
+    acceptor = Acceptor(Registry(settings).event_types, SystemClock(), max_event_bytes=settings.limits.max_event_bytes)
     for batch in _batches(lines, tally):
         for line in batch:
             try:

@@ -177,7 +177,9 @@ def _name(item: Any) -> str:
     if not isinstance(item, Mapping):
         return _plain(str(item))
     first = str(item.get("name") or item.get("policy") or "")
-    others = (f"{k} {v}" for k, v in item.items() if k not in ("name", "policy") and isinstance(v, str | int) and v != "")
+    others = (
+        f"{k} {v}" for k, v in item.items() if k not in ("name", "policy") and isinstance(v, str | int) and v != ""
+    )
     return _plain("  ".join((first, *others)))
 
 

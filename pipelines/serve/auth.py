@@ -68,7 +68,9 @@ def _unauthenticated(detail: str) -> Problem:
 def require(principal: Principal, scope: str) -> None:
     """Refuse a key that lacks a scope."""
     if scope not in principal.scopes:
-        raise Problem("scope-missing", f"this needs the scope '{scope}'; the key has {', '.join(sorted(principal.scopes))}")
+        raise Problem(
+            "scope-missing", f"this needs the scope '{scope}'; the key has {', '.join(sorted(principal.scopes))}"
+        )
 
 
 def check_binding(settings: ServeSettings) -> None:

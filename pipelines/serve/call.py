@@ -165,7 +165,9 @@ def decode(body: bytes, kind: type[S]) -> S:
     except DECODING_ERRORS as error:
         invalid = explain(error, kind)
         code = "invalid-value" if invalid.code == "invalid-event" else invalid.code
-        raise of_invalid(InvalidEvent(code, invalid.detail.replace("the event", "the request"), invalid.pointer)) from error
+        raise of_invalid(
+            InvalidEvent(code, invalid.detail.replace("the event", "the request"), invalid.pointer)
+        ) from error
 
 
 def page(items: list[dict[str, Any]], place: Any) -> dict[str, Any]:

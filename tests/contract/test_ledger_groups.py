@@ -182,7 +182,7 @@ def test_a_reset_group_starts_afresh_and_fences_its_writer(ledger: Ledger) -> No
     with pytest.raises(Fenced):
         commit(ledger, lease, 10)
     state = ledger.group(WORKSPACE, "memory")
-    assert (state.watermark, state.checkpoint, state.checkpoint_commit, state.feed_bytes) == (0, None, 2, 0)
+    assert (state.watermark, state.checkpoint, state.checkpoint_commit, state.feed_bytes) == (0, None, 3, 0)
     assert numbers(ledger, {"memory": 0}) == []
     fresh = acquire(ledger, "b", 0)
     assert fresh is not None

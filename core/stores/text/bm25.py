@@ -134,7 +134,10 @@ class BM25:
                 self._compact()
 
     def _compact(self) -> None:
-        """Renumber the live slots in order and drop dead postings and unused terms: O(all postings)."""
+        """Renumber the live slots in order and drop dead postings and unused terms: O(all postings).
+
+        Amortised this is little, but one call at 100,000 passages takes some .4 s.
+        """
         used = len(self._forward)
         alive = self._live[:used] > 0
         renumbered = np.cumsum(alive, dtype=np.int32) - np.int32(1)

@@ -15,7 +15,7 @@ from streamfold.core.stores import LiveTable, Table, open_store
 
 class Profile(msgspec.Struct, frozen=True):
     name: str
-    weights: np.ndarray  # type: ignore[type-arg]  # msgspec takes the bare class
+    weights: np.ndarray
 
 
 @pytest.mark.parametrize(

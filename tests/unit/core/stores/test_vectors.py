@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def rows(n: int, dim: int = 4, seed: int = 1) -> np.ndarray[tuple[int, int], np.
         ([1, 2], [[1.0, 0.0, 0.0, 0.0]]),
     ],
 )
-def test_bad_rows_are_refused_by_index_and_store(ids: list[int], vectors: list[object]) -> None:
+def test_bad_rows_are_refused_by_index_and_store(ids: list[int], vectors: Any) -> None:
     index, store = ExactVectors(4), LiveVectors(Vectors("v", dim=4))
     for target in (index, store):
         with pytest.raises(StoreError):

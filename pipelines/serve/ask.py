@@ -1,0 +1,239 @@
+"""Questions: retrieval and what is trending."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+from starlette.responses import Response
+
+from streamfold.core.errors import nearest
+from streamfold.core.events import Subject
+from streamfold.core.policy import CandidateRequest, CandidateSource, Retrieval, Retriever, ScoredChunk
+from streamfold.core.views import GroupView, MemberView, WorkspaceView
+from streamfold.pipelines.serve import examples
+from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer
+from streamfold.pipelines.serve.filters import Matches, compile_filter
+from streamfold.pipelines.serve.problems import Problem, at
+from streamfold.pipelines.serve.reading import wait_fresh
+
+_SOURCES = ("vector", "bm25")
+_INCLUDE = ("chunks", "entities", "relations")
+_CHARACTERS_PER_TOKEN = 4
+_MOST = 10_000
+"""Past so many results, looking for ones that are not hidden gives up."""
+
+
+class Query(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of ``POST /v1/query``."""
+
+    query: Annotated[str, msgspec.Meta(min_length=1, max_length=32_768)]
+    mode: str | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
+    filter: Any = None
+    as_of: str | None = None
+    include: list[str] | None = None
+    budget_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    generate: bool = False
+    stream: bool = False
+    user_id: str | None = None
+    policy: str | None = None
+    log_exposure: bool | None = None
+    sources: list[str] | None = None
+    """Extension: which searches of the retriever take part."""
+
+
+async def query(call: Call) -> Response:
+    """Find passages."""
+    started = time.perf_counter()
+    body, view = await call.struct(Query), call.view
+    sources = _known(body.sources, _SOURCES, "sources")
+    include = _known(body.include, _INCLUDE, "include")
+    matches = None if body.filter is None else compile_filter(body.filter)
+    _unserved(body)
+    group, _ = _retriever(view, body)
+    await wait_fresh(call, view, [group])
+    waited = time.perf_counter()
+
+    def work() -> dict[str, Any]:
+        group, member = _retriever(view, body)
+        request = _retrieval(body, member, sources, matches)
+        with view.reading([group]) as cut:
+            retrieving = time.perf_counter()
+            found = _unhidden(view, group, member, request) if "chunks" in include else []
+            ended = time.perf_counter()
+        if body.log_exposure:
+            cut.degraded.append("exposure-not-logged")
+        return {
+            "exposure_id": None,
+            "chunks": [_chunk(one) for one in _within(found, body.budget_tokens)],
+            "entities": [],
+            "relations": [],
+            "answer": None,
+            "timings_ms": {
+                "wait": _ms(waited - started),
+                "queue": _ms(retrieving - waited),
+                "retrieve": _ms(ended - retrieving),
+                "total": _ms(time.perf_counter() - started),
+            },
+            "version": cut.as_json(),
+        }
+
+    return answer(await call.ask(work))
+
+
+def _known(given: list[str] | None, valid: tuple[str, ...], field: str) -> tuple[str, ...]:
+    if given is None:
+        return valid
+    if not given:
+        raise at(f"/{field}", "invalid-value", f"{field} is empty: leave it out, or name some of {', '.join(valid)}")
+    for i, one in enumerate(given):
+        if one not in valid:
+            raise at(f"/{field}/{i}", "invalid-value", f"{field}: unknown '{one[:64]}'{nearest(one[:64], valid)}")
+    return tuple(name for name in valid if name in given)
+
+
+def _unserved(body: Query) -> None:
+    """Refuse what nothing here can answer, rather than ignore it."""
+    try:
+        body.query.encode()
+    except UnicodeEncodeError:
+        raise at("/query", "invalid-value", "query contains a lone surrogate: send valid Unicode") from None
+    for field, detail in (
+        ("generate", "no generator is configured: leave generate out and pass the chunks to your own model"),
+        ("stream", "streams carry generated answers, and no generator is configured: leave stream out"),
+        ("as_of", "no policy here keeps past states: leave as_of out"),
+    ):
+        if getattr(body, field):
+            raise at(f"/{field}", "invalid-value", detail)
+
+
+def _retriever(view: WorkspaceView, body: Query) -> tuple[GroupView, MemberView]:
+    """Return who answers: the policy named, or the first live one that serves the mode."""
+    servers = view.servers(Retriever, body.policy)
+    if not servers:
+        if body.policy is None:
+            raise Problem("not-found", "no live policy here answers queries")
+        names = {m.runtime.instance.name for _, m in view.servers(Retriever)}
+        raise at(
+            "/policy",
+            "invalid-value",
+            f"no policy '{body.policy[:64]}' answers queries{nearest(body.policy[:64], names)}",
+        )
+    if body.mode is None:
+        return servers[0]
+    for group, member in servers:
+        if body.mode in member.server.modes:
+            return group, member
+    modes = sorted({mode for _, member in servers for mode in member.server.modes})
+    raise at("/mode", "invalid-value", f"mode '{body.mode[:64]}' is not served{nearest(body.mode[:64], modes)}")
+
+
+def _retrieval(body: Query, member: MemberView, sources: tuple[str, ...], matches: Matches | None) -> Retrieval:
+    modes = member.server.modes
+    default = "mix" if "mix" in modes else "naive" if "naive" in modes else modes[0]
+    return Retrieval(query=body.query, top_k=body.top_k, mode=body.mode or default, sources=sources, matches=matches)
+
+
+def _unhidden(view: WorkspaceView, group: GroupView, member: MemberView, request: Retrieval) -> list[ScoredChunk]:
+    """Retrieve, leaving out what was deleted past the group's watermark; more is fetched when too few are left."""
+    fetch = request.top_k
+    while True:
+        found = member.server.retrieve(dataclasses.replace(request, top_k=fetch))
+        kept = [one for one in found if not view.hidden(group, (Subject("document", one.document_id),))]
+        if len(kept) >= request.top_k or len(found) < fetch or fetch >= _MOST:
+            return kept[: request.top_k]
+        fetch *= 4
+
+
+def _within(chunks: Sequence[ScoredChunk], budget_tokens: int | None) -> list[ScoredChunk]:
+    """Return the best chunks whose texts fit a budget, counted at four characters a token."""
+    if budget_tokens is None:
+        return list(chunks)
+    kept, left = [], budget_tokens * _CHARACTERS_PER_TOKEN
+    for one in chunks:
+        left -= len(one.text)
+        if left < 0:
+            break
+        kept.append(one)
+    return kept
+
+
+def _chunk(one: ScoredChunk) -> dict[str, Any]:
+    return {
+        "chunk_id": one.chunk_id,
+        "document_id": one.document_id,
+        "title": one.title,
+        "text": one.text,
+        "start": one.start,
+        "end": one.end,
+        "score": float(one.score),
+        "sources": list(one.sources),
+        "path": [dict(step) for step in one.path],
+        "url": one.url,
+        "metadata": dict(one.metadata),
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+async def trending(call: Call) -> Response:
+    """The items with the most attention lately."""
+    view = call.view
+    n = call.integer("n", 10, least=1, most=1000)
+    half_life_s, category = call.real("half_life_s"), call.query.get("category")
+    group, _ = _source(call, view)
+    await wait_fresh(call, view, [group])
+
+    def work() -> dict[str, Any]:
+        group, member = _source(call, view)
+        with view.reading([group]) as cut:
+            fetch = n
+            while True:
+                request = CandidateRequest(
+                    n=fetch, category=category, half_life_s=half_life_s, at_us=view.context.clock.now_us()
+                )
+                try:
+                    found = member.server.candidates(request)
+                except ValueError as error:  # the policy's word for a half-life that is not configured
+                    raise at("/half_life_s", "invalid-value", str(error)) from error
+                kept = [one for one in found if not view.hidden(group, (Subject("item", one[0]),))]
+                if len(kept) >= n or len(found) < fetch or fetch >= _MOST:
+                    break
+                fetch *= 4
+            items = [
+                {"item_id": item_id, "rank": rank, "score": float(score)}
+                for rank, (item_id, score) in enumerate(kept[:n], start=1)
+            ]
+            return {"items": items, "version": cut.as_json()}
+
+    return answer(await call.ask(work))
+
+
+def _source(call: Call, view: WorkspaceView) -> tuple[GroupView, MemberView]:
+    named = call.query.get("policy")
+    servers = view.servers(CandidateSource, named)
+    servers.sort(key=lambda pair: pair[1].runtime.instance.use != "trending")
+    if servers:
+        return servers[0]
+    if named:
+        raise at("/policy", "invalid-value", f"no policy '{named[:64]}' lists candidates")
+    raise Problem("not-found", "no live policy here lists candidates: add [policies.trending] to the settings")
+
+
+ENDPOINTS = [
+    Endpoint(
+        method="POST", path="/v1/query", run=query, tag="ask", summary="Find the passages that answer a question",
+        params=READ_PARAMS, body=Query, example=examples.QUERY, returns=examples.ANSWER,
+        errors=(400, 415, 422, 503),
+    ),
+    Endpoint(
+        method="GET", path="/v1/trending", run=trending, tag="ask", summary="Items with the most attention lately",
+        params=("n", "category", "half_life_s", "policy", *READ_PARAMS), returns=examples.TRENDING, errors=(422, 503),
+    ),
+]  # fmt: skip

@@ -1,0 +1,145 @@
+"""Examples of requests and responses, shown in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VERSION = {"position": 1042, "age_ms": 0, "policies": {"vector_index": "1"}, "degraded": []}
+EVENT = {
+    "specversion": "1.0",
+    "id": "order-7-line-1",
+    "source": "shop",
+    "type": "interaction.observed",
+    "time": "2026-01-31T12:00:00Z",
+    "data": {"user_id": "u-1", "item_id": "lamp-9", "action": "purchase"},
+}
+ACCEPTED = {"position": 1042, "accepted": 1, "duplicates": 0, "rejected": 0, "visible": False, "results": []}
+WRITTEN = {"event_id": "rest-5b0c", "position": 1042, "visible": True}
+DATA: dict[tuple[str, str], Any] = {
+    ("PUT", "document"): {
+        "text": "The pump is started by the green lever.",
+        "title": "Pump",
+        "metadata": {"lang": "en"},
+    },
+    ("PATCH", "document"): {"title": "Pump, revised", "metadata": {"lang": None}},
+    ("PUT", "item"): {"title": "Desk lamp", "categories": ["light"], "properties": {"price": 39.9}},
+    ("PATCH", "item"): {"available": False},
+    ("PUT", "user"): {"properties": {"country": "NO"}},
+    ("PATCH", "user"): {"properties": {"country": None}},
+}
+_LOGGED = {
+    "event": EVENT | {"subject": "u-1", "recordedtime": "2026-01-31T12:00:00.120000Z"},
+    "position": 1042,
+    "type": "interaction.observed",
+    "recordedtime": "2026-01-31T12:00:00.120000Z",
+    "retry_of": None,
+    "effect": "normal",
+}
+EVENTS = {"items": [_LOGGED], "next_cursor": None}
+TRACE = _LOGGED | {
+    "policies": [
+        {"policy": "trending@1", "slot": "live", "state": "folded", "at": None, "error": None, "dead_letter_id": None}
+    ]
+}
+_STORED = {
+    "document_id": "pump",
+    "title": "Pump",
+    "metadata": {"lang": "en"},
+    "content_hash": "9f86d081884c7d65",
+    "event_id": "rest-5b0c",
+    "position": 1042,
+    "updated_at": "2026-01-31T12:00:00.120000Z",
+}
+_TEXT = "The pump is started by the green lever."
+DOCUMENT = _STORED | {
+    "text": _TEXT,
+    "chunks": [{"chunk_id": "pump#0", "text": _TEXT, "start": 0, "end": 39}],
+    "version": VERSION,
+}
+DOCUMENTS = {"items": [_STORED], "next_cursor": None, "version": VERSION}
+QUERY = {
+    "query": "How is the pump started?",
+    "top_k": 3,
+    "filter": {"field": "metadata.lang", "op": "eq", "value": "en"},
+}
+ANSWER = {
+    "exposure_id": None,
+    "chunks": [
+        {
+            "chunk_id": "pump#0",
+            "document_id": "pump",
+            "title": "Pump",
+            "text": _TEXT,
+            "start": 0,
+            "end": 39,
+            "score": 1.7,
+            "sources": ["vector", "bm25"],
+            "path": [],
+            "url": None,
+            "metadata": {"lang": "en"},
+        }
+    ],
+    "entities": [],
+    "relations": [],
+    "answer": None,
+    "timings_ms": {"wait": 0.1, "queue": 0.2, "retrieve": 4.1, "total": 4.6},
+    "version": VERSION,
+}
+TRENDING = {"items": [{"item_id": "lamp-9", "rank": 1, "score": 3.94}], "version": VERSION}
+HEALTH = {"checks": [{"name": "lag", "ok": True, "detail": "0 events (limit 200000)"}]}
+JOB_STARTED = {"job_id": "0f3a"}
+JOB = {
+    "job_id": "0f3a",
+    "kind": "verify",
+    "state": "done",
+    "progress": 1.0,
+    "eta_s": None,
+    "result": {"equal": True, "events": 1042, "watermark": 1042, "differences": []},
+    "error": None,
+}
+LETTER = {
+    "dead_letter_id": 3,
+    "stage": "fold",
+    "policy": "vector_index@1",
+    "position": 977,
+    "code": "too-many-chunks",
+    "detail": "the document has 20000 chunks",
+    "attempts": 1,
+    "at": "2026-01-31T12:00:00.120000Z",
+    "source": "shop",
+    "offset": None,
+    "event_id": "doc-9",
+}
+STATUS = {
+    "position": 1042,
+    "intakes": [
+        {
+            "name": "http",
+            "kind": "http",
+            "offsets": {},
+            "lag_events": 0,
+            "rate_per_s": 12.5,
+            "duplicates": 0,
+            "rejected": 0,
+        }
+    ],
+    "policies": [
+        {
+            "policy": "trending",
+            "version": "1",
+            "slot": "live",
+            "state": "running",
+            "watermark": 1042,
+            "lag_events": 0,
+            "lag_s": 0.0,
+            "owner": "5be1",
+            "last_error": None,
+            "state_bytes": 4096,
+            "skips": 0,
+            "rebuildable_from": 0,
+            "missing_on": [],
+        }
+    ],
+    "view": {"position": 1042, "lag_ms": 0},
+    "dead_letters": 0,
+}
