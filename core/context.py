@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import uuid
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from streamfold.core.clock import Clock, SystemClock
-from streamfold.core.errors import ConfigError
+from streamfold.core.errors import ConfigError, nearest
 from streamfold.core.ledger.abc import Instance, Ledger
 from streamfold.core.policy import Policy, prepares
 from streamfold.core.registry import Declared, Registry
@@ -72,12 +73,14 @@ class Context:
         """
         self.ledger.ensure_workspace(workspace)
         have = self.ledger.instances(workspace)
-        for declared in self.registry.declared():
-            mine = [i for i in have if i.name == declared.name]
-            if any(i.version == declared.version and i.config_hash == declared.config_hash for i in mine):
+        for members in _connected(self.registry):
+            group = _group_name(members)
+            if any(i.group == group for i in have):
                 continue
-            live = any(i.slot == "live" for i in mine)
-            self.ledger.add_instance(workspace, _pinned(declared, "shadow" if live else "live", self.clock.now_us()))
+            replaces = any(i.slot == "live" and i.name in {m.name for m in members} for i in have)
+            for declared in members:
+                row = _pinned(declared, group, "shadow" if replaces else "live", self.clock.now_us())
+                self.ledger.add_instance(workspace, row)
         return self.groups(workspace, fresh=True)
 
     def groups(self, workspace: str, *, fresh: bool = False) -> list[Group]:
@@ -145,7 +148,38 @@ def _dependents_first(members: list[Runtime]) -> tuple[Runtime, ...]:
     return tuple(by_name[name] for name in order.static_order())
 
 
-def _pinned(declared: Declared, slot: Any, now_us: int) -> Instance:
+def _connected(registry: Registry) -> list[list[Declared]]:
+    """The declared policies, those connected by ``reads`` together."""
+    declared = {d.name: d for d in registry.declared()}
+    group_of = {name: name for name in declared}
+
+    def root(name: str) -> str:
+        while group_of[name] != name:
+            name = group_of[name]
+        return name
+
+    for name, one in declared.items():
+        for read in registry.policy_class(one.use).reads:
+            if read not in declared:
+                raise ConfigError(
+                    f"[policies.{name}] reads {read!r}, which the settings do not declare{nearest(read, declared)}"
+                )
+            group_of[root(read)] = root(name)
+    groups: dict[str, list[Declared]] = {}
+    for name in sorted(declared):
+        groups.setdefault(root(name), []).append(declared[name])
+    return list(groups.values())
+
+
+def _group_name(members: Sequence[Declared]) -> str:
+    """``name@version-hash`` of one policy; of several, their names joined and a hash over all."""
+    if len(members) == 1:
+        return f"{members[0].name}@{members[0].version}-{members[0].config_hash[:8]}"
+    every = ";".join(f"{m.name}@{m.version}-{m.config_hash}" for m in members)
+    return f"{'+'.join(m.name for m in members)}-{hashlib.blake2b(every.encode(), digest_size=4).hexdigest()}"
+
+
+def _pinned(declared: Declared, group: str, slot: Any, now_us: int) -> Instance:
     return Instance(
         instance_id=0,
         name=declared.name,
@@ -156,7 +190,7 @@ def _pinned(declared: Declared, slot: Any, now_us: int) -> Instance:
         code_hash=declared.code_hash,
         start_seq=0,
         slot=slot,
-        group=f"{declared.name}@{declared.version}-{declared.config_hash[:8]}",
+        group=group,
         created_us=now_us,
     )
 

@@ -81,8 +81,9 @@ class Demo:
             self.client = Client(self.service.url)
             passages, movies = list(_passages()), list(_movies())
             sends = (("Wikipedia passages", passages), ("movies", movies))
-            tasks = [bars.add_task(name, total=len(events)) for name, events in sends]
+            tasks = [bars.add_task(name, total=len(events), start=False) for name, events in sends]
             for (_, events), task in zip(sends, tasks, strict=True):
+                bars.start_task(task)
                 for batch in _batches(events, 50 if events is passages else BATCH):
                     answer = self.client.send_lines(batch, wait_ms=30_000)
                     if answer["accepted"] != len(batch) or not answer["visible"]:
@@ -97,7 +98,7 @@ class Demo:
         self.scene(f"2  Ask: “{question.text}”")
         chunks = self.ask(question.text)
         if chunks:
-            self.screen.print(cited(1, chunks[0], explain=True))
+            self.screen.print(cited(1, chunks[0], explain=True, width=900))
         found = bool(chunks) and chunks[0]["document_id"] == question.document_id
         holds = found and question.answer in chunks[0]["text"]
         self.check(holds, f"the first passage says “{question.answer}” and is cited as {question.document_id}")
@@ -114,7 +115,7 @@ class Demo:
         took_ms = (time.perf_counter() - started) * 1000
         chunks = [c for c in self.ask(question.text) if c["document_id"] == question.document_id]
         if chunks:
-            self.screen.print(cited(1, chunks[0]))
+            self.screen.print(cited(1, chunks[0], width=900))
         said = " ".join(c["text"] for c in chunks)
         holds = answer["visible"] and INVENTED in said and question.answer not in said
         self.check(holds, f"the answer has changed: visible after {took_ms:.0f} ms, embedding and commit included")
@@ -168,21 +169,23 @@ class Demo:
     def verify(self, sent: int) -> None:
         """Nothing lost, nothing twice: the log by count, the policies by folding it afresh."""
         self.scene("6  Nothing lost, nothing twice")
-        logged = [item["event"]["id"] for item in self.client.pages(
-            "/v1/events", at_most=10 * sent, type="interaction.observed")]  # fmt: skip
+        pages = self.client.pages("/v1/events", at_most=10 * sent, type="interaction.observed")
+        logged = [item["event"]["id"] for item in pages]
         holds = len(logged) == len(set(logged)) == sent
         self.check(holds, f"the log holds {len(logged):,} ratings, {len(set(logged)):,} of them different")
         with self.bars() as bars:
             for name in ("trending", "vector_index"):
-                task = bars.add_task(f"verify {name}", total=100)
-                job_id = start(self.client, name, "verify", reason="demo")
-                job = self.client.wait_job(
-                    job_id, timeout_s=120, progress=lambda p, task=task: bars.update(task, completed=round(100 * p))
-                )
-                differences = unequal(job)
+                differences = self._verify(name, bars)
                 if differences:
                     raise NotHeld(f"verify {name}: {differences}")
         self.check(True, "verify: equal (the log folded afresh gives the live state of both policies, bit for bit)")
+
+    def _verify(self, name: str, bars: Progress) -> list[str]:
+        task = bars.add_task(f"verify {name}", total=100)
+        job_id = start(self.client, name, "verify", reason="demo")
+        return unequal(
+            self.client.wait_job(job_id, timeout_s=120, progress=lambda p: bars.update(task, completed=round(100 * p)))
+        )
 
     def trend(self) -> str:
         """A few clicks change what is trending."""
@@ -191,11 +194,8 @@ class Demo:
         chosen = _within_reach(before)
         place = next(i for i, item in enumerate(before, 1) if item["item_id"] == chosen)
         now = datetime.now(UTC).isoformat()
-        clicks = [
-            _event("interaction.observed", f"click-{i}", {"user_id": f"visitor-{i}", "item_id": chosen, "action": "click"},
-                   now)
-            for i in range(1, CLICKS + 1)
-        ]  # fmt: skip
+        data = [{"user_id": f"visitor-{i}", "item_id": chosen, "action": "click"} for i in range(1, CLICKS + 1)]
+        clicks = [_event("interaction.observed", f"click-{i}", click, now) for i, click in enumerate(data, 1)]
         started = time.perf_counter()
         answer = self.client.send_lines(clicks, wait_ms=30_000)
         took_ms = (time.perf_counter() - started) * 1000

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable
 from typing import Any
 
 from streamfold.core.errors import ConfigError, LedgerError
-from streamfold.core.policy import prepares
+from streamfold.core.policy import Policy
 from streamfold.core.registry import Registry
 from streamfold.core.settings import Settings
 from streamfold.pipelines.node import Node
@@ -185,12 +185,12 @@ def flush(settings: Settings, timeout_s: float = 1.0) -> None:
 
 
 def preparing_types(registry: Registry) -> frozenset[str]:
-    """Event types that a declared policy with a prepare step handles."""
+    """Event types that a declared policy with a prepare step handles; makes no policy and loads no backend."""
     found: set[str] = set()
-    for declared in registry.declared():
-        policy = registry.make_policy(declared.use, declared.config)
-        if prepares(policy):
-            found.update(policy.handles)
+    for name, table in registry.settings.policies.items():
+        kind = registry.policy_class(str(table.get("use", name)))
+        if kind.prepare is not Policy.prepare or kind.prepare_batch is not Policy.prepare_batch:
+            found.update(kind.handles)
     return frozenset(found)
 
 
@@ -222,3 +222,16 @@ def publish_fold(settings: Settings, workspace: str) -> None:
     """Say that prepared values were saved."""
     if (waker := _waker(settings)) is not None:
         waker.wake(workspace, 0)
+
+
+def open_node(settings: Settings, stopping: threading.Event) -> Node | None:
+    """Open the node, waiting for a database that is not there yet; None when stopping meanwhile."""
+    backoff_s = 0.2
+    while not stopping.is_set():
+        try:
+            return Node(settings)
+        except LedgerError as error:
+            log.warning("ledger_unavailable retry_s=%.1f error=%s", backoff_s, error)
+            stopping.wait(backoff_s)
+            backoff_s = min(backoff_s * 2, 5.0)
+    return None

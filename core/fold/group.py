@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from streamfold.core import crash
 from streamfold.core.clock import US
@@ -20,7 +21,7 @@ from streamfold.core.errors import CorruptCheckpoint, EventError, Fenced, Ledger
 from streamfold.core.events.model import Event
 from streamfold.core.fold.prepared import PreparedValues
 from streamfold.core.fold.stores import FoldStores, GroupStores, recover
-from streamfold.core.ledger.abc import NORMAL, DeadLetter, Lease, LogRow
+from streamfold.core.ledger.abc import NORMAL, DeadLetter, GroupState, Lease, LogRow
 from streamfold.core.policy import Policy
 
 log = logging.getLogger("streamfold.fold")
@@ -101,17 +102,12 @@ class GroupFold:
     def _warm(self, lease: Lease) -> None:
         ctx = self.context
         stores = GroupStores(ctx, self.group, side="fold")
+        state = ctx.ledger.group(self.workspace, self.group.name)
         try:
             commit_no, watermark = recover(ctx, self.workspace, self.group, stores)
         except CorruptCheckpoint as error:
             stores.close()
-            state = ctx.ledger.group(self.workspace, self.group.name)
-            if state.checkpoint is None:
-                raise
-            log.error("checkpoint_corrupt group=%s: %s; folding afresh from the log", self.group.name, error)
-            ctx.ledger.reset_group(self.workspace, self.group.name, watermark=self.group.start_seq)
-            self.lease = None
-            raise Fenced(f"group {self.group.name} was reset after a corrupt checkpoint") from error
+            self._refold(state, error)
         except BaseException:
             stores.close()
             raise
@@ -135,6 +131,16 @@ class GroupFold:
             watermark,
             commit_no,
         )
+
+    def _refold(self, before: GroupState, error: CorruptCheckpoint) -> NoReturn:
+        """Fold afresh from the log, unless only a newer checkpoint was written while the old one was read."""
+        ctx = self.context
+        now = ctx.ledger.group(self.workspace, self.group.name)
+        if now.checkpoint == before.checkpoint:
+            log.error("checkpoint_corrupt group=%s: %s; folding afresh from the log", self.group.name, error)
+            ctx.ledger.reset_group(self.workspace, self.group.name, watermark=self.group.start_seq)
+        self.lease = None
+        raise Fenced(f"group {self.group.name} has to be recovered again: {error}") from error
 
     def _member(self, name: str) -> Runtime:
         return next(r for r in self.group.runtimes if r.instance.name == name)
@@ -180,7 +186,7 @@ class GroupFold:
             self.drop()
             raise
         except PolicyFailure as failure:
-            self._halt(failure)
+            done.more = not self._halt(failure)
         except BaseException:
             self.drop()
             raise
@@ -406,14 +412,14 @@ class GroupFold:
             )
         crash.point("fold.committed")
 
-    def _halt(self, failure: PolicyFailure) -> None:
-        """Roll back, tell why, back off; events before the failing one are folded by themselves next time."""
+    def _halt(self, failure: PolicyFailure) -> bool:
+        """Roll back; True when halted, False when the events before the failing one are to be folded first."""
         ctx = self.context
         watermark = self.lease.watermark if self.lease else 0
         self.drop()
         if failure.seq - 1 > watermark:
             self._upto = failure.seq - 1
-            return
+            return False
         text = "".join(traceback.format_exception(failure.error))
         reason = (
             f"{failure.policy} raised at position {failure.seq}: {failure.error!r}. Fix the policy and restart, or skip the event: "
@@ -431,6 +437,7 @@ class GroupFold:
             position=failure.seq,
             error=failure.error,
         )
+        return True
 
     @property
     def backing_off(self) -> bool:

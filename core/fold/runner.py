@@ -78,7 +78,33 @@ class FoldRunner:
         if fold.lease is not None and fold.lease.watermark != before:
             self.on_commit(workspace, group.name)
         self._maybe_checkpoint(workspace, group, fold)
+        if group.slot == "shadow" and turn.watermark and not turn.more:
+            self._maybe_replace(workspace, group, turn.watermark)
         return turn.more and not turn.waits
+
+    def _maybe_replace(self, workspace: str, group: Group, watermark: int) -> None:
+        """Let a declared policy's changed instance take over once it has caught up (``on_change = "replace"``)."""
+        ctx = self.context
+        if ctx.settings.on_change != "replace":
+            return
+        names = {r.instance.name for r in group.runtimes}
+        old = {i.group for i in ctx.ledger.instances(workspace) if i.slot == "live" and i.name in names}
+        marks = ctx.ledger.watermarks(workspace)
+        if any(marks.get(name, (0, 0))[0] > watermark for name in old):
+            return
+        ctx.ledger.set_slot(workspace, group.name, "live")
+        for name in old:
+            ctx.ledger.set_slot(workspace, name, "retired")
+        ctx.ledger.audit(
+            workspace,
+            actor="settings",
+            action="replace",
+            target=group.name,
+            reason=f"declared policy changed; replaces {', '.join(sorted(old))}",
+            at_us=ctx.clock.now_us(),
+        )
+        log.info("replaced workspace=%s group=%s old=%s", workspace, group.name, sorted(old))
+        ctx.groups(workspace, fresh=True)
 
     def _maybe_checkpoint(self, workspace: str, group: Group, fold: GroupFold) -> None:
         key = (workspace, group.name)

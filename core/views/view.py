@@ -166,6 +166,10 @@ class WorkspaceView:
                 continue
             watermark, commit_no = marks[name]
             commits = feed.get(name, [])
+            if name in moved and not commits:  # a checkpoint dropped what this view lacks
+                view.load()
+                changed = True
+                continue
             reached = commits[-1].commit_no if commits else view.commit_no
             mark = watermark if reached >= commit_no else 0
             if commits or mark > view.watermark:

@@ -47,9 +47,8 @@ def list_(ctx: typer.Context) -> None:
         body = client.get("/v1/policies")
     names = ("policy", "version", "slot", "state", "watermark", "lag_events", "last_error")
     table = Table(*(name.replace("_", " ") for name in names), box=None, header_style="dim")
-    for item in body["items"] if "items" in body else body["policies"]:
-        row = {"policy": item.get("name"), **item}
-        table.add_row(*("" if row.get(name) is None else str(row[name]).replace("[", "\\[") for name in names))
+    for item in body["items"]:
+        table.add_row(*("" if item.get(name) is None else str(item[name]).replace("[", "\\[") for name in names))
     options.render(table, body)
 
 

@@ -162,10 +162,12 @@ def _send_all(
 def wait_visible(client: Client, position: int, timeout_s: float) -> bool:
     """Wait until the view of the answering process has passed ``position``."""
     end = time.monotonic() + timeout_s
+    pause_s = 0.05
     while client.get("/v1/status")["view"]["position"] < position:
         if time.monotonic() > end:
             return False
-        time.sleep(0.05)
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, 1.0)
     return True
 
 

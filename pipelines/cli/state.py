@@ -119,7 +119,7 @@ def hoist_globals(arguments: Sequence[str]) -> list[str]:
         if word == "--":
             rest.extend(arguments[i:])
             break
-        if word in _FLAGS or word.partition("=")[0] in _VALUED and "=" in word:
+        if word in _FLAGS or (word.partition("=")[0] in _VALUED and "=" in word):
             front.append(word)
         elif word in _VALUED and i + 1 < len(arguments):
             front.extend(arguments[i : i + 2])

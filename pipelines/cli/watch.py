@@ -113,14 +113,15 @@ def trace_table(body: Mapping[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    event = body["event"]
+    event = body["event"] or {"type": body.get("type"), "source": "", "id": "(erased)"}
     head = f"{event['type']}  {event['source']} {event['id']}\nlogged at position {body['position']}"
     head += f", {body.get('recordedtime')}" + (f", a retry of {body['retry_of']}" if body.get("retry_of") else "")
     table = Table("policy", "slot", "state", "at", "error", "dead letter", box=None)
     for row in body["policies"]:
         state = row["state"]
         dead_letter = str(row.get("dead_letter_id") or "")
-        error = _plain(row.get("error") or "")
+        problem = row.get("error") or ""
+        error = _plain(": ".join(map(str, problem.values())) if isinstance(problem, Mapping) else str(problem))
         name, slot, at = str(row["policy"]), str(row.get("slot")), str(row.get("at") or "")
         table.add_row(name, slot, f"[{_COLOURS.get(state, 'yellow')}]{state}[/]", at, error, dead_letter)
     return Group(Text(head), table)
@@ -152,7 +153,9 @@ def event_line(item: Mapping[str, Any]) -> str:
     """Say one logged event in a line."""
     import json
 
-    event = item.get("event", item)
+    event = item.get("event")
+    if event is None:  # erased, or of a plugin that is gone
+        return f"{item['position']:>9}  {item.get('type', '-'):<22} {item.get('effect', '')}"
     data = json.dumps(event.get("data"), ensure_ascii=False)
     shown = data if len(data) <= 160 else data[:159] + "…"
     return f"{item['position']:>9}  {event['type']:<22} {event.get('subject') or '-'}  {event['id']}  {shown}"
@@ -166,9 +169,11 @@ def plugins(ctx: typer.Context) -> None:
     with options.client() as client:
         body = client.get("/v1/plugins")
     table = Table("what", "registered", box=None, header_style="dim")
-    for what, registered in body.items():
+    for what, registered in {"installed": body.pop("items", []), **body}.items() if not options.json else ():
+        if what == "next_cursor":
+            continue
         names = [_name(item) for item in registered] if isinstance(registered, list) else None
-        table.add_row(what.replace("_", " "), "\n".join(names) if names is not None else Pretty(registered))
+        table.add_row(what.replace("_", " "), "\n".join(names or ["none"]) if names is not None else Pretty(registered))
     options.render(table, body)
 
 

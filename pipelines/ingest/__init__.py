@@ -8,7 +8,8 @@ The offsets committed to the broker are for people's lag monitors only.
 
 from __future__ import annotations
 
-from streamfold.pipelines.ingest.loop import Ingest, Share, Stats, run
+from streamfold.pipelines.ingest.loop import Ingest, run
+from streamfold.pipelines.ingest.place import Share, Stats
 from streamfold.pipelines.ingest.take import Taken, TopicIntake
 
 __all__ = ["Ingest", "Share", "Stats", "Taken", "TopicIntake", "run"]

@@ -8,12 +8,10 @@ partition alone for a while, and takes it up again from the ledger's position, w
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -24,7 +22,8 @@ from streamfold.core.errors import ConfigError, IntakeConflict, LedgerError
 from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove
 from streamfold.core.settings import Settings
 from streamfold.pipelines import tasks
-from streamfold.pipelines.ingest.take import Taken, TopicIntake
+from streamfold.pipelines.ingest.place import Part, Place, Share, Stats, intake_name, pressure, quiet_logs
+from streamfold.pipelines.ingest.take import TopicIntake
 from streamfold.pipelines.node import Node
 
 log = logging.getLogger("streamfold.ingest")
@@ -36,52 +35,6 @@ _YIELD_S = 3.0
 _REPORT_S = 5.0
 
 Wake = Callable[[str, int, Sequence[str]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Which partitions are mine: ``number % count == index``."""
-
-    index: int = 0
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Share:
-        index, _, count = text.partition("/")
-        share = cls(int(index), int(count or 1))
-        if not 0 <= share.index < share.count:
-            raise ValueError(f"share {text!r}: write i/n with 0 ≤ i < n")
-        return share
-
-
-@dataclass(slots=True)
-class Stats:
-    """Counts since the start."""
-
-    records: int = 0
-    accepted: int = 0
-    duplicates: int = 0
-    rejected: int = 0
-    conflicts: int = 0
-
-
-@dataclass(slots=True)
-class _Place:
-    """Where a partition stands: its intake's name, and what the ledger is expected to hold."""
-
-    intake: str
-    expect: int | None
-    yielded_until: float = 0.0
-
-
-@dataclass(slots=True)
-class _Part:
-    """One partition's share of a batch, ready to be appended."""
-
-    partition: Any
-    place: _Place
-    next: int
-    taken: Taken
 
 
 class Ingest:
@@ -112,7 +65,7 @@ class Ingest:
             )
             for topic, table in settings.kafka.topics.items()
         }
-        self._places: dict[Any, _Place] = {}
+        self._places: dict[Any, Place] = {}
         self._uncommitted: dict[Any, int] = {}
         self._committed_at = self._looked_at = self._checked_at = 0.0
         self._reported = (time.monotonic(), 0)
@@ -189,7 +142,7 @@ class Ingest:
     # -- partitions and positions ---------------------------------------------------------------------------------
     def _look(self, consumer: Any) -> None:
         """Assign what is there by now; places whose topic was made anew get another name, hence another position."""
-        names = {tp: name for tp in self._mine(consumer) if (name := _intake(consumer, tp)) is not None}
+        names = {tp: name for tp in self._mine(consumer) if (name := intake_name(consumer, tp)) is not None}
         if set(names) != set(self._places):
             log.info("assigned partitions=%s", sorted(f"{tp.topic}/{tp.partition}" for tp in names))
             consumer.assign(list(names))
@@ -199,7 +152,7 @@ class Ingest:
         now = time.monotonic()
         ready = [tp for tp, place in self._places.items() if place.yielded_until and now >= place.yielded_until]
         for tp in moved:
-            self._places[tp] = _Place(names[tp], None)
+            self._places[tp] = Place(names[tp], None)
         self._seek(consumer, {*moved, *ready})
 
     def _mine(self, consumer: Any) -> list[Any]:
@@ -235,19 +188,19 @@ class Ingest:
     def take(self, consumer: Any, polled: Mapping[Any, Sequence[Any]]) -> None:
         """Append what was polled, one transaction per workspace."""
         now_us = self.node.context.clock.now_us()
-        by_workspace: dict[str, list[_Part]] = {}
+        by_workspace: dict[str, list[Part]] = {}
         for tp, records in polled.items():
             place = self._places.get(tp)
             if place is None or place.yielded_until or (place.expect is not None and records[0].offset < place.expect):
                 continue
             intake = self._topics[tp.topic]
-            part = _Part(tp, place, records[-1].offset + 1, intake.take(records, now_us))
+            part = Part(tp, place, records[-1].offset + 1, intake.take(records, now_us))
             by_workspace.setdefault(intake.workspace, []).append(part)
             self.stats.records += len(records)
         for workspace, parts in by_workspace.items():
             self._append(consumer, workspace, parts, now_us)
 
-    def _append(self, consumer: Any, workspace: str, parts: list[_Part], now_us: int) -> None:
+    def _append(self, consumer: Any, workspace: str, parts: list[Part], now_us: int) -> None:
         events = [event for part in parts for event in part.taken.events]
         dead = [letter for part in parts for letter in part.taken.dead]
         moves = [
@@ -277,7 +230,7 @@ class Ingest:
         if len(events) >= self.node.settings.kafka.poll_records or time.monotonic() - self._committed_at > 0.5:
             self._commit(consumer)
 
-    def _appended(self, workspace: str, parts: list[_Part], done: Appended, now_us: int) -> None:
+    def _appended(self, workspace: str, parts: list[Part], done: Appended, now_us: int) -> None:
         reused: list[DeadLetter] = []
         accepted = done.outcomes.count("accepted")
         if accepted:
@@ -296,7 +249,7 @@ class Ingest:
         self.stats.rejected += len(reused) + sum(len(part.taken.dead) for part in parts)
         self.stats.duplicates += len(done.outcomes) - accepted - len(reused)
 
-    def _conflict(self, consumer: Any, workspace: str, parts: list[_Part], error: IntakeConflict) -> None:
+    def _conflict(self, consumer: Any, workspace: str, parts: list[Part], error: IntakeConflict) -> None:
         """Another consumer was faster, or an append whose answer was lost did succeed: stand where the ledger does."""
         stored = self._retry(self._stored)
         if stored is None:
@@ -347,314 +300,11 @@ class Ingest:
     # -- pressure -------------------------------------------------------------------------------------------------
     def _check_pressure(self) -> None:
         """Find the workspaces that must wait: live folds far behind, or little disk left."""
-        fold = self.node.settings.fold
-        free = shutil.disk_usage(self.node.settings.data).free
-        found: dict[str, str] = {}
-        for workspace in {intake.workspace for intake in self._topics.values()}:
-            lag = self._lag(workspace)
-            bound = fold.max_lag_events * (0.8 if workspace in self.paused else 1.0)
-            if free < fold.min_free_bytes:
-                found[workspace] = "disk"
-            elif lag > bound:
-                found[workspace] = "lag"
-        if found.keys() != self.paused.keys():
-            log.info("pressure paused=%s", found)
-        self.paused = found
-
-    def _lag(self, workspace: str) -> int:
-        """Events that the slowest live group, unless halted or paused by hand, is behind the log."""
-        ledger = self.node.ledger
-        live = {instance.group for instance in ledger.instances(workspace) if instance.slot == "live"}
-        marks = [g.watermark for g in ledger.groups(workspace) if g.group in live and g.halted is None and not g.paused]
-        return ledger.head(workspace) - min(marks) if marks else 0
-
-    def _pause(self, consumer: Any) -> None:
-        """Pause what is under pressure or left to another consumer, resume the rest; polling goes on."""
-        for tp, place in self._places.items():
-            if place.yielded_until or self._topics[tp.topic].workspace in self.paused:
-                consumer.pause(tp)
-            else:
-                consumer.resume(tp)
-
-    def _report(self, now: float) -> None:
-        at, records = self._reported
-        if now - at >= _REPORT_S:
-            s = self.stats
-            log.info(
-                "ingest_rate per_s=%.0f records=%d accepted=%d duplicates=%d rejected=%d conflicts=%d",
-                (s.records - records) / (now - at), s.records, s.accepted, s.duplicates, s.rejected, s.conflicts,
-            )  # fmt: skip
-            self._reported = (now, s.records)
-
-
-def quiet_logs() -> None:
-    """Let kafka-python speak of errors only: what matters of the rest is logged here."""
-    logging.getLogger("kafka").setLevel(logging.ERROR)
-
-
-def _intake(consumer: Any, tp: Any) -> str | None:
-    """Name a partition for good; None while the cluster's metadata is not known.
-
-    A topic deleted and made again has another id, so that its offsets start anew. kafka-python shows neither cluster
-    id nor topic ids in its public interface.
-    """
-    cluster = consumer._cluster
-    if cluster.cluster_id is None:
-        return None
-    topic_id = cluster.topic_id(tp.topic)
-    known = topic_id is not None and getattr(topic_id, "int", 0) != 0
-    return f"kafka:{cluster.cluster_id}:{topic_id if known else tp.topic}:{tp.partition}"
-
-
-def run(self) -> None:
-        """Take records until ``stopping`` is set; Kafka or the database being down is waited out."""
-        quiet_logs()
-        backoff_s = 0.2
-        while not self.stopping.is_set():
-            started = time.monotonic()
-            try:
-                self._retry(self._ensure_workspaces)
-                self._session()
-            except (KafkaError, LedgerError, OSError) as error:
-                backoff_s = 0.2 if time.monotonic() - started > 30 else min(backoff_s * 2, 5.0)
-                log.warning("kafka_unavailable retry_s=%.1f error=%r", backoff_s, error)
-                self.stopping.wait(backoff_s)
-
-    def _ensure_workspaces(self) -> None:
-        for intake in self._topics.values():
-            self.node.ledger.ensure_workspace(intake.workspace)
-
-    def _session(self) -> None:
-        consumer = self._connect()
-        self._places.clear()
-        self._looked_at = 0.0
-        try:
-            while not self.stopping.is_set():
-                self.step(consumer)
-            self._uncommitted = {tp: place.expect for tp, place in self._places.items() if place.expect is not None}
-            self._commit(consumer, wait=True)
-        finally:
-            consumer.close(autocommit=False, timeout_ms=2000)
-
-    def _connect(self) -> Any:
-        kafka = self.node.settings.kafka
-        options: dict[str, Any] = {
-            "group_id": kafka.group,
-            "enable_auto_commit": False,
-            "auto_offset_reset": "earliest",
-            "allow_auto_create_topics": False,
-            "max_poll_records": kafka.poll_records,
-            "max_partition_fetch_bytes": 4 << 20,
-            "metadata_max_age_ms": 5000,
-            "reconnect_backoff_max_ms": 2000,
-            "isolation_level": "read_committed",
-            "metrics_enabled": False,
-            "bootstrap_timeout_ms": 10_000,
-        }
-        return KafkaConsumer(bootstrap_servers=kafka.bootstrap.split(","), **{**options, **kafka.security})
-
-    def step(self, consumer: Any) -> None:
-        """Look around if it is time, poll once, append what came."""
-        now = time.monotonic()
-        if now - self._looked_at >= _LOOK_S:
-            self._looked_at = now
-            self._look(consumer)
-        if now - self._checked_at >= 0.5:
-            self._checked_at = now
-            self._retry(self._check_pressure)
-            self._pause(consumer)
-        self._report(now)
-        if not self._places:
-            self.stopping.wait(0.2)
-            return
-        polled = consumer.poll(timeout_ms=200, max_records=self.node.settings.kafka.poll_records)
-        if polled:
-            crash.point("ingest.polled")
-            self.take(consumer, polled)
-        if self._uncommitted and time.monotonic() - self._committed_at > 0.5:
-            self._commit(consumer)
-
-    # -- partitions and positions ---------------------------------------------------------------------------------
-    def _look(self, consumer: Any) -> None:
-        """Assign what is there by now; places whose topic was made anew get another name, hence another position."""
-        names = {tp: name for tp in self._mine(consumer) if (name := _intake(consumer, tp)) is not None}
-        if set(names) != set(self._places):
-            log.info("assigned partitions=%s", sorted(f"{tp.topic}/{tp.partition}" for tp in names))
-            consumer.assign(list(names))
-            for gone in set(self._places) - set(names):
-                del self._places[gone]
-        moved = [tp for tp, name in names.items() if tp not in self._places or self._places[tp].intake != name]
-        now = time.monotonic()
-        ready = [tp for tp, place in self._places.items() if place.yielded_until and now >= place.yielded_until]
-        for tp in moved:
-            self._places[tp] = _Place(names[tp], None)
-        self._seek(consumer, {*moved, *ready})
-
-    def _mine(self, consumer: Any) -> list[Any]:
-        return [
-            TopicPartition(topic, number)
-            for topic in self._topics
-            for number in consumer.partitions_for_topic(topic)
-            if number % self._share.count == self._share.index
-        ]
-
-    def _seek(self, consumer: Any, partitions: set[Any]) -> None:
-        """Go to where the ledger stands; to the beginning of what the ledger does not know."""
-        if not partitions:
-            return
-        stored = self._retry(self._stored)
-        if stored is None:
-            return
-        for tp in partitions:
-            place = self._places[tp]
-            place.expect = stored.get((self._topics[tp.topic].workspace, place.intake))
-            place.yielded_until = 0.0
-            if place.expect is None:
-                consumer.seek_to_beginning(tp)
-            else:
-                consumer.seek(tp, place.expect)
-        self._pause(consumer)
-
-    def _stored(self) -> dict[tuple[str, str], int]:
         workspaces = {intake.workspace for intake in self._topics.values()}
-        return {(w, state.intake): state.next_offset for w in workspaces for state in self.node.ledger.intakes(w)}
-
-    # -- taking ---------------------------------------------------------------------------------------------------
-    def take(self, consumer: Any, polled: Mapping[Any, Sequence[Any]]) -> None:
-        """Append what was polled, one transaction per workspace."""
-        now_us = self.node.context.clock.now_us()
-        by_workspace: dict[str, list[_Part]] = {}
-        for tp, records in polled.items():
-            place = self._places.get(tp)
-            if place is None or place.yielded_until or (place.expect is not None and records[0].offset < place.expect):
-                continue
-            intake = self._topics[tp.topic]
-            part = _Part(tp, place, records[-1].offset + 1, intake.take(records, now_us))
-            by_workspace.setdefault(intake.workspace, []).append(part)
-            self.stats.records += len(records)
-        for workspace, parts in by_workspace.items():
-            self._append(consumer, workspace, parts, now_us)
-
-    def _append(self, consumer: Any, workspace: str, parts: list[_Part], now_us: int) -> None:
-        events = [event for part in parts for event in part.taken.events]
-        dead = [letter for part in parts for letter in part.taken.dead]
-        moves = [
-            IntakeMove(
-                intake=part.place.intake,
-                expect=part.place.expect,
-                next=part.next,
-                rejected=len(part.taken.dead),
-                topic=part.partition.topic,
-                took=len(part.taken.events),
-            )
-            for part in parts
-        ]
-        ledger = self.node.ledger
-        try:
-            done = self._retry(lambda: ledger.append(workspace, events, recorded_us=now_us, moves=moves, dead=dead))
-        except IntakeConflict as error:
-            self._conflict(consumer, workspace, parts, error)
-            return
-        if done is None:
-            return  # stopping: nothing was appended, or the ledger knows that it was
-        crash.point("ingest.appended")
-        for part in parts:
-            part.place.expect = part.next
-            self._uncommitted[part.partition] = part.next
-        self._appended(workspace, parts, done, now_us)
-        if len(events) >= self.node.settings.kafka.poll_records or time.monotonic() - self._committed_at > 0.5:
-            self._commit(consumer)
-
-    def _appended(self, workspace: str, parts: list[_Part], done: Appended, now_us: int) -> None:
-        reused: list[DeadLetter] = []
-        accepted = done.outcomes.count("accepted")
-        if accepted:
-            types = sorted({event.type for part in parts for event in part.taken.events})
-            self._wake(workspace, done.head, types)
-        if "reused" in done.outcomes:
-            pairs = ((part, i) for part in parts for i in range(len(part.taken.events)))
-            for (part, i), outcome in zip(pairs, done.outcomes, strict=True):
-                if outcome == "reused":
-                    event, intake = part.taken.events[i], self._topics[part.partition.topic]
-                    detail = f"source {event.source!r} and id {event.id!r} came before with another content"
-                    record = part.taken.records[i]
-                    reused.append(intake.letter(record, "validate", "event-id-reused", detail, event.id, now_us))
-            self._retry(lambda: self.node.ledger.append(workspace, [], recorded_us=now_us, dead=reused))
-        self.stats.accepted += accepted
-        self.stats.rejected += len(reused) + sum(len(part.taken.dead) for part in parts)
-        self.stats.duplicates += len(done.outcomes) - accepted - len(reused)
-
-    def _conflict(self, consumer: Any, workspace: str, parts: list[_Part], error: IntakeConflict) -> None:
-        """Another consumer was faster, or an append whose answer was lost did succeed: stand where the ledger does."""
-        stored = self._retry(self._stored)
-        if stored is None:
-            return
-        self.stats.conflicts += 1
-        again = set()
-        for part in parts:
-            at = stored.get((workspace, part.place.intake))
-            again.add(part.partition)
-            if at not in (part.place.expect, part.next):
-                log.warning("intake_conflict intake=%s stands_at=%s: %s", part.place.intake, at, error)
-                part.place.yielded_until = time.monotonic() + _YIELD_S
-        for tp in {tp for tp in again if self._places[tp].yielded_until}:
-            consumer.pause(tp)
-            again.discard(tp)
-        self._seek(consumer, again)
-
-    def _retry(self, call: Callable[[], Any]) -> Any:
-        """Call until it succeeds; None when stopping meanwhile. What was polled is kept, so nothing is lost."""
-        backoff_s = 0.1
-        while True:
-            try:
-                return call()
-            except IntakeConflict:
-                raise
-            except Exception as error:
-                log.warning("ledger_unavailable retry_s=%.1f error=%s", backoff_s, error, exc_info=backoff_s > 3)
-                if self.stopping.wait(backoff_s):
-                    return None
-                backoff_s = min(backoff_s * 2, 5.0)
-
-    def _commit(self, consumer: Any, *, wait: bool = False) -> None:
-        """Tell the broker, for people's monitors; nobody reads it back."""
-        if not self._uncommitted:
-            return
-        offsets = {tp: OffsetAndMetadata(offset, "", -1) for tp, offset in self._uncommitted.items()}
-        self._uncommitted = {}
-        self._committed_at = time.monotonic()
-        try:
-            if wait:
-                consumer.commit(offsets, timeout_ms=2000)
-            else:
-                consumer.commit_async(offsets, callback=lambda offsets, answer: None)
-        except KafkaError as error:
-            log.info("broker_commit_failed error=%r", error)
-        crash.point("ingest.committed")
-
-    # -- pressure -------------------------------------------------------------------------------------------------
-    def _check_pressure(self) -> None:
-        """Find the workspaces that must wait: live folds far behind, or little disk left."""
-        fold = self.node.settings.fold
-        free = shutil.disk_usage(self.node.settings.data).free
-        found: dict[str, str] = {}
-        for workspace in {intake.workspace for intake in self._topics.values()}:
-            lag = self._lag(workspace)
-            bound = fold.max_lag_events * (0.8 if workspace in self.paused else 1.0)
-            if free < fold.min_free_bytes:
-                found[workspace] = "disk"
-            elif lag > bound:
-                found[workspace] = "lag"
+        found = pressure(self.node, workspaces, self.paused)
         if found.keys() != self.paused.keys():
             log.info("pressure paused=%s", found)
         self.paused = found
-
-    def _lag(self, workspace: str) -> int:
-        """Events that the slowest live group, unless halted or paused by hand, is behind the log."""
-        ledger = self.node.ledger
-        live = {instance.group for instance in ledger.instances(workspace) if instance.slot == "live"}
-        marks = [g.watermark for g in ledger.groups(workspace) if g.group in live and g.halted is None and not g.paused]
-        return ledger.head(workspace) - min(marks) if marks else 0
 
     def _pause(self, consumer: Any) -> None:
         """Pause what is under pressure or left to another consumer, resume the rest; polling goes on."""
@@ -673,38 +323,6 @@ def run(self) -> None:
                 (s.records - records) / (now - at), s.records, s.accepted, s.duplicates, s.rejected, s.conflicts,
             )  # fmt: skip
             self._reported = (now, s.records)
-
-
-def quiet_logs() -> None:
-    """Let kafka-python speak of errors only: what matters of the rest is logged here."""
-    logging.getLogger("kafka").setLevel(logging.ERROR)
-
-
-def _intake(consumer: Any, tp: Any) -> str | None:
-    """Name a partition for good; None while the cluster's metadata is not known.
-
-    A topic deleted and made again has another id, so that its offsets start anew. kafka-python shows neither cluster
-    id nor topic ids in its public interface.
-    """
-    cluster = consumer._cluster
-    if cluster.cluster_id is None:
-        return None
-    topic_id = cluster.topic_id(tp.topic)
-    known = topic_id is not None and getattr(topic_id, "int", 0) != 0
-    return f"kafka:{cluster.cluster_id}:{topic_id if known else tp.topic}:{tp.partition}"
-
-
-def open_node(settings: Settings, stopping: threading.Event) -> Node | None:
-    """Open the node, waiting for a database that is not there yet; None when stopping meanwhile."""
-    backoff_s = 0.2
-    while not stopping.is_set():
-        try:
-            return Node(settings)
-        except LedgerError as error:
-            log.warning("ledger_unavailable retry_s=%.1f error=%s", backoff_s, error)
-            stopping.wait(backoff_s)
-            backoff_s = min(backoff_s * 2, 5.0)
-    return None
 
 
 def run(settings: Settings, *, share: Share | None = None) -> None:

@@ -1,8 +1,8 @@
 """The REST service: events in, answers out, and what an operator needs; the contract is ``docs``' v1 page.
 
 ``run(settings)`` is the process, ``create_app(node)`` the ASGI application around a node that somebody else owns
-(tests, an embedding program). Routes are plain functions ``(Call) -> Response`` declared as ``Endpoint`` s, grouped by topic;
-what they share (keys, request ids, problems, metrics, logs) is in one place around them.
+(tests, an embedding program). Routes are plain functions ``(Call) -> Response`` declared as ``Endpoint`` s, grouped by
+topic; what they share (keys, request ids, problems, metrics, logs) is in one place around them.
 """
 
 from __future__ import annotations

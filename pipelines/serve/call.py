@@ -67,7 +67,7 @@ class Call:
         """Run a read that may block (locks, encoder, ledger) in the query threads."""
         return await self.in_thread(self.service.query_pool, work, *args)
 
-    # -- query parameters -----------------------------------------------------------------------------------------
+    # -- query parameters -------------------------------------------------------------------------
     def integer(self, name: str, default: int, *, least: int, most: int) -> int:
         value = self.query.get(name)
         if value is None:
@@ -108,7 +108,7 @@ class Call:
             raise of_invalid(error) from error
         return value
 
-    # -- bodies -----------------------------------------------------------------------------------------------------
+    # -- bodies -----------------------------------------------------------------------------------
     async def body(self) -> bytes:
         """Read the body; past the limit it is refused without reading the rest."""
         limit = self.service.settings.serve.max_body_bytes
@@ -139,7 +139,7 @@ class Call:
         """Read a JSON object with the fields of a struct."""
         return decode(await self.json_body() or default, kind)
 
-    # -- pages --------------------------------------------------------------------------------------------------------
+    # -- pages ------------------------------------------------------------------------------------
     def limit(self) -> int:
         return self.integer("limit", 50, least=1, most=1000)
 

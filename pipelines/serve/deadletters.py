@@ -13,6 +13,7 @@ from streamfold.core.errors import InvalidEvent
 from streamfold.core.events import (
     CloudEvent,
     Envelope,
+    EventMapping,
     KafkaRecord,
     NewEvent,
     TopicMapping,
@@ -227,7 +228,7 @@ def _again(call: Call, letter: DeadLetter) -> CloudEvent | InvalidEvent:
         decoder=settings.decoder,
         allow_user_erasure=settings.allow_user_erasure,
         source=settings.source or None,
-        **settings.options,
+        fields=EventMapping.parse(settings.options) if settings.options else None,
     )
     record = KafkaRecord(
         topic=topic,

@@ -26,7 +26,7 @@ from streamfold.pipelines.serve.call import (
     rfc3339,
 )
 from streamfold.pipelines.serve.events import outcomes, write_options
-from streamfold.pipelines.serve.problems import Problem, of_invalid
+from streamfold.pipelines.serve.problems import Problem, at, of_invalid
 from streamfold.pipelines.serve.reading import wait_fresh
 
 SOURCE = "streamfold:rest"
@@ -85,13 +85,11 @@ def _with_id(body: bytes, field: str, subject_id: str) -> bytes:
         detail = "the JSON is nested too deeply" if deep else f"the body is not a JSON object: {str(error)[:200]}"
         raise Problem("malformed", detail) from error
     if not same:
-        raise of_invalid(
-            InvalidEvent("invalid-value", f"{field} differs from the id in the path: leave it out", f"/{field}")
-        )
+        raise at(f"/{field}", "invalid-value", f"{field} differs from the id in the path: leave it out")
     return msgspec.json.encode({field: subject_id, **members})
 
 
-# -- reading --------------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------
 def _retriever(call: Call, view: WorkspaceView) -> tuple[GroupView, MemberView]:
     for group, member in view.servers(Retriever, call.query.get("policy")):
         return group, member
@@ -179,7 +177,7 @@ def _writes() -> list[Endpoint]:
                     example=None if method == "DELETE" else examples.DATA[method, kind],
                     returns=examples.WRITTEN,
                     errors=(400, 409, 413, 415, 422, 429),
-                )  # fmt: skip
+                )
             )
     return found
 

@@ -146,7 +146,7 @@ def write_options(call: Call) -> tuple[bool, int]:
     )
 
 
-# -- reading the log ----------------------------------------------------------------------------------------------------
+# -- reading the log -----------------------------------------------------------------------------
 async def get_events(call: Call) -> Response:
     """A page of the log, in order of position."""
     limit = call.limit()
@@ -249,7 +249,7 @@ def _state(
 
 
 def _letters(call: Call, position: int) -> dict[str, DeadLetter]:
-    """Return the dead letters of one position by policy; letters have no index by position, so pages are looked through."""
+    """Return the dead letters of one position by policy; there is no index by position, so pages are looked through."""
     found: dict[str, DeadLetter] = {}
     after = 0
     for _ in range(20):

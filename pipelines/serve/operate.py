@@ -31,7 +31,7 @@ class Action(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     force: bool = False
 
 
-# -- status ---------------------------------------------------------------------------------------------------------------
+# -- status --------------------------------------------------------------------------------------
 async def status(call: Call) -> Response:
     """Where everything stands."""
     return answer(await call.ask(_status, call))
@@ -136,7 +136,7 @@ async def list_policies(call: Call) -> Response:
     return answer(page(await call.ask(lambda: policies(call, head(call.workspace))), None))
 
 
-# -- actions ----------------------------------------------------------------------------------------------------------------
+# -- actions -------------------------------------------------------------------------------------
 def _action(action: str) -> Callable[[Call], Awaitable[Response]]:
     async def act(call: Call) -> Response:
         body = await call.struct(Action, default=b"{}")
@@ -191,7 +191,7 @@ async def get_job(call: Call) -> Response:
     return answer(job.as_json())
 
 
-# -- what is registered -----------------------------------------------------------------------------------------------------
+# -- what is registered --------------------------------------------------------------------------
 async def event_types(call: Call) -> Response:
     """All event types with their JSON Schemas."""
     types = call.service.node.registry.event_types

@@ -14,7 +14,7 @@ _LOOK_AGAIN_S = 0.02
 
 
 async def wait_fresh(call: Call, view: WorkspaceView, groups: Sequence[GroupView]) -> None:
-    """Wait until the groups that will answer satisfy ``min_position`` and ``max_age_ms``; 503 when they do not in time."""
+    """Wait until the groups that answer satisfy ``min_position`` and ``max_age_ms``; 503 when they do not in time."""
     most = 2**63 - 1
     least = call.integer("min_position", 0, least=0, most=most)
     wait_ms = call.integer("wait_ms", 1000, least=0, most=30_000)

@@ -48,7 +48,7 @@ class Service:
         self._wakes_waiting = 0
         self._waiters: dict[str, Waiters] = {}
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- life -------------------------------------------------------------------------------------
     def start(self) -> None:
         """Recover the views in a thread: the port answers meanwhile, ``/readyz`` says 503."""
         if self.node.views is not None:
@@ -74,7 +74,7 @@ class Service:
             pool.shutdown(wait=True, cancel_futures=True)
         self.metrics.close()
 
-    # -- views ----------------------------------------------------------------------------------------------------
+    # -- views ------------------------------------------------------------------------------------
     def view(self, workspace: str) -> WorkspaceView:
         """Return a workspace's view; 503 while it is being recovered."""
         views = self.node.views
@@ -93,7 +93,7 @@ class Service:
         wanted = set(types)
         return await self.waiters(view).until(lambda: view.visible_position(wanted) >= position, wait_ms / 1000)
 
-    # -- intake ---------------------------------------------------------------------------------------------------
+    # -- intake -----------------------------------------------------------------------------------
     def accept(self, workspace: str, raws: Sequence[CloudEvent | InvalidEvent]) -> list[NewEvent | InvalidEvent]:
         """Validate; what a plugin refuses is refused too."""
         results = self.node.acceptor.accept_many(raws)

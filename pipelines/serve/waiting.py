@@ -1,4 +1,4 @@
-"""Wait for a position without holding a thread: the view's listener wakes the event loop, which looks once per commit."""
+"""Wait for a position without holding a thread: each commit wakes the event loop, which looks once."""
 
 from __future__ import annotations
 

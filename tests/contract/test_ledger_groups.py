@@ -186,8 +186,8 @@ def test_a_reset_group_starts_afresh_and_fences_its_writer(ledger: Ledger) -> No
     assert numbers(ledger, {"memory": 0}) == []
     fresh = acquire(ledger, "b", 0)
     assert fresh is not None
-    assert commit(ledger, fresh, 1).commit_no == 3
-    assert numbers(ledger, {"memory": 2}) == [("memory", 3)]
+    assert commit(ledger, fresh, 1).commit_no == 4  # 3 is left out: a view at 2 meets the gap and loads afresh
+    assert numbers(ledger, {"memory": 3}) == [("memory", 4)]
     with pytest.raises(LedgerError):
         ledger.reset_group(WORKSPACE, "none", watermark=0)
 

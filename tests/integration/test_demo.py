@@ -1,0 +1,24 @@
+"""The demo as a user starts it, with the encoder that needs no weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+def test_the_demo_plays_to_its_end_and_every_check_holds() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "streamfold.pipelines.demo", "--encoder", "hashing"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"COLUMNS": "120"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    for said in ("visible after", "nothing of it is left", "kill -9", "verify: equal", "All 11 checks held"):
+        assert said in done.stdout

@@ -1,0 +1,300 @@
+"""Kafka → log → fold → view through real processes: an ingest, workers, PostgreSQL and Redis."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamfold.core import CandidateRequest, CandidateSource
+from streamfold.core.fold import verify_group
+from streamfold.core.ledger.abc import DeadLetter, Ledger
+from streamfold.core.policy import Retrieval, Retriever
+from streamfold.core.settings import Settings, load_settings
+from streamfold.pipelines.node import Node
+
+Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
+"""Key, value and headers."""
+
+STRUCTURED = [("content-type", b"application/cloudevents+json; charset=utf-8")]
+
+
+class Stand:
+    """A settings file on real services, processes started from it, and a node of the test to look at the result."""
+
+    def __init__(self, folder: Path, kafka: str, postgres: str, redis: str) -> None:
+        self.folder = folder
+        self.kafka = kafka
+        self.topic = f"shop-{uuid.uuid4().hex[:8]}"
+        self.file = folder / "streamfold.toml"
+        self.running: list[subprocess.Popen[bytes]] = []
+        self._nodes: list[Node] = []
+        self._producer: Any = None
+        self.file.write_text(f"""
+data = "{folder}/data"
+[backends.encoder]
+use = "hashing"
+[backends.chunker]
+use = "sentences"
+[policies.trending]
+[policies.vector_index]
+[ledger]
+url = "{postgres}"
+[broker]
+url = "{redis}"
+[fold]
+lease_s = 2.0
+sweep_s = 0.5
+[log]
+format = "json"
+[kafka]
+bootstrap = "{kafka}"
+[kafka.topics.{self.topic}]
+kind = "item"
+[kafka.topics.{self.topic}-docs]
+kind = "document"
+decoder = "json"
+[kafka.topics.{self.topic}-rows]
+decoder = "json"
+source = "/rows"
+options = {{ type = "interaction.observed", id = "{{n}}", data = {{ user_id = "who", item_id = "what", action = {{ value = "click" }} }} }}
+""")  # noqa: E501
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings(self.file)
+
+    def start(self, module: str, *words: str, **environ: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"streamfold.pipelines.{module}", "--config", str(self.file), *words]
+        with (self.folder / f"{len(self.running)}-{module}.log").open("wb") as log:
+            process = subprocess.Popen(command, stderr=log, stdout=log, env={**os.environ, **environ})
+        self.running.append(process)
+        return process
+
+    def stop(self, process: subprocess.Popen[bytes]) -> int:
+        process.send_signal(signal.SIGTERM)
+        return process.wait(timeout=20)
+
+    def create_topics(self, partitions: int = 1) -> None:
+        from kafka.admin import KafkaAdminClient, NewTopic
+
+        admin = KafkaAdminClient(bootstrap_servers=self.kafka)
+        names = [self.topic, f"{self.topic}-docs", f"{self.topic}-rows"]
+        try:
+            admin.create_topics([NewTopic(name, partitions, 1) for name in names])
+        finally:
+            admin.close()
+
+    def send(self, *records: Record, topic: str | None = None, partition: int | None = None) -> None:
+        if self._producer is None:
+            from kafka import KafkaProducer
+
+            self._producer = KafkaProducer(bootstrap_servers=self.kafka, linger_ms=5)
+        for key, value, headers in records:
+            self._producer.send(topic or self.topic, value=value, key=key, headers=headers, partition=partition)
+        self._producer.flush(timeout=20)
+
+    def node(self) -> Node:
+        node = Node(self.settings)
+        self._nodes.append(node)
+        return node
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {p.name}\n{p.read_text()[-4000:]}" for p in sorted(self.folder.glob("*.log")))
+
+    def close(self) -> None:
+        for process in self.running:
+            if process.poll() is None:
+                process.kill()
+                process.wait(timeout=10)
+        if self._producer is not None:
+            self._producer.close(timeout=5)
+        for node in self._nodes:
+            node.close()
+
+
+@pytest.fixture
+def stand(tmp_path: Path, kafka_url: str, postgres_database: str, redis_url: str) -> Iterator[Stand]:
+    made = Stand(tmp_path, kafka_url, postgres_database, redis_url)
+    yield made
+    made.close()
+
+
+def until(what: str, ready: Callable[[], Any], stand: Stand, timeout_s: float = 30.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := ready()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"never happened: {what}\n{stand.logs()}")
+        time.sleep(0.05)
+    return found
+
+
+def click(number: int, item: str = "lamp", **more: Any) -> Record:
+    event = {
+        "specversion": "1.0",
+        "id": f"click-{number}",
+        "source": "/shop",
+        "type": "interaction.observed",
+        "time": "2026-01-01T00:00:00Z",
+        "data": {"user_id": f"user-{number % 7}", "item_id": item, "action": "click"},
+        **more,
+    }
+    return (None, json.dumps(event).encode(), STRUCTURED)
+
+
+def next_offset(ledger: Ledger, topic: str) -> int:
+    return sum(state.next_offset for state in ledger.intakes("default") if state.topic == topic)
+
+
+def folded(ledger: Ledger, head: int) -> bool:
+    marks = ledger.watermarks("default")
+    return bool(marks) and ledger.head("default") >= head and all(mark >= head for mark, _ in marks.values())
+
+
+def trending(node: Node) -> dict[str, float]:
+    """The list of policy ``trending``, seen through a view of this process."""
+    view = (node.views or node.start_serving()).workspace("default")
+    view.follow()
+    ((_, member),) = view.servers(CandidateSource, "trending")
+    return dict(member.server.candidates(CandidateRequest(n=50, at_us=node.context.clock.now_us())))
+
+
+def test_every_form_of_record_is_logged_folded_and_seen(stand: Stand) -> None:
+    stand.start("ingest")  # before any topic exists
+    stand.start("worker", "--role", "all")
+    node = stand.node()
+    ledger = node.ledger
+    binary = [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", b"bin-1"),
+        ("ce_source", b"/shop"),
+        ("ce_type", b"interaction.observed"),
+        ("content-type", b"application/json"),
+    ]
+    stand.create_topics()
+    stand.send(click(1), click(2), click(1), (None, b'{"user_id":"u","item_id":"sofa","action":"click"}', binary))
+    item = b'{"specversion":"1.0","id":"i1","source":"/shop","type":"item.upserted","data":{"item_id":"vase"}}'
+    reused = click(2, item="other")
+    stand.send((None, item, []), (b"vase", None, []), (None, b"{not json", STRUCTURED), reused)
+    invalid = click(3, data={"user_id": "u", "item_id": "lamp"})
+    stand.send(invalid)
+    stand.send(
+        (None, b'{"document_id":"d1","title":"Lamps","text":"Oil lamps burn oil."}', []), topic=f"{stand.topic}-docs"
+    )
+    stand.send((None, b'{"n":1,"who":"ada","what":"sofa"}', []), topic=f"{stand.topic}-rows")
+
+    until("all records taken", lambda: next_offset(ledger, stand.topic) == 9, stand)
+    until("other topics taken", lambda: ledger.head("default") >= 7, stand)
+    until("folded", lambda: folded(ledger, 7), stand)
+    assert ledger.head("default") == 7  # 2 clicks, 1 binary, item, its deletion, document, row
+
+    found: dict[str, DeadLetter] = {}
+
+    def three_letters() -> bool:
+        found.update({letter.code: letter for letter in ledger.dead_letters("default")})
+        return len(found) == 3
+
+    until("dead letters", three_letters, stand)
+    malformed = found["malformed"]
+    assert (malformed.stage, malformed.offset, malformed.payload) == ("decode", f"{stand.topic}/0/6", b"{not json")
+    assert malformed.source == stand.topic
+    assert malformed.headers["content-type"].startswith("application/cloudevents+json")
+    assert found["event-id-reused"].offset == f"{stand.topic}/0/7"
+    assert {letter.offset for letter in found.values()} == {f"{stand.topic}/0/{n}" for n in (6, 7, 8)}
+    state = next(s for s in ledger.intakes("default") if s.topic == stand.topic)
+    assert (state.events, state.duplicates, state.rejected) == (5, 1, 3)
+
+    scores = trending(node)
+    assert set(scores) == {"lamp", "sofa"}
+    assert node.views is not None
+    ((_, member),) = node.views.workspace("default").servers(Retriever, "vector_index")
+    passages = member.server.retrieve(Retrieval(query="what do lamps burn?", top_k=1))
+    assert [passage.document_id for passage in passages] == ["d1"]
+
+
+def test_a_killed_ingest_resumes_at_the_ledgers_offset(stand: Stand) -> None:
+    stand.create_topics()
+    ledger = stand.node().ledger
+    stand.send(*(click(n) for n in range(50)))
+    first = stand.start("ingest", STREAMFOLD_CRASH="ingest.appended:1")  # appended, the broker never heard of it
+    assert first.wait(timeout=30) == -signal.SIGKILL
+    at = next_offset(ledger, stand.topic)
+    assert 0 < at <= 50
+    assert ledger.head("default") == at
+    second = stand.start("ingest", STREAMFOLD_CRASH="ingest.polled:2")
+    stand.send(*(click(n) for n in range(50, 60)))
+    third: subprocess.Popen[bytes] | None = None
+
+    def all_taken() -> bool:
+        nonlocal third
+        if second.poll() is not None and third is None:
+            third = stand.start("ingest")
+        return next_offset(ledger, stand.topic) == 60
+
+    until("all taken", all_taken, stand)
+    assert ledger.head("default") == 60
+    assert sum(state.duplicates for state in ledger.intakes("default")) == 0  # resumed, not read again
+    assert stand.stop(third or second) == 0
+
+
+def test_two_consumers_of_one_partition_harm_nothing(stand: Stand) -> None:
+    """Each is the other's zombie: whoever loses the compare-and-set steps back, and takes over when needed."""
+    stand.create_topics(partitions=2)
+    ledger = stand.node().ledger
+    pair = [stand.start("ingest"), stand.start("ingest")]
+    for batch in range(20):
+        for partition in (0, 1):
+            number = 20 * batch + 10 * partition
+            stand.send(*(click(n) for n in range(number, number + 10)), partition=partition)
+        time.sleep(0.1)
+    until("all taken", lambda: next_offset(ledger, stand.topic) == 400, stand)
+    assert ledger.head("default") == 400
+    assert sum(state.duplicates for state in ledger.intakes("default")) == 0
+    pair[0].kill()
+    stand.send(*(click(n) for n in range(400, 410)), partition=0)
+    stand.send(*(click(n) for n in range(410, 420)), partition=1)
+    until("the other took over", lambda: next_offset(ledger, stand.topic) == 420, stand)
+    assert stand.stop(pair[1]) == 0
+
+
+def test_workers_share_the_work_and_survive_a_kill(stand: Stand) -> None:
+    stand.create_topics()
+    node = stand.node()
+    stand.start("ingest")
+    workers = [stand.start("worker", "--role", "fold"), stand.start("worker", "--role", "fold")]
+    stand.start("worker", "--role", "prepare", "--concurrency", "2")
+    stand.send(*(click(n) for n in range(500)))
+    documents: list[Record] = [
+        (None, json.dumps({"document_id": f"d{n}", "text": f"Text {n}."}).encode(), []) for n in range(20)
+    ]
+    stand.send(*documents, topic=f"{stand.topic}-docs")
+    until("folded", lambda: folded(node.ledger, 520), stand)
+    workers[0].kill()
+    stand.send(*(click(n) for n in range(500, 1000)))
+    until("the other took over", lambda: folded(node.ledger, 1020), stand)
+    assert trending(node).keys() == {"lamp"}
+    assert stand.stop(workers[1]) == 0
+    assert all(state.owner is None for state in node.ledger.groups("default") if state.group.startswith("trending"))
+    for group in node.context.groups("default"):
+        assert verify_group(node.context, "default", group).equal
+
+
+def test_without_a_broker_the_sweep_keeps_everything_going(stand: Stand) -> None:
+    stand.create_topics()
+    node = stand.node()
+    nowhere = {"STREAMFOLD_BROKER__URL": "redis://127.0.0.1:9/0"}
+    stand.start("ingest", **nowhere)
+    worker = stand.start("worker", **nowhere)
+    stand.send(*(click(n) for n in range(30)))
+    stand.send((None, b'{"document_id":"d1","text":"Oil lamps burn oil."}', []), topic=f"{stand.topic}-docs")
+    until("folded", lambda: folded(node.ledger, 31), stand)
+    assert stand.stop(worker) == 0
