@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py
 	@touch $@
 
 .PHONY: demo
-demo: setup ## a short run through everything, on made-up events
+demo: setup ## about a minute through everything, on real passages and ratings
 	$(BIN)/python -m streamfold.pipelines.demo $(ARGS)
 
 .PHONY: serve

@@ -98,7 +98,7 @@ class Context:
         return groups
 
     def group(self, workspace: str, name: str) -> Group:
-        """A group by its name, or by any member's ``name`` or ``name@version`` (the live one first). Raises KeyError."""
+        """A group by its name, or by any member's ``name`` or ``name@version`` (live first). Raises KeyError."""
         groups = sorted(self.groups(workspace), key=lambda g: g.slot != "live")
         for group in groups:
             if name == group.name or any(name in (r.instance.name, r.key) for r in group.runtimes):

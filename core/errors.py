@@ -67,7 +67,7 @@ class PluginError(StreamfoldError):
     """A plugin cannot be loaded, or registers a name that is taken."""
 
 
-class NeedsRebuild(StreamfoldError):  # noqa: N818 - the contract's name
+class NeedsRebuild(StreamfoldError):
     """A policy cannot forget a subject exactly: core folds a new instance without the subject's events."""
 
 

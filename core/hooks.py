@@ -48,8 +48,10 @@ class Hooks:
         """Return a reason to refuse an event before it is logged, or None to let it pass."""
 
     @hookspec
-    def committed(self, workspace: str, group: str, watermark: int, commit_no: int, events: int) -> None:
-        """A group committed."""
+    def committed(
+        self, workspace: str, group: str, watermark: int, commit_no: int, events: int, seconds: float
+    ) -> None:
+        """A group committed; ``seconds``: what the ledger's transaction took."""
 
     @hookspec
     def failed(self, workspace: str, group: str, policy: str, position: int | None, error: BaseException) -> None:

@@ -22,7 +22,7 @@ Prepared = Any
 """What ``prepare`` returns: any value with a stored form (Structs, numbers, str, bytes, numpy arrays)."""
 
 
-# -- backends: costly pure functions, their results kept by content hash ----------------------------------------------
+# -- backends: costly pure functions, their results kept by content hash ---------------------------
 class Encoder(Protocol):
     """Text to vectors. ``name`` and ``version`` identify the function: a change of either is a new instance."""
 
@@ -72,7 +72,7 @@ class Tools(Protocol):
     def chunker(self) -> Chunker: ...
 
 
-# -- what a policy sees -------------------------------------------------------------------------------------------------
+# -- what a policy sees ----------------------------------------------------------------------------
 class Stores(Protocol):
     """The instance's live stores by name, the fold's clock and generator, and the policies it reads."""
 
@@ -109,7 +109,7 @@ class View(Protocol):
         ...
 
 
-# -- what a policy serves -----------------------------------------------------------------------------------------------
+# -- what a policy serves --------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrieval:
     """One retrieval request: question, how many chunks, by which sources (``vector``, ``bm25``), which rows."""

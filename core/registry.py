@@ -60,7 +60,9 @@ class Registry:
             self.manager.register(module)
         self._load_plugins(settings.plugins)
         self.manager.check_pending()
-        self.policies: dict[str, type[Policy]] = self._by_name("policy", ((p.name, p) for ps in self.hook.register_policies() for p in ps))
+        self.policies: dict[str, type[Policy]] = self._by_name(
+            "policy", ((p.name, p) for ps in self.hook.register_policies() for p in ps)
+        )
         self.backends: dict[tuple[str, str], Backend] = self._by_name(
             "backend", (((b.kind, b.name), b) for bs in self.hook.register_backends() for b in bs)
         )

@@ -57,6 +57,8 @@ class TopicMapping:
     allow_user_erasure: bool = False
     source: str | None = None
     fields: EventMapping | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    """The topic's ``options`` as they stand in the settings, for decoders of plugins."""
 
 
 Decoder = Callable[[KafkaRecord, TopicMapping], CloudEvent]

@@ -1,7 +1,7 @@
 """Compact a group's feed: recover a fresh copy, write it as files, point to it, drop what it covers.
 
-The copy is recovered by the same code as every worker and view, so the folding thread is never held, and each checkpoint
-exercises recovery. The pointer moves only under the writer's epoch.
+The copy is recovered by the same code as every worker and view, so the folding thread is never held, and each
+checkpoint exercises recovery. The pointer moves only under the writer's epoch.
 """
 
 from __future__ import annotations

@@ -196,7 +196,8 @@ class GroupFold:
 
     def _step(self) -> Turn:
         ctx, lease = self.context, self.lease
-        assert lease is not None and self._stores is not None
+        assert lease is not None
+        assert self._stores is not None
         limit = ctx.settings.fold.batch_events
         page = ctx.ledger.read(
             self.workspace, lease.watermark, limit, upto=self._upto, types=sorted(self.group.handles)
@@ -390,7 +391,7 @@ class GroupFold:
         self.lease = after
         self._renewed = time.monotonic()
         self._backoff_s = 0.5
-        self.last_commit_s = time.perf_counter() - started
+        took_s = time.perf_counter() - started
         if changes is not None:
             self.feed_bytes += len(changes)
         for letter in dead:
@@ -409,6 +410,7 @@ class GroupFold:
                 watermark=watermark,
                 commit_no=after.commit_no,
                 events=events,
+                seconds=took_s,
             )
         crash.point("fold.committed")
 
@@ -422,8 +424,8 @@ class GroupFold:
             return False
         text = "".join(traceback.format_exception(failure.error))
         reason = (
-            f"{failure.policy} raised at position {failure.seq}: {failure.error!r}. Fix the policy and restart, or skip the event: "
-            f"streamfold policies skip {failure.policy}\n{text[-4000:]}"
+            f"{failure.policy} raised at position {failure.seq}: {failure.error!r}. It is tried again with "
+            f"a growing pause; fix the policy and restart.\n{text[-4000:]}"
         )
         log.error("group_halted workspace=%s group=%s %s", self.workspace, self.group.name, reason)
         ctx.ledger.set_halted(self.workspace, self.group.name, reason)

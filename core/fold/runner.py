@@ -42,7 +42,6 @@ class FoldRunner:
         self.prepared = prepared
         self.on_commit = on_commit
         self.on_prepare_needed = on_prepare_needed
-        self.commit_seconds: list[float] = []
         self._folds: dict[tuple[str, str], GroupFold] = {}
         self._lock = threading.RLock()
         self._checkpointing: set[tuple[str, str]] = set()

@@ -106,8 +106,8 @@ def recover(context: Context, workspace: str, group: Group, stores: GroupStores)
         for commit in commits:
             if commit.commit_no != commit_no + 1:
                 raise CorruptCheckpoint(
-                    f"group {group.name}: the feed goes on at commit {commit.commit_no} after {commit_no}; a newer checkpoint "
-                    "was written meanwhile (recover again) or feed rows are missing (rebuild the group)"
+                    f"group {group.name}: the feed goes on at commit {commit.commit_no} after {commit_no}; a newer "
+                    "checkpoint was written meanwhile (recover again) or feed rows are missing (rebuild the group)"
                 )
             stores.apply(commit)
             commit_no, watermark = commit.commit_no, commit.watermark

@@ -8,7 +8,7 @@ from typing import Any
 
 from streamfold.core.codec import pack, unpack
 from streamfold.core.context import Context, Group
-from streamfold.core.errors import EventError
+from streamfold.core.errors import CorruptCheckpoint, EventError
 from streamfold.core.fold.prepare import prepare_inline
 from streamfold.core.fold.stores import FoldStores, GroupStores, recover
 from streamfold.core.ledger.abc import NORMAL
@@ -30,11 +30,9 @@ def verify_group(
     context: Context, workspace: str, group: Group, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Verdict:
     """Recover the live stores, fold the log afresh to the same watermark, compare. O(log); nothing is written."""
-    live = GroupStores(context, group, side="view")
+    live, watermark = _recovered(context, workspace, group)
     fresh = GroupStores(context, group, side="view")
     try:
-        _, commit_mark = recover(context, workspace, group, live)
-        watermark = max(commit_mark, 0)
         events = refold(context, workspace, group, fresh, upto=watermark, progress=progress)
         differences, stores = [], {}
         for key, store in live.stores.items():
@@ -53,6 +51,23 @@ def verify_group(
     finally:
         live.close()
         fresh.close()
+
+
+def _recovered(context: Context, workspace: str, group: Group) -> tuple[GroupStores, int]:
+    """The live stores and their watermark; read again when a newer checkpoint replaces the one being read."""
+    for attempt in range(5):
+        before = context.ledger.group(workspace, group.name).checkpoint
+        live = GroupStores(context, group, side="view")
+        try:
+            return live, recover(context, workspace, group, live)[1]
+        except CorruptCheckpoint:
+            live.close()
+            if attempt == 4 or context.ledger.group(workspace, group.name).checkpoint == before:
+                raise
+        except BaseException:
+            live.close()
+            raise
+    raise AssertionError("unreachable")
 
 
 def refold(

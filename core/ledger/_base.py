@@ -28,8 +28,11 @@ class Base(ABC):
         """Run a read; each of its statements sees what is committed when it starts."""
 
     @abstractmethod
-    def _write(self, job: Callable[[Tx], T]) -> T:
-        """Run a transaction; whatever ``job`` raises rolls it back. ``job`` must not touch anything but ``Tx``."""
+    def _write(self, job: Callable[[Tx], T], *, durable: bool = True) -> T:
+        """Run a transaction; whatever ``job`` raises rolls it back. ``job`` must not touch anything but ``Tx``.
+
+        ``durable=False``: a power cut (never a killed process) may lose it, where the database can tell the two apart.
+        """
 
     def _all(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         return self._read(lambda tx: tx.all(sql, params))

@@ -82,7 +82,10 @@ class GroupMixin(Base):
         self._set_group(workspace, group, halted=None if reason is None else safe_text(reason))
 
     def set_paused(self, workspace: str, group: str, paused: bool) -> None:
-        self._set_group(workspace, group, paused=paused)
+        """Pausing takes the lease away: the owner's next commit is fenced, and nobody gets it before a resume."""
+        c = s.fold_groups.c
+        gone = {"epoch": c.epoch + 1, "owner": None, "lease_until_us": 0} if paused else {}
+        self._set_group(workspace, group, paused=paused, **gone)
 
     def _set_group(self, workspace: str, group: str, **values: Any) -> None:
         c = s.fold_groups.c
@@ -97,10 +100,10 @@ class GroupMixin(Base):
         sql = """update fold_groups set
             epoch = case when owner = ? and lease_until_us > ? then epoch else epoch + 1 end,
             owner = ?, lease_until_us = ?
-            where workspace = ? and grp = ? and (owner is null or owner = ? or lease_until_us <= ?)
+            where workspace = ? and grp = ? and paused = ? and (owner is null or owner = ? or lease_until_us <= ?)
             returning epoch, watermark, commit_no"""
-        params = (owner, now_us, owner, now_us + ttl_us, workspace, group, owner, now_us)
-        row = self._write(lambda tx: tx.one(sql, params))
+        params = (owner, now_us, owner, now_us + ttl_us, workspace, group, False, owner, now_us)
+        row = self._write(lambda tx: tx.one(sql, params), durable=False)
         return None if row is None else Lease(group, owner, *row)
 
     def renew(self, workspace: str, leases: Sequence[Lease], *, now_us: int, ttl_us: int) -> list[Lease]:
@@ -111,13 +114,13 @@ class GroupMixin(Base):
             until = now_us + ttl_us
             return [at for at in ordered if tx.run(sql, (until, workspace, at.group, at.epoch, at.owner)) == 1]
 
-        standing = set(self._write(job)) if leases else set()
+        standing = set(self._write(job, durable=False)) if leases else set()
         return [lease for lease in leases if lease in standing]
 
     def release(self, workspace: str, lease: Lease) -> None:
         sql = """update fold_groups set owner = null, lease_until_us = 0
             where workspace = ? and grp = ? and epoch = ? and owner = ?"""
-        self._write(lambda tx: tx.run(sql, (workspace, lease.group, lease.epoch, lease.owner)))
+        self._write(lambda tx: tx.run(sql, (workspace, lease.group, lease.epoch, lease.owner)), durable=False)
 
     # -- commits -----------------------------------------------------------------------------------------------
     def commit(
@@ -159,7 +162,7 @@ class GroupMixin(Base):
             add_dead(tx, workspace, dead)
             crash.point("commit.in")
 
-        self._write(job)
+        self._write(job, durable=False)
 
     def watermarks(self, workspace: str) -> dict[str, tuple[int, int]]:
         sql = "select grp, watermark, commit_no from fold_groups where workspace = ?"
@@ -210,8 +213,9 @@ class GroupMixin(Base):
         The fresh state is empty at ``checkpoint_commit`` (with ``checkpoint`` None): the feed after it builds it.
         """
         reset = """update fold_groups set epoch = epoch + 1, owner = null, lease_until_us = 0, watermark = ?,
-            commit_no = commit_no + 1, checkpoint = null, checkpoint_commit = commit_no + 1, checkpoint_watermark = ?, halted = null, feed_bytes = 0,
-            state_bytes = 0 where workspace = ? and grp = ?"""
+            commit_no = commit_no + 1, checkpoint = null, checkpoint_commit = commit_no + 1,
+            checkpoint_watermark = ?, halted = null, feed_bytes = 0, state_bytes = 0
+            where workspace = ? and grp = ?"""
 
         def job(tx: Tx) -> int:
             done = tx.run(reset, (watermark, watermark, workspace, group))

@@ -45,7 +45,7 @@ class PrepareMixin(Base):
             rows = log_rows([row[:-1] for row in found])
             return [PrepareClaim(row, attempts) for row, (*_, attempts) in zip(rows, found, strict=True)]
 
-        return self._write(job) if types and limit > 0 else []
+        return self._write(job, durable=False) if types and limit > 0 else []
 
     def prepare_save(self, workspace: str, instance_id: int, values: Mapping[int, bytes]) -> None:
         """Keep values; the first one wins, and none replaces a final failure: the fold may have used either."""
@@ -55,7 +55,7 @@ class PrepareMixin(Base):
             where prepared.state = {_WAITING}"""
         rows = [(workspace, instance_id, seq, value) for seq, value in sorted(values.items())]
         if rows:
-            self._write(lambda tx: tx.many(sql, rows))
+            self._write(lambda tx: tx.many(sql, rows), durable=False)
 
     def prepare_fail(self, workspace: str, instance_id: int, seq: int, *, code: str, detail: str, final: bool) -> None:
         """Count the attempt and free the claim; an attempt that died with its process is not counted."""
@@ -64,7 +64,7 @@ class PrepareMixin(Base):
             set state = excluded.state, attempts = prepared.attempts + 1, owner = null, claim_until_us = 0,
             code = excluded.code, detail = excluded.detail where prepared.state = {_WAITING}"""
         params = (workspace, instance_id, seq, _FAILED if final else _WAITING, code, safe_text(detail))
-        self._write(lambda tx: tx.run(sql, params))
+        self._write(lambda tx: tx.run(sql, params), durable=False)
 
     def prepare_load(
         self, workspace: str, instance_id: int, seqs: Sequence[int]
@@ -78,7 +78,7 @@ class PrepareMixin(Base):
 
     def prepare_drop(self, workspace: str, instance_id: int, upto: int) -> None:
         sql = "delete from prepared where workspace = ? and instance_id = ? and seq <= ?"
-        self._write(lambda tx: tx.run(sql, (workspace, instance_id, upto)))
+        self._write(lambda tx: tx.run(sql, (workspace, instance_id, upto)), durable=False)
 
     def results_get(self, workspace: str, backend: str, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
         sql = "select hash, value from results where workspace = ? and backend = ? and hash {in}"
@@ -91,4 +91,4 @@ class PrepareMixin(Base):
         sql = "insert into results (workspace, backend, hash, value) values (?, ?, ?, ?) on conflict do nothing"
         rows = [(workspace, backend, h, value) for h, value in sorted(results.items())]  # one order: no deadlock
         if rows:
-            self._write(lambda tx: tx.many(sql, rows))
+            self._write(lambda tx: tx.many(sql, rows), durable=False)

@@ -22,10 +22,11 @@ _MOST = 64
 
 
 class _Job:
-    __slots__ = ("done", "error", "run", "value")
+    __slots__ = ("done", "durable", "error", "run", "value")
 
-    def __init__(self, run: Callable[[Tx], Any]) -> None:
+    def __init__(self, run: Callable[[Tx], Any], durable: bool) -> None:
         self.run = run
+        self.durable = durable
         self.value: Any = None
         self.error: BaseException | None = None
         self.done = False
@@ -41,15 +42,21 @@ class GroupWriter:
         self._raw: sqlite3.Connection = tx.raw
         self._queue: deque[_Job] = deque()
         self._closed = False
+        self._full = True
 
     def close(self) -> None:
         """Close the connection; the caller holds ``lock``."""
         self._closed = True
         self._tx.sa.close()
 
-    def write(self, run: Callable[[Tx], T]) -> T:
-        """Run a job in a transaction that is durable when this returns."""
-        job = _Job(run)
+    def write(self, run: Callable[[Tx], T], *, durable: bool = True) -> T:
+        """Run a job in a transaction that is durable when this returns.
+
+        ``durable=False`` leaves the fsync out, for what can be computed again from the log (fold commits, leases,
+        backend results): a killed process loses nothing, a power cut at most a suffix of such transactions, since the
+        WAL is a sequence and every durable transaction syncs all before it.
+        """
+        job = _Job(run, durable)
         self._queue.append(job)
         with self.lock:
             while not job.done:
@@ -80,6 +87,10 @@ class GroupWriter:
                 self._raw.rollback()
 
     def _transact(self, jobs: list[_Job]) -> None:
+        full = any(job.durable for job in jobs)
+        if full != self._full:
+            self._raw.execute(f"pragma synchronous={'full' if full else 'normal'}")
+            self._full = full
         self._raw.execute("begin immediate")
         if len(jobs) == 1:
             self._alone(jobs[0])

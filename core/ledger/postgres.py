@@ -157,7 +157,7 @@ class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
     def _read(self, job: Callable[[Tx], T]) -> T:
         return self._lend(job)
 
-    def _write(self, job: Callable[[Tx], T]) -> T:
+    def _write(self, job: Callable[[Tx], T], *, durable: bool = True) -> T:
         def transaction(tx: Tx) -> T:
             with tx.raw.transaction():
                 return job(tx)

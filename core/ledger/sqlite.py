@@ -132,10 +132,10 @@ class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
         except (sqlite3.OperationalError, DBAPIError) as error:
             raise unavailable(error) from error
 
-    def _write(self, job: Callable[[Tx], T]) -> T:
+    def _write(self, job: Callable[[Tx], T], *, durable: bool = True) -> T:
         if self._closed:
             raise LedgerUnavailable(f"the ledger {self._path} is closed")
-        return self._writer.write(job)
+        return self._writer.write(job, durable=durable)
 
     # -- append ------------------------------------------------------------------------------------------------
     def append(

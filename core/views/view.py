@@ -69,15 +69,18 @@ class GroupView:
     def load(self) -> None:
         """(Re)load from the newest checkpoint and the feed; retried when a newer checkpoint is written meanwhile."""
         context, name = self.workspace.context, self.workspace.name
+        first = context.ledger.group(name, self.group.name).checkpoint
         for attempt in range(5):
             stores = GroupStores(context, self.group, side="view")
             try:
                 commit_no, watermark = recover(context, name, self.group, stores)
                 break
-            except CorruptCheckpoint:
+            except CorruptCheckpoint as error:
                 stores.close()
                 if attempt == 4:
                     raise
+                if attempt == 3 and context.settings.is_embedded:
+                    self._refold(first, error)
                 time.sleep(0.1 * (attempt + 1))
             except BaseException:
                 stores.close()
@@ -90,6 +93,17 @@ class GroupView:
                 member.server = member.runtime.policy.serve(member)
         if old is not None:
             old.close()
+
+    def _refold(self, first: str | None, error: CorruptCheckpoint) -> None:
+        """Have the group folded afresh from the log, unless a newer checkpoint was written meanwhile.
+
+        Only in the one process of the embedded shape: elsewhere the fold decides, since a view's host may merely not
+        see the files.
+        """
+        ledger, name = self.workspace.context.ledger, self.workspace.name
+        if first is not None and ledger.group(name, self.group.name).checkpoint == first:
+            log.error("checkpoint_corrupt group=%s: %s; folding afresh from the log", self.group.name, error)
+            ledger.reset_group(name, self.group.name, watermark=self.group.start_seq)
 
     def apply(self, commits: Iterable[Any], mark: int) -> None:
         """Apply commits in order, then move the watermark to ``mark`` when everything up to it is applied."""

@@ -10,14 +10,13 @@ import typer
 
 from streamfold.pipelines.cli.state import FAILED, CliError, Globals, console
 
-HELP = """List the policies; pause, resume, verify, rebuild one, or skip an event that halts it.
+HELP = """List the policies; pause, resume, verify or rebuild one.
 
 \b
 Examples:
   streamfold policies list
   streamfold policies verify trending
   streamfold policies pause vector_index --reason "disk is being moved"
-  streamfold policies skip trending EVENT_ID --reason "value out of range, reported upstream"
 """
 VERIFY_HELP = """Fold the log afresh beside the live policy and compare: equal, or what differs (exit code 1)."""
 BY_HAND = "by hand: streamfold policies"
@@ -35,7 +34,6 @@ def register(app: typer.Typer) -> None:
     group.command("resume", help="Go on folding, also after a failure.")(resume)
     group.command("verify", help=VERIFY_HELP)(verify)
     group.command("rebuild", help="Fold a fresh state from the log.")(rebuild)
-    group.command("skip", help="Skip one event for this policy; it becomes a dead letter.")(skip)
     app.add_typer(group, name="policies")
 
 
@@ -62,17 +60,6 @@ def resume(ctx: typer.Context, name: Name, version: Version = "", reason: Reason
 
 def rebuild(ctx: typer.Context, name: Name, version: Version = "", reason: Reason = BY_HAND, wait: Wait = 3600) -> None:
     _run(ctx, name, "rebuild", version, reason, wait, said="rebuilt")
-
-
-def skip(
-    ctx: typer.Context,
-    name: Name,
-    event_id: Annotated[str, typer.Argument(metavar="EVENT_ID")],
-    reason: Annotated[str, typer.Option(help="Why; kept in the audit log.")],
-    version: Version = "",
-    wait: Wait = 60,
-) -> None:
-    _run(ctx, name, "skip", version, reason, wait, said=f"skipped {event_id}", event_id=event_id)
 
 
 def verify(ctx: typer.Context, name: Name, version: Version = "", reason: Reason = BY_HAND, wait: Wait = 3600) -> None:

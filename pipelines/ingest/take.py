@@ -25,6 +25,40 @@ _structured = msgspec.json.Decoder(CloudEvent).decode
 _STRUCTURED = STRUCTURED.encode()
 
 
+KEY_HEADER, TOMBSTONE_HEADER = "streamfold-key", "streamfold-tombstone"
+"""Headers of a dead letter that keep what a Kafka record says beside its value."""
+
+
+def topic_mapping(settings: TopicSettings) -> TopicMapping:
+    """What a topic's settings mean to decoders. Raises ``ConfigError``."""
+    return TopicMapping(
+        kind=settings.kind or None,
+        decoder=settings.decoder,
+        allow_user_erasure=settings.allow_user_erasure,
+        source=settings.source or None,
+        fields=EventMapping.parse(settings.options) if settings.options and settings.decoder == "json" else None,
+        options=settings.options,
+    )
+
+
+def kept_record(letter: DeadLetter) -> KafkaRecord | None:
+    """The Kafka record that a dead letter keeps; None for letters of other intakes."""
+    topic, partition, offset = ([*(letter.offset or "").rsplit("/", 2), "", ""])[:3]
+    if not (partition.isdecimal() and offset.isdecimal()):
+        return None
+    headers = dict(letter.headers)
+    key, tombstone = headers.pop(KEY_HEADER, None), headers.pop(TOMBSTONE_HEADER, None)
+    return KafkaRecord(
+        topic=topic,
+        partition=int(partition),
+        offset=int(offset),
+        key=None if key is None else key.encode(),
+        value=None if tombstone else letter.payload,
+        headers={name: value.encode() for name, value in headers.items()},
+        timestamp_ms=letter.at_us // 1000,
+    )
+
+
 @dataclass(slots=True)
 class Taken:
     """What some records of one partition became: events with the records they came from, and dead letters."""
@@ -58,13 +92,7 @@ class TopicIntake:
             raise ConfigError(f"[kafka.topics.{topic}] no decoder named {settings.decoder!r}{hint}")
         self.topic = topic
         self.workspace = settings.workspace
-        self._mapping = TopicMapping(
-            kind=settings.kind or None,
-            decoder=settings.decoder,
-            allow_user_erasure=settings.allow_user_erasure,
-            source=settings.source or None,
-            fields=EventMapping.parse(settings.options) if settings.options else None,
-        )
+        self._mapping = topic_mapping(settings)
         self._decoders = decoders
         self._acceptor = acceptor
         self._refuse = refuse
@@ -97,7 +125,8 @@ class TopicIntake:
             event_id=event_id,
             source=record.topic,
             offset=f"{record.topic}/{record.partition}/{record.offset}",
-            headers={name: (value or b"").decode("utf-8", "replace") for name, value in record.headers or ()},
+            headers={name: (value or b"").decode("utf-8", "replace") for name, value in record.headers or ()}
+            | _key_headers(record),
             payload=record.value or b"",
             at_us=now_us,
         )
@@ -129,3 +158,9 @@ def _says_structured(headers: Sequence[tuple[str, bytes | None]]) -> bool:
         name.lower() == "content-type" and value is not None and value.startswith(_STRUCTURED)
         for name, value in headers
     )  # fmt: skip
+
+
+def _key_headers(record: Any) -> dict[str, str]:
+    """The record's key, and whether it is a tombstone, so that a retry can tell what the record meant."""
+    kept = {} if record.key is None else {KEY_HEADER: record.key.decode("utf-8", "replace")}
+    return kept | ({TOMBSTONE_HEADER: "1"} if record.value is None else {})

@@ -13,15 +13,13 @@ from streamfold.core.errors import InvalidEvent
 from streamfold.core.events import (
     CloudEvent,
     Envelope,
-    EventMapping,
-    KafkaRecord,
     NewEvent,
-    TopicMapping,
     decode_http,
     decode_kafka,
 )
 from streamfold.core.ledger.abc import ERASED, DeadLetter
 from streamfold.core.views import WorkspaceView
+from streamfold.pipelines.ingest.take import kept_record, topic_mapping
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import PAGE_PARAMS, Call, Endpoint, answer, page, rfc3339
 from streamfold.pipelines.serve.events import outcomes
@@ -218,26 +216,12 @@ def _undecoded(call: Call, letter: DeadLetter) -> NewEvent:
 
 
 def _again(call: Call, letter: DeadLetter) -> CloudEvent | InvalidEvent:
-    topic, partition, offset = ([*(letter.offset or "").rsplit("/", 2), "", ""])[:3]
-    settings = call.service.settings.kafka.topics.get(topic)
-    if settings is None or not (partition.isdecimal() and offset.isdecimal()):
+    record = kept_record(letter)
+    settings = None if record is None else call.service.settings.kafka.topics.get(record.topic)
+    if record is None or settings is None:
         media = {name.lower(): value for name, value in letter.headers.items()}.get("content-type", "application/json")
         return decode_http(media, letter.headers, letter.payload)[0]
-    mapping = TopicMapping(
-        kind=settings.kind or None,
-        decoder=settings.decoder,
-        allow_user_erasure=settings.allow_user_erasure,
-        source=settings.source or None,
-        fields=EventMapping.parse(settings.options) if settings.options else None,
-    )
-    record = KafkaRecord(
-        topic=topic,
-        partition=int(partition),
-        offset=int(offset),
-        value=letter.payload,
-        headers={name: value.encode() for name, value in letter.headers.items()},
-        timestamp_ms=letter.at_us // 1000,
-    )
+    mapping = topic_mapping(settings)
     return decode_kafka(record, mapping, call.service.node.registry.decoders)
 
 

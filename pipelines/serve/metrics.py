@@ -58,13 +58,9 @@ class Metrics:
         self.visible_seconds.labels(workspace).observe(seconds)
 
     @hookimpl
-    def committed(self, workspace: str, group: str, watermark: int, commit_no: int, events: int) -> None:
+    def committed(self, workspace: str, group: str, events: int, seconds: float) -> None:
         self.folded.labels(workspace, group).inc(events)
-        runner = self._node.runner
-        fold = None if runner is None else runner.runner._folds.get((workspace, group))
-        took_s = getattr(fold, "last_commit_s", None)  # absent before a fold's first commit
-        if took_s is not None:
-            self.commit_seconds.labels(workspace, group).observe(took_s)
+        self.commit_seconds.labels(workspace, group).observe(seconds)
 
     def took(self, workspace: str, done: Appended) -> None:
         """Count what an append did."""

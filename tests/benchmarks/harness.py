@@ -130,9 +130,9 @@ class Meter:
 
 
 def written_bytes(pid: int) -> int:
-    """Return what a process passed to write calls, database files, checkpoints and sockets alike."""
+    """Return the greater of what a process passed to write calls and what it sent to storage (mapped files too)."""
     fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
-    return int(fields["wchar"])
+    return max(int(fields["wchar"]), int(fields["write_bytes"]))
 
 
 def settings_file(folder: Path, text: str = "", *, policies: Sequence[str] = ("trending", "vector_index")) -> Path:
@@ -146,6 +146,15 @@ def settings_file(folder: Path, text: str = "", *, policies: Sequence[str] = ("t
     return file
 
 
+_SERVE = """import sys, time, faiss
+import streamfold.pipelines.serve.server, streamfold.plugins.builtin, streamfold.plugins.vector_index
+from streamfold.pipelines.cli import main
+print("imported", time.monotonic(), file=sys.stderr, flush=True)
+sys.argv = ["streamfold", "serve", "--port", "0"]
+main()
+"""
+
+
 class Processes:
     """Processes of streamfold over one settings file; all are ended, by id, when the block is left."""
 
@@ -155,8 +164,11 @@ class Processes:
         self.logs: dict[str, Path] = {}
 
     def start(self, name: str, module: str, *words: str) -> subprocess.Popen[bytes]:
+        return self._start(name, "-m", f"streamfold.pipelines.{module}", *words)
+
+    def _start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         log = self.file.parent / f"{name}.log"
-        command = [sys.executable, "-m", f"streamfold.pipelines.{module}", *words]
+        command = [sys.executable, *words]
         environ = os.environ | {
             "STREAMFOLD_CONFIG": str(self.file),
             "OMP_NUM_THREADS": "1",
@@ -169,12 +181,17 @@ class Processes:
 
     def serve(self, name: str = "serve") -> Client:
         """Start the service, and return a client once it is ready."""
-        process = self.start(name, "cli", "serve", "--port", "0")
+        process = self._start(name, "-c", _SERVE)
         port = until(lambda: self._port(name), 60, lambda: self.tail(name))
         client = Client(port)
         until(lambda: client.get("/readyz")[0] == 200, 120, lambda: self.tail(name))
         client.pid = process.pid
         return client
+
+    def imported_at(self, name: str = "serve") -> float:
+        """Return when a service had made its imports, by the monotonic clock."""
+        lines = self.logs[name].read_text(errors="replace").splitlines()
+        return float(next(line for line in lines if line.startswith("imported ")).split()[1])
 
     def _port(self, name: str) -> int:
         for line in self.logs[name].read_text(errors="replace").splitlines():
@@ -225,7 +242,7 @@ def until(
     while not (found := ready()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:g} s in vain\n{told()}")
-        time.sleep(every_s)
+        time.sleep(0.05)
     return found
 
 
@@ -236,14 +253,19 @@ class Client:
         self.port = port
         self.pid = 0
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        self._used = 0.0
 
     def twin(self) -> Client:
         return Client(self.port)
 
     def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+        if time.monotonic() - self._used > 3:
+            self._connection.close()  # the server does so after 5 s without a request
         self._connection.request(method, path, body, headers)
         response = self._connection.getresponse()
-        return response.status, response.read()
+        answer = response.read()
+        self._used = time.monotonic()
+        return response.status, answer
 
     def get(self, path: str) -> tuple[int, bytes]:
         return self._ask("GET", path, None, {})

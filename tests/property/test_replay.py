@@ -42,9 +42,8 @@ class Life(RuleBasedStateMachine):
     @initialize(batch=st.sampled_from([1, 2, 7, 4096]))
     def start(self, batch: int) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.world = World(
-            Path(self.folder.name), [plugin([Counts])], {"counts": {}}, fold={"batch_events": batch, "max_skips": 10_000}
-        )
+        fold = {"batch_events": batch, "max_skips": 10_000}
+        self.world = World(Path(self.folder.name), [plugin([Counts])], {"counts": {}}, fold=fold)
         self.model: Counter[str] = Counter()
         self.sent: list[tuple[str, str]] = []
 

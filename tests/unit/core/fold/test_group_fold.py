@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_more_skips_in_a_row_than_allowed_halt_the_group(world: World) -> None:
 
 def test_an_event_refused_by_prepare_is_skipped_with_its_stage(world: World) -> None:
     world.send_many(
-        [("document.upserted", {"document_id": str(i), "text": text}) for i, text in enumerate(["one", "two!", "three"])]
+        [("document.upserted", {"document_id": str(i), "text": t}) for i, t in enumerate(["one", "two!", "three"])]
     )
     world.fold()
     length = world.store("preparing", "length")
@@ -201,12 +202,13 @@ def test_a_corrupt_checkpoint_is_noticed_and_the_group_folded_afresh(world: Worl
     name = world.ledger.group(world.workspace, group.name).checkpoint
     assert name is not None
     root = Path(world.context.settings.checkpoint_root) / world.workspace / group.name / name
-    victim = max((f for f in root.rglob("*") if f.is_file() and f.name != "manifest.json"), key=lambda f: f.stat().st_size)
+    files = [f for f in root.rglob("*") if f.is_file() and f.name != "manifest.json"]
+    victim = max(files, key=lambda f: f.stat().st_size)
     victim.write_bytes(victim.read_bytes()[:-1] + b"\xff")
     world.forget_warm()
     world.send(*click("c"))
     world.fold()
-    assert {k: v for k, v in world.store("counting", "count").items()} == {"a": 1, "b": 1, "c": 1}
+    assert dict(world.store("counting", "count").items()) == {"a": 1, "b": 1, "c": 1}
     assert equal(world)
 
 
@@ -215,8 +217,9 @@ def test_a_retry_is_folded_only_by_the_instances_that_skipped_the_original(world
     world.fold()
     row = world.ledger.rows(world.workspace, [1])[0]
     event = world.registry.event_types.decode(row)
-    again = world.acceptor.accept_data(event.type, {"user_id": "u", "item_id": "good", "action": "click"}, id="r", source="t")
-    retry = type(again)(**{f: getattr(again, f) for f in again.__dataclass_fields__} | {"retry_of": 1})
+    data = {"user_id": "u", "item_id": "good", "action": "click"}
+    again = world.acceptor.accept_data(event.type, data, id="r", source="t")
+    retry = dataclasses.replace(again, retry_of=1)
     world.ledger.append(world.workspace, [retry], recorded_us=world.clock.now_us())
     world.fold()
     assert world.store("counting", "count").get("good") == 1
@@ -256,3 +259,32 @@ def test_a_deletion_hides_at_once_however_far_the_fold_lags(world: World) -> Non
     view = world.view
     [trending] = [g for g in view.live() if "trending" in g.members]
     assert not view.hidden(trending, [Subject("item", "a")]), "folded: nothing is left to hide"
+
+
+def test_a_paused_group_stands_still_until_it_is_resumed(world: World) -> None:
+    world.send(*click("a"))
+    world.fold()
+    name = world.group("counting").name
+    world.ledger.set_paused(world.workspace, name, True)
+    world.send(*click("a"))
+    world.fold()
+    assert world.store("counting", "count").get("a") == 1
+    world.ledger.set_paused(world.workspace, name, False)
+    world.fold()
+    assert world.store("counting", "count").get("a") == 2
+    assert equal(world)
+
+
+def test_a_changed_policy_replaces_its_old_instance_once_it_has_caught_up(tmp_path: Path) -> None:
+    with World(tmp_path / "c", [plugin([Trending])], {"trending": {}}) as world:
+        world.send_many([click("a"), click("b")])
+        world.fold()
+
+    class Newer(Trending):
+        version = 2
+
+    with World(tmp_path / "c", [plugin([Newer])], {"trending": {}}) as world:
+        assert [i.slot for i in world.ledger.instances(world.workspace)] == ["live", "shadow"]
+        world.fold()
+        assert [i.slot for i in world.ledger.instances(world.workspace)] == ["retired", "live"]
+        assert len(world.store("trending", "score")) == 2
