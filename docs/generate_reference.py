@@ -41,6 +41,9 @@ _MEANINGS = {
     "kafka.topics": "A table per topic, see below.",
     "kafka.group": "Consumer group under which offsets are committed for lag monitors; the ledger decides.",
     "kafka.poll_records": "Most records of one poll.",
+    "on_change": "What happens when a declared policy changed: `replace`: the new instance takes over when caught up; "
+    "`manual`: it stays a shadow (promotion by hand is not built yet).",
+    "kafka.topics.NAME.options": "Field mapping of the decoder `json`: `type`, `id`, `source`, `time`, `data`.",
     "kafka.topics.NAME.workspace": "The workspace that the topic's events go to.",
     "kafka.topics.NAME.decoder": "`cloudevents`, `json`, or one of a plugin.",
     "kafka.topics.NAME.source": "Source of events that bring none. Empty: `kafka:TOPIC`.",
@@ -160,9 +163,9 @@ def settings_page() -> str:
     lines = [
         "# Settings\n",
         "Settings come from `streamfold.toml` in the working directory (or the file of `--config` or "
-        "`STREAMFOLD_CONFIG`), and above it from the environment: `STREAMFOLD_` and the path in capitals, joined by two "
-        "underscores (`fold.turn_ms` is `STREAMFOLD_FOLD__TURN_MS`; tables and lists are JSON). Without any file the "
-        "defaults run. An unknown key is refused, and the nearest valid one named.\n",
+        "`STREAMFOLD_CONFIG`), and above it from the environment: `STREAMFOLD_` and the path in capitals, joined by "
+        "two underscores (`fold.turn_ms` is `STREAMFOLD_FOLD__TURN_MS`; tables and lists are JSON). Without any file "
+        "the defaults run. An unknown key is refused, and the nearest valid one named.\n",
         "| setting | type | default | meaning |",
         "|---|---|---|---|",
     ]
@@ -231,8 +234,8 @@ def events_page() -> str:
 
 
 _RULES = {
-    "interaction.observed": "Needs `user_id` or `session_id`; `action` is one of view, click, like, dislike, skip, cart, "
-    "purchase, rating (which needs `value`) or of the setting `limits.actions`.",
+    "interaction.observed": "Needs `user_id` or `session_id`; `action` is one of view, click, like, dislike, skip, "
+    "cart, purchase, rating (which needs `value`) or of the setting `limits.actions`.",
     "exposure.recorded": "Each of `items` names exactly one of `item_id`, `document_id`, `chunk_id`, `label`.",
     "label.observed": "`target` names exactly one of its fields; `label: null` retracts.",
     "feedback.given": "`value` is in −1…1.",
@@ -294,11 +297,11 @@ def hooks_page() -> str:
     """Make hooks.md."""
     lines = [
         "# Hooks\n",
-        "A plugin is a module named in the entry-point group `streamfold` and enabled by `plugins = [\"NAME\"]` in the "
+        'A plugin is a module named in the entry-point group `streamfold` and enabled by `plugins = ["NAME"]` in the '
         "settings. It implements any of these hooks with `@hookimpl` from `streamfold.core`, taking the arguments that "
-        "it needs by name ([pluggy](https://pluggy.readthedocs.io)). Hooks register and observe; nothing on the hot path "
-        "goes through them. A hook implementation of another name is refused at start, and so is a name that two plugins "
-        "register. `STREAMFOLD_TRACE_HOOKS=1` traces the calls. How to write a plugin: "
+        "it needs by name ([pluggy](https://pluggy.readthedocs.io)). Hooks register and observe; nothing on the hot "
+        "path goes through them. A hook implementation of another name is refused at start, and so is a name that two "
+        "plugins register. `STREAMFOLD_TRACE_HOOKS=1` traces the calls. How to write a plugin: "
         "[write a policy](../how-to/write-a-policy.md).\n",
     ]
     for name, spec in hook_specs():
@@ -375,8 +378,8 @@ def rest_page() -> str:
         "**Keys.** `Authorization: Bearer KEY` or `X-API-Key: KEY`; a key belongs to one workspace and has scopes. "
         "Without configured keys the server listens on loopback only and serves the workspace `default`.\n",
         "**Writes** take `wait=visible` with `wait_ms`: 200 when visible in time, else 202 (still accepted). **Reads** "
-        "take `min_position`, `wait_ms`, `max_age_ms`: 503 `position-not-reached` or `too-stale` when missed. **Pages** "
-        "take `limit` and `cursor`, and answer `{items, next_cursor}`.\n",
+        "take `min_position`, `wait_ms`, `max_age_ms`: 503 `position-not-reached` or `too-stale` when missed. "
+        "**Pages** take `limit` and `cursor`, and answer `{items, next_cursor}`.\n",
     ]
     listed = endpoints()
     for tag, title in _TAGS.items():
@@ -459,9 +462,9 @@ def metrics_page() -> str:
     lines = [
         "# Metrics\n",
         "`GET /metrics` of each serving process, in Prometheus' text form (with keys: scope `admin`). Counters and "
-        "histograms are of the answering process: folding in workers is not counted here (`streamfold_commit_seconds` and "
-        "`streamfold_folded_events_total` stay empty in a process that does not fold). Gauges are read from the ledger "
-        "and the views at each scrape.\n",
+        "histograms are of the answering process: folding in workers is not counted here (`streamfold_commit_seconds` "
+        "and `streamfold_folded_events_total` stay empty in a process that does not fold). Gauges are read from the "
+        "ledger and the views at each scrape.\n",
         "| metric | type | labels | meaning |",
         "|---|---|---|---|",
         *(f"| `{name}` | {kind} | {_LABELS.get(name, '')} | {meaning} |" for name, kind, meaning in metrics()),
@@ -492,9 +495,9 @@ def cli_page() -> str:
 
     lines = [
         "# Command line\n",
-        "stdout holds the result (`--json`: the REST body), stderr the progress. Global options stand before or after the "
-        f"command. Exit codes: {EXIT_CODES}. The key is taken from `STREAMFOLD_API_KEY`. `init`, `doctor`, `migrate`, "
-        "`serve`, `ingest`, `worker` and `demo` need no running service; the others speak HTTP to one.\n",
+        "stdout holds the result (`--json`: the REST body), stderr the progress. Global options stand before or after "
+        f"the command. Exit codes: {EXIT_CODES}. The key is taken from `STREAMFOLD_API_KEY`. `init`, `doctor`, "
+        "`migrate`, `serve`, `ingest`, `worker` and `demo` need no running service; the others speak HTTP to one.\n",
         "## Global options\n",
         *_options(typer.main.get_command(app).params),
     ]

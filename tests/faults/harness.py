@@ -28,7 +28,7 @@ from streamfold.core.context import Group
 from streamfold.core.errors import LedgerBusy, LedgerUnavailable
 from streamfold.core.fold import verify_group
 from streamfold.core.fold.stores import GroupStores, recover
-from streamfold.core.settings import Settings, load_settings
+from streamfold.core.settings import Settings
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.services.process import free_port
 
@@ -372,10 +372,3 @@ def kill_later(process: Proc, seconds: float) -> None:
     timer = threading.Timer(seconds, process.kill)
     timer.daemon = True
     timer.start()
-
-
-__all__ = [
-    "KILLS", "SEED", "Event", "Expected", "Load", "Proc", "Sender", "Service", "check_everything", "check_state",
-    "fold_to_the_end", "is_caught_up", "kill_later", "load_settings", "logged_ids", "open_node", "pick", "share_of_kills", "wait_for",
-    "write_settings",
-]  # fmt: skip

@@ -27,7 +27,6 @@ from harness import (
     Service,
     check_state,
     is_caught_up,
-    load_settings,
     logged_ids,
     open_node,
     pick,
@@ -36,6 +35,7 @@ from harness import (
     write_settings,
 )
 
+from streamfold.core.settings import load_settings
 from streamfold.pipelines.services import Service as Server
 
 pytestmark = pytest.mark.services

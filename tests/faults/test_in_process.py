@@ -18,14 +18,13 @@ from harness import (
     check_everything,
     check_state,
     is_caught_up,
-    load_settings,
     open_node,
     wait_for,
     write_settings,
 )
 
-from streamfold.core import EventError, Policy, Prepared, Stores, Table, hookimpl
 from streamfold.core import Event as Folded
+from streamfold.core import EventError, Policy, Prepared, Stores, Table, hookimpl
 from streamfold.core.clock import ManualClock
 from streamfold.core.context import Context, Group
 from streamfold.core.errors import Fenced, IntakeConflict
@@ -37,7 +36,8 @@ from streamfold.core.fold.stores import GroupStores, recover
 from streamfold.core.ledger import Ledger, open_ledger
 from streamfold.core.ledger.abc import IntakeMove
 from streamfold.core.registry import Registry
-from streamfold.core.settings import Settings
+from streamfold.core.settings import Settings, load_settings
+from streamfold.core.stores.checkpoint import write_checkpoint
 from streamfold.pipelines.node import Node
 from streamfold.plugins import builtin
 
@@ -306,7 +306,7 @@ def test_a_stale_owner_may_not_point_to_its_checkpoint(any_ledger: Bench) -> Non
     b.release()
 
 
-# -- poison and failing policies ----------------------------------------------------------------------------------------
+# -- poison and failing policies --------------------------------------------------------------------------------------
 def test_a_poison_event_is_one_dead_letter(bench_of: Callable[..., Bench]) -> None:
     """``EventError`` skips the event for that policy alone; the letter is committed with the watermark."""
 
@@ -399,7 +399,8 @@ def test_a_policy_that_always_raises_halts_only_its_group(bench_of: Callable[...
     run_until(runner, lambda: bench.ledger.group(W, moody_name).halted is not None)
     for _ in range(3):
         positions += bench.append(clicks(5, start=len(positions)))
-        run_until(runner, lambda: bench.ledger.watermarks(W)[trending_name][0] == positions[-1])
+        head = positions[-1]
+        run_until(runner, lambda: bench.ledger.watermarks(W)[trending_name][0] == head)  # noqa: B023 - run at once
     state = bench.ledger.group(W, moody_name)
     assert state.watermark == positions[6]  # all before it is committed, it is not
     assert state.halted is not None
@@ -474,14 +475,14 @@ def test_a_damaged_checkpoint_is_found_and_refolded_from_the_log(tmp_path: Path,
 def test_a_full_disk_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The service folds on; the next checkpoint that fits is written, and nothing of the failed one lies about."""
     settings = load_settings(write_settings(tmp_path, fold={"checkpoint_min_bytes": 500, "min_free_bytes": 0}))
-    write, failures = checkpoints.write_checkpoint, []
+    failures: list[int] = []
 
     def full(stores: Any, root: Any, *, meta: Any) -> str:
         if len(failures) < 3:
             failures.append(1)
             broken = {"x": _Breaks()}
-            return write(broken, root, meta=meta)  # type: ignore[arg-type]  # all that it needs is save()
-        return write(stores, root, meta=meta)
+            return write_checkpoint(broken, root, meta=meta)  # type: ignore[arg-type]  # all that it needs is save()
+        return write_checkpoint(stores, root, meta=meta)
 
     monkeypatch.setattr(checkpoints, "write_checkpoint", full)
     events = Load("f", SEED).batch(600)

@@ -19,13 +19,14 @@ from harness import (
     Service,
     check_everything,
     kill_later,
-    load_settings,
     logged_ids,
     open_node,
     pick,
     share_of_kills,
     write_settings,
 )
+
+from streamfold.core.settings import load_settings
 
 POINTS = [
     "append.in", "commit.in", "checkpoint.in", "append.before", "append.after", "commit.before", "commit.after",
