@@ -145,5 +145,3 @@ class World:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-

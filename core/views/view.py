@@ -137,8 +137,8 @@ class WorkspaceView:
         self._deletions_read = 0
         self._samples = samples
         self._lock = threading.Lock()
-        self.accepted: deque[tuple[int, float]] = deque(maxlen=20_000)
-        """(position, monotonic time) of what this process appended, to measure event → visible."""
+        self.accepted: deque[tuple[int, float, frozenset[str]]] = deque(maxlen=20_000)
+        """(position, monotonic time, types) of what this process appended, to measure event → visible."""
         context.pin(name)
         self.follow()
 
@@ -214,10 +214,17 @@ class WorkspaceView:
         return bool(found)
 
     def _measure(self) -> None:
-        visible = self.visible_position(None)
+        """Sample event → visible of what this process appended: seen by the groups that handle its types."""
         now = time.monotonic()
-        while self.accepted and self.accepted[0][0] <= visible:
-            self._samples(self.name, now - self.accepted.popleft()[1])
+        reached: dict[frozenset[str], int] = {}
+        while self.accepted:
+            position, since, types = self.accepted[0]
+            if types not in reached:
+                reached[types] = self.visible_position(types)
+            if position > reached[types]:
+                return
+            self.accepted.popleft()
+            self._samples(self.name, now - since)
 
     # -- reading --------------------------------------------------------------------------------------------------
     def live(self) -> list[GroupView]:

@@ -112,10 +112,11 @@ class Service:
         done = node.ledger.append(view.name, events, recorded_us=node.context.clock.now_us())
         fresh = [p for p, outcome in zip(done.positions, done.outcomes, strict=True) if outcome == "accepted"]
         if fresh:
-            view.accepted.append((fresh[-1], started))
+            types = frozenset(event.type for event in events)
+            view.accepted.append((fresh[-1], started, types))
             node.appended(view.name)
             if not self.settings.is_embedded and self.settings.broker.url:
-                self._wake(view.name, fresh[-1], sorted({event.type for event in events}))
+                self._wake(view.name, fresh[-1], sorted(types))
         self.metrics.took(view.name, done)
         return done
 

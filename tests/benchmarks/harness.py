@@ -54,7 +54,8 @@ class Figure:
         aim = "" if self.aim is None else f" (aim {self.aim:,.4g})"
         notes = "; ".join(f"{key} {value}" for key, value in self.notes.items())
         verdict = "reached" if self.reached else "MISSED"
-        return f"{self.name}: {self.value:,.4g} {self.unit} [{spread}], bar {sign} {self.bar:,.4g}{aim}: {verdict}; {notes}"
+        bar = f"bar {sign} {self.bar:,.4g}{aim}: {verdict}"
+        return f"{self.name}: {self.value:,.5g} {self.unit} [{spread}], {bar}; {notes}"
 
 
 def report(figures: Iterable[Figure]) -> None:

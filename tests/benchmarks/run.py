@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from harness import Figure
 BENCHES: dict[str, Callable[[bool, int], list[Figure]]] = {
     "embedded": bench_embedded.throughput,
     "embedded-freshness": bench_embedded.freshness,
+    "in-process": bench_growth.in_process,
     "documents": bench_embedded.documents,
     "growth": bench_growth.growth,
     "kafka": bench_distributed.throughput,
@@ -33,6 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of what is quick to repeat (%(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     print(json.dumps(harness.machine(), ensure_ascii=False), flush=True)
     figures: list[Figure] = []
     for name in options.only or BENCHES:

@@ -35,6 +35,7 @@ from streamfold.pipelines.services.process import free_port
 KILLS = int(os.environ.get("STREAMFOLD_FAULTS", "15"))
 """How many kill -9 the folder makes in all; `make faults` asks for 50."""
 SEED = int(os.environ.get("STREAMFOLD_FAULTS_SEED", "1"))
+FOLD = {"checkpoint_min_bytes": 4000, "lease_s": 2.0, "sweep_s": 0.3, "min_free_bytes": 0}
 TIME = "2026-01-02T03:04:05Z"
 _TIME_S = 1_767_323_045.0
 _RATE = math.log(2) / 86_400.0
@@ -219,7 +220,7 @@ def write_settings(folder: Path, **tables: Mapping[str, Any]) -> Path:
     values: dict[str, Any] = {
         "data": str(folder / "data"),
         "backends": {"encoder": {"use": "hashing"}, "chunker": {"use": "sentences"}},
-        "fold": {"checkpoint_min_bytes": 4000, "lease_s": 2.0, "sweep_s": 0.3, "min_free_bytes": 0},
+        "fold": FOLD,
         "log": {"level": "info", "format": "json"},
         **tables,
     }

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from harness import (
+    FOLD,
     SEED,
     Event,
     Load,
@@ -38,7 +39,11 @@ from harness import (
 from streamfold.core.settings import load_settings
 from streamfold.pipelines.services import Service as Server
 
-pytestmark = pytest.mark.services
+pytestmark = [
+    pytest.mark.services,
+    # kafka-python leaves the sockets to the collector whose connecting failed while its broker was down.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 POINTS = [
     "worker commit.in", "ingest ingest.appended", "api random", "ingest ingest.polled", "worker random",
@@ -67,6 +72,8 @@ class Stack:
             folder,
             ledger={"url": own["postgres"].url},
             broker={"url": own["redis"].url},
+            # A claim to prepare outlives its killed worker by prepare_timeout_s + 10 s.
+            fold=FOLD | {"prepare_timeout_s": 0.5},
             kafka={"bootstrap": self.kafka.url, "poll_records": 50, "topics": {"events": {}}},
         )
         self.settings = load_settings(config)
