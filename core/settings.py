@@ -75,15 +75,12 @@ class ServeSettings(_Section):
     port: int = Field(default=8080, ge=0, le=65535)
     keys: tuple[KeySettings, ...] = ()
     max_body_bytes: int = 16 * 1024 * 1024
-    embedded: bool = True
-    """Fold in this process (with a SQLite ledger always; with PostgreSQL only for trying out)."""
     query_threads: int = Field(default=8, ge=1)
 
 
 class FoldSettings(_Section):
     """How folds run."""
 
-    commit_every_ms: int = Field(default=200, ge=1)
     turn_ms: int = Field(default=200, ge=1)
     batch_events: int = Field(default=4096, ge=1)
     lease_s: float = Field(default=10.0, gt=0)
@@ -93,7 +90,7 @@ class FoldSettings(_Section):
     checkpoint_min_bytes: int = 4 * 1024 * 1024
     prepare_batch: int = Field(default=64, ge=1)
     prepare_timeout_s: float = Field(default=30.0, gt=0)
-    view_poll_ms: int = Field(default=50, ge=1)
+    view_poll_ms: int = Field(default=20, ge=1)
     max_lag_events: int = 200_000
     """Live lag past which HTTP answers 429 and Kafka is paused."""
     min_free_bytes: int = 256 * 1024 * 1024

@@ -56,8 +56,6 @@ _MEANINGS = {
     "serve.keys.N.scopes": "What the key may do.",
     "serve.max_body_bytes": "Longest request body; past it 413 `too-large`.",
     "serve.query_threads": "Threads that answer reads.",
-    "serve.embedded": "Without effect in this version: the process folds when the ledger is SQLite, and only then.",
-    "fold.commit_every_ms": "Without effect in this version: a fold commits after each batch.",
     "fold.turn_ms": "A turn of one group ends after this time, so that groups share a worker.",
     "fold.batch_events": "Most events of one commit.",
     "fold.lease_s": "How long a group's lease lasts without renewal: after a crash another worker waits this long.",

@@ -47,7 +47,9 @@ class LedgerPrepared:
             types=sorted(runtime.handles),
             owner=ctx.owner,
             now_us=ctx.clock.now_us(),
-            ttl_us=int((ctx.settings.fold.prepare_timeout_s + 10) * 1e6),
+            # Short: a dead worker's claims must not hold its events up. A live one that takes longer shares the
+            # work with another, which is harmless: prepare is pure and the first saved value stands.
+            ttl_us=int(ctx.settings.fold.lease_s * 1e6),
             limit=limit,
         )
 
