@@ -33,7 +33,7 @@ from streamfold.core.ledger._tx import PostgresTx, Tx
 from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove, Lease
 
 T = TypeVar("T")
-_OPTIONS = "-c statement_timeout=60s -c lock_timeout=20s -c idle_in_transaction_session_timeout=60s -c timezone=UTC"
+_OPTIONS = "-c statement_timeout=60s -c lock_timeout=20s -c idle_in_transaction_session_timeout=5s -c timezone=UTC"
 
 # The head's row is locked by a statement of its own, so that the next one sees what its former holder committed. Then
 # one statement finds the known events, gives positions to the others only (no holes) and returns the known.
