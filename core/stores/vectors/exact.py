@@ -14,46 +14,10 @@ from safetensors.numpy import save_file
 from streamfold.core.errors import StoreError
 from streamfold.core.stores._top import best_slots
 from streamfold.core.stores.abc import Floats, Ids
+from streamfold.core.stores.vectors._checks import checked_filter, checked_ids, checked_k, unit_vectors
+from streamfold.core.stores.vectors.growing import allowed_by
 
 _BLOCK = 1 << 24  # scores at a time: 64 MB
-
-
-def checked_ids(ids: npt.ArrayLike) -> Ids:
-    """Return ``(n,) int64`` ids ≥ 0; raises ``StoreError``."""
-    array = np.asarray(ids)
-    if array.size == 0:
-        return np.empty(0, np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise StoreError(f"ids must be a list of whole numbers, not {array.dtype} of shape {array.shape}")
-    if array.dtype == np.uint64 and array.max() >= 1 << 63:
-        raise StoreError("ids must fit int64")
-    array = array.astype(np.int64, copy=False)
-    if array.min() < 0:
-        raise StoreError(f"ids must not be negative: {int(array.min())}")
-    return array
-
-
-def checked_vectors(vectors: npt.ArrayLike, dim: int | None, *, normalize: bool) -> Floats:
-    """Return ``(n, dim) float32``, C-contiguous; raises ``StoreError`` for a wrong shape, NaN, infinity or a zero row.
-
-    The rows are not yet normalised; ``normalize`` only says whether a zero row is an error.
-    """
-    rows = np.ascontiguousarray(vectors, dtype=np.float32)
-    if rows.ndim != 2 or (dim is not None and rows.shape[1] != dim) or rows.shape[1] == 0:
-        raise StoreError(f"vectors must have shape (n, {dim or 'dim'}), not {rows.shape}")
-    # One pass: a NaN or infinite member shows in the row's sum of squares (so does an overflow).
-    squares = np.einsum("ij,ij->i", rows, rows)
-    if not np.isfinite(squares).all():
-        raise StoreError(f"vector {int(np.flatnonzero(~np.isfinite(squares))[0])} has a NaN or infinite length")
-    if normalize and not squares.all():
-        raise StoreError(f"vector {int(np.flatnonzero(squares == 0)[0])} is zero: it has no direction")
-    return rows
-
-
-def unit(rows: Floats) -> Floats:
-    """Return rows ``(n, d)`` scaled to length one."""
-    result: Floats = rows / np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-    return result
 
 
 class ExactVectors:
@@ -92,11 +56,9 @@ class ExactVectors:
         keys = checked_ids(ids)
         if not len(keys):
             return
-        rows = checked_vectors(vectors, self.dim, normalize=self.normalize)
+        rows = unit_vectors(vectors, self.dim, normalize=self.normalize)
         if len(keys) != len(rows):
             raise StoreError(f"{len(keys)} ids for {len(rows)} vectors")
-        if self.normalize:
-            rows = unit(rows)
         with self._lock:
             slots_of, count = self._slots, len(self._slots)
             slots = np.empty(len(keys), np.intp)
@@ -131,19 +93,14 @@ class ExactVectors:
 
     def search(self, queries: npt.ArrayLike, k: int, allow: npt.ArrayLike | None = None) -> tuple[Ids, Floats]:
         """``queries (m, d)`` → ids and scores ``(m, k)``, best first, ties by id; −1 and −∞ where fewer exist."""
-        if k < 1:
-            raise StoreError(f"k must be at least 1, not {k}")
-        rows = checked_vectors(queries, self.dim, normalize=self.normalize)
-        if self.normalize:
-            rows = unit(rows)
+        k = checked_k(k)
+        rows = unit_vectors(queries, self.dim, normalize=self.normalize)
         found = np.full((len(rows), k), -1, np.int64)
         scores = np.full((len(rows), k), -np.inf, np.float32)
         with self._lock:
             matrix, ids = self._matrix[: len(self._slots)], self._ids[: len(self._slots)]
             if allow is not None:
-                chosen = [
-                    s for key in np.unique(checked_ids(allow)).tolist() if (s := self._slots.get(key)) is not None
-                ]
+                chosen = self._allowed(allow, ids)
                 matrix, ids = matrix[chosen], ids[chosen]
             if not len(ids):
                 return found, scores
@@ -156,6 +113,13 @@ class ExactVectors:
                     found[i, : len(order)] = ids[slots][order]
                     scores[i, : len(order)] = line[slots][order]
         return found, scores
+
+    def _allowed(self, allow: npt.ArrayLike, ids: Ids) -> Ids:
+        mask, keys = checked_filter(allow)
+        if mask is not None:
+            return np.flatnonzero(allowed_by(mask, ids))
+        slots = [s for key in np.unique(keys).tolist() if (s := self._slots.get(key)) is not None]
+        return np.array(slots, np.int64)
 
     def __len__(self) -> int:
         return len(self._slots)

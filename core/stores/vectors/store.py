@@ -15,8 +15,9 @@ from streamfold.core.errors import StoreError
 from streamfold.core.stores._staged import Staged, whole_ids
 from streamfold.core.stores.abc import Floats, Ids
 from streamfold.core.stores.declare import Vectors
+from streamfold.core.stores.vectors._checks import checked_vectors
 from streamfold.core.stores.vectors.abc import VectorIndex
-from streamfold.core.stores.vectors.exact import ExactVectors, checked_vectors
+from streamfold.core.stores.vectors.exact import ExactVectors
 
 
 class ExportableIndex(VectorIndex, Protocol):
