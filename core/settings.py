@@ -97,6 +97,19 @@ class FoldSettings(_Section):
     """Disk headroom below which intake stops."""
 
 
+class VectorSettings(_Section):
+    """How views search vectors."""
+
+    index: Literal["ivf-fp16", "ivf-sq8", "hnsw", "auto", "exact"] = "ivf-fp16"
+    """Inverted lists of float16 or 8-bit rows, a graph (mostly read), ``auto``, or every row compared."""
+    exact_rows: int = Field(default=16_384, ge=64)
+    """Up to so many rows every search is exact."""
+    recall: float = Field(default=0.95, gt=0.5, le=1.0)
+    """The recall@10 that nprobe is tuned to."""
+    probe_every: int = Field(default=500, ge=0)
+    """One of so many queries is answered exactly, too, in the background (0: none)."""
+
+
 class LimitSettings(_Section):
     """Request and event limits."""
 
@@ -147,6 +160,7 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = KafkaSettings()
     serve: ServeSettings = ServeSettings()
     fold: FoldSettings = FoldSettings()
+    vectors: VectorSettings = VectorSettings()
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,11 @@ from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import CorruptCheckpoint, StreamfoldError
 from streamfold.core.ledger.abc import Commit
 from streamfold.core.policy import ReadOnly
+from streamfold.core.settings import VectorSettings
 from streamfold.core.stores import open_store
 from streamfold.core.stores.abc import Store
 from streamfold.core.stores.checkpoint import read_checkpoint
+from streamfold.core.stores.vectors import ExactVectors, LayeredVectors, VectorIndex
 
 log = logging.getLogger("streamfold.stores")
 
@@ -28,11 +31,14 @@ class GroupStores:
     def __init__(self, context: Context, group: Group, *, side: Literal["fold", "view"]) -> None:
         self.folder = Path(context.scratch) / f"{side}-{uuid.uuid4().hex[:12]}"
         self.stores: dict[str, Store] = {}
+        make_index = index_maker(context.settings.vectors)
         for runtime in group.runtimes:
             for declaration in runtime.policy.stores:
                 place = self.folder / runtime.key / declaration.name
                 place.mkdir(parents=True, exist_ok=True)
-                self.stores[runtime.store_key(declaration.name)] = open_store(declaration, folder=place, side=side)
+                self.stores[runtime.store_key(declaration.name)] = open_store(
+                    declaration, folder=place, side=side, make_index=make_index
+                )
         self.by_runtime = {r.key: _Named(r, self.stores) for r in group.runtimes}
 
     def apply(self, commit: Commit) -> None:
@@ -55,6 +61,25 @@ class GroupStores:
         for store in self.stores.values():
             store.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def index_maker(settings: VectorSettings) -> Callable[[int, bool], VectorIndex]:
+    """What makes a view's vector index, as the settings say."""
+    kind = settings.index
+    if kind == "exact":
+        return ExactVectors
+
+    def make(dim: int, normalize: bool) -> LayeredVectors:
+        return LayeredVectors(
+            dim,
+            normalize,
+            kind=kind,
+            exact_rows=settings.exact_rows,
+            recall=settings.recall,
+            probe_every=settings.probe_every,
+        )
+
+    return make
 
 
 class _Named(dict[str, Any]):

@@ -17,6 +17,7 @@ queries, under a lock of its own, so that a query sees one cut.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,7 @@ from streamfold.core.stores.checkpoint import CheckpointRoot, drop_old_checkpoin
 from streamfold.core.stores.declare import Blobs, Declaration, Table, Text, Vectors
 from streamfold.core.stores.table import LiveTable, WriteOnlyTable
 from streamfold.core.stores.text.store import LiveText
-from streamfold.core.stores.vectors.store import LiveVectors
+from streamfold.core.stores.vectors import ExactVectors, LiveVectors, VectorIndex
 
 __all__ = [
     "BlobStore",
@@ -53,7 +54,11 @@ __all__ = [
 
 
 def open_store(
-    declaration: Declaration, *, folder: Path, side: Literal["fold", "view"]
+    declaration: Declaration,
+    *,
+    folder: Path,
+    side: Literal["fold", "view"],
+    make_index: Callable[[int, bool], VectorIndex] = ExactVectors,
 ) -> LiveTable | LiveText | LiveVectors | LiveBlobs:
     """Return an empty live store for a declaration.
 
@@ -61,12 +66,14 @@ def open_store(
     ----------
     folder : for scratch files (blobs only); made when needed.
     side : ``"fold"`` holds no content where the declaration says ``fold_reads=False``.
+    make_index : ``(dim, normalize)`` → the index of a view's vectors. A fold that reads vectors reads exact ones: what
+        it finds must not depend on when merges ran.
     """
     hold = side == "view" or declaration.fold_reads
     if isinstance(declaration, Table):
         return LiveTable(declaration) if hold else WriteOnlyTable(declaration)
     if isinstance(declaration, Vectors):
-        return LiveVectors(declaration, hold=hold)
+        return LiveVectors(declaration, hold=hold, make_index=make_index if side == "view" else ExactVectors)
     if isinstance(declaration, Text):
         return LiveText(declaration, hold=hold)
     if isinstance(declaration, Blobs):

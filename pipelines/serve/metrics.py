@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter as Tally
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,11 +15,19 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from streamfold.core.errors import LedgerError
 from streamfold.core.hooks import hookimpl
 from streamfold.core.ledger.abc import Appended
+from streamfold.core.stores import LiveVectors
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve.pressure import live_lag
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _RATE_S = 10.0
+_VECTOR_GAUGES = (
+    ("recall", "Recall of the last probed queries against exact search; NaN before there are any"),
+    ("nprobe", "Lists per search"),
+    ("dead", "Deleted or replaced rows that await a merge"),
+    ("frozen", "Rows in buffers that await a merge"),
+    ("retrains", "Trainings of the lists since the start"),
+)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -115,6 +124,10 @@ class _Gauges:
         stores = GaugeMetricFamily(
             "streamfold_store_bytes", "Bytes of a store in this process", labels=["workspace", "policy", "store"]
         )
+        vectors = [
+            GaugeMetricFamily(f"streamfold_vector_{name}", text, labels=["workspace", "policy", "store"])
+            for name, text in _VECTOR_GAUGES
+        ]
         ledger = GaugeMetricFamily("streamfold_ledger_bytes", "Bytes of the ledger by part", labels=["part"])
         up = GaugeMetricFamily("streamfold_ledger_up", "1: the ledger answers")
         node = self._node
@@ -130,9 +143,13 @@ class _Gauges:
                         for key, store in group.stores.stores.items():
                             policy, _, name = key.partition("/")
                             stores.add_metric([view.name, policy, name], store.state_bytes())
+                            if isinstance(store, LiveVectors) and (stats := store.stats()) is not None:
+                                for gauge, (field, _) in zip(vectors, _VECTOR_GAUGES, strict=True):
+                                    value = getattr(stats, field)
+                                    gauge.add_metric([view.name, policy, name], math.nan if value is None else value)
             for part, size in node.ledger.size_bytes().items():
                 ledger.add_metric([part], size)
             up.add_metric([], 1)
         except LedgerError:
             up.add_metric([], 0)
-        yield from (head, lag, live, halted, dead, stores, ledger, up)
+        yield from (head, lag, live, halted, dead, stores, *vectors, ledger, up)

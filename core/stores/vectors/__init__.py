@@ -1,8 +1,11 @@
 """Vectors by id, searched by inner product.
 
 :class:`VectorIndex` is the contract, :class:`ExactVectors` the exact reference behind it, :class:`LayeredVectors` the
-one for streams, :class:`LiveVectors` the store around either (staging per event, changes per commit, bound, checkpoint).
+one for streams; :class:`LiveVectors` is the store around either (staging per event, changes per commit, bound,
+checkpoint).
 """
+
+from __future__ import annotations
 
 from streamfold.core.stores.vectors.abc import VectorIndex
 from streamfold.core.stores.vectors.exact import ExactVectors

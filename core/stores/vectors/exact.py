@@ -118,6 +118,7 @@ class ExactVectors:
         mask, keys = checked_filter(allow)
         if mask is not None:
             return np.flatnonzero(allowed_by(mask, ids))
+        assert keys is not None
         slots = [s for key in np.unique(keys).tolist() if (s := self._slots.get(key)) is not None]
         return np.array(slots, np.int64)
 
@@ -126,6 +127,11 @@ class ExactVectors:
 
     def __contains__(self, key: int) -> bool:
         return key in self._slots
+
+    is_lossless = True
+
+    def close(self) -> None:
+        """Nothing to stop."""
 
     def export(self) -> tuple[Ids, Floats]:
         """Return all ids, ascending, and their rows as stored: ``(n,) int64``, ``(n, d) float32``; copies."""
@@ -141,7 +147,7 @@ class ExactVectors:
             meta = {"streamfold": json.dumps({"dim": self.dim, "normalize": self.normalize})}
             save_file({"ids": self._ids[:count], "vectors": self._matrix[:count]}, path, metadata=meta)
 
-    def restore(self, path: Path) -> None:
+    def restore(self, path: Path, verify: bool = True) -> None:
         """Replace the content by a snapshot's; raises ``StoreError`` if it has another dimension or normalisation."""
         with safe_open(path, "np") as file:
             meta = json.loads((file.metadata() or {}).get("streamfold", "{}"))

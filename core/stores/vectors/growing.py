@@ -41,7 +41,7 @@ class Growing:
 
     @property
     def nbytes(self) -> int:
-        return self.count * (4 * self.matrix.shape[1] + 12)
+        return self.count * (4 * int(self.matrix.shape[1]) + 12)
 
     def append(self, ids: Ids, rows: Floats) -> None:
         start, end = self.count, self.count + len(ids)

@@ -34,7 +34,7 @@ class IdMap:
         self._shift = 64 - self._mask.bit_length()
         self._keys: Ids = np.full(size, _EMPTY, np.int64)
         self._values: Ids = np.full(size, _EMPTY, np.int64)
-        self._key, self._value = memoryview(self._keys), memoryview(self._values)  # scalar access without numpy
+        self._key, self._value = self._keys.data, self._values.data  # scalar access without numpy
 
     def __len__(self) -> int:
         return self._live

@@ -107,6 +107,10 @@ class Layers:
             self._kill(old[old >= 0], moved=True)
             start += n
         self.written += len(keys)
+        exact = len(self.view.buffers) == 1 and not self.view.segments
+        if not exact and self.view.buffers[-1].count > self.growing_rows:  # a large batch's own buffer
+            self.freeze()
+            froze = True
         return froze
 
     def delete1(self, key: int) -> None:

@@ -113,7 +113,7 @@ class Segment:
     # -- live slots ---------------------------------------------------------------------------------------------------
     def set_alive(self, alive: Bools) -> None:
         self.bits = np.packbits(alive, bitorder="little")
-        self._bit = memoryview(self.bits)
+        self._bit = self.bits.data
         self._selector = faiss.IDSelectorBitmap(self.bits)
         self.live = int(np.count_nonzero(alive))
         self._params: dict[tuple[int, bool], Any] = {}
@@ -353,7 +353,8 @@ class HnswSegment(Segment):
     def _halves(self) -> npt.NDArray[np.float16]:
         storage = faiss.downcast_index(self.index.storage)
         codes = faiss.rev_swig_ptr(storage.codes.data(), storage.ntotal * storage.code_size)
-        return codes.view(np.float16).reshape(storage.ntotal, -1)
+        halves: npt.NDArray[np.float16] = codes.view(np.float16).reshape(storage.ntotal, -1)
+        return halves
 
     def _exact(self, queries: Floats, k: int, slots: Ids) -> tuple[Floats, Ids] | None:
         if not len(slots):
@@ -383,7 +384,7 @@ class HnswSegment(Segment):
 
 
 class SavedFile:
-    """An index file that a snapshot wrote, held open so that the next snapshot can link it, whatever it is called by then."""
+    """An index file that a snapshot wrote, held open: the next one links it, whatever it is called by then."""
 
     def __init__(self, path: os.PathLike[str] | str, digest: str, size: int) -> None:
         self.digest, self.size = digest, size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,9 @@ from streamfold.core.stores._staged import Staged, whole_ids
 from streamfold.core.stores.abc import Floats, Ids
 from streamfold.core.stores.declare import Vectors
 from streamfold.core.stores.vectors._checks import checked_vectors
-from streamfold.core.stores.vectors.abc import VectorIndex
+from streamfold.core.stores.vectors.abc import Allow, VectorIndex
 from streamfold.core.stores.vectors.exact import ExactVectors
-
-
-class ExportableIndex(VectorIndex, Protocol):
-    """A vector index that can list its content."""
-
-    def export(self) -> tuple[Ids, Floats]:
-        """Return all ids, ascending, and their rows as stored."""
+from streamfold.core.stores.vectors.layered import LayeredVectors, VectorStats
 
 
 class LiveVectors(Staged[int, Floats]):
@@ -41,7 +35,7 @@ class LiveVectors(Staged[int, Floats]):
         declaration: Vectors,
         *,
         hold: bool = True,
-        make_index: Callable[[int, bool], ExportableIndex] = ExactVectors,
+        make_index: Callable[[int, bool], VectorIndex] = ExactVectors,
     ) -> None:
         self._declared_dim = declaration.dim
         self._normalize = declaration.normalize
@@ -51,7 +45,16 @@ class LiveVectors(Staged[int, Floats]):
     def _reset(self) -> None:
         super()._reset()
         self._dim = self._declared_dim
-        self._index: ExportableIndex | None = None
+        self._index: VectorIndex | None = None
+
+    def close(self) -> None:
+        if self._index is not None:
+            self._index.close()
+        super().close()
+
+    def stats(self) -> VectorStats | None:
+        """Where a layered index stands; None for an exact or an empty one."""
+        return self._index.stats() if isinstance(self._index, LayeredVectors) else None
 
     @property
     def dim(self) -> int | None:
@@ -82,7 +85,7 @@ class LiveVectors(Staged[int, Floats]):
             self._stage_delete(key)
 
     # -- reads --------------------------------------------------------------------------------------------------------
-    def search(self, queries: npt.ArrayLike, k: int, allow: Ids | None = None) -> tuple[Ids, Floats]:
+    def search(self, queries: npt.ArrayLike, k: int, allow: Allow | None = None) -> tuple[Ids, Floats]:
         """``queries (m, d)`` → ids and scores ``(m, k)``, best first, −1 where fewer exist."""
         self._readable()
         if self._index is not None:
@@ -128,11 +131,13 @@ class LiveVectors(Staged[int, Floats]):
         self._dim = dim
         if self._hold:
             self._index = self._make_index(dim, self._normalize)
-            self._index.restore(folder / "index")
+            self._index.restore(folder / "index", verify=False)  # the checkpoint's digests were checked
 
     def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         if self._index is not None and len(self._index):
-            for array in self._index.export():
-                digest.update(np.ascontiguousarray(array).data)
+            ids, rows = self._index.export()
+            digest.update(np.ascontiguousarray(ids).data)
+            if self._index.is_lossless:
+                digest.update(np.ascontiguousarray(rows).data)
         return digest.hexdigest()

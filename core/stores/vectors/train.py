@@ -1,7 +1,7 @@
 """Centroids for the inverted lists: k-means in two levels, a step at a time.
 
-Plain k-means over n rows and L lists costs n · L per iteration: 5 s of CPU at 50,000 rows and 1,264 lists, and more than
-four times that at four times the rows. Here √L coarse cells are found first, each is divided by a k-means of its own,
+Plain k-means over n rows and L lists costs n · L per iteration: 5 s of CPU at 50,000 rows and 1,264 lists, and eight
+times that at four times the rows. Here √L coarse cells are found first, each is divided by a k-means of its own,
 and three plain iterations over everything smooth the borders: about a quarter of the work, with lists as even
 (docs/explanation/performance.md). Every function that takes long is a generator, so that merges go on in between.
 """

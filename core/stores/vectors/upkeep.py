@@ -4,7 +4,7 @@ One worker at a time, a thread that starts when there is something to do and end
 on private copies and ends with one short swap under the writer's lock, so that searches never wait and writes hardly.
 
 - **Merge**: the rows of frozen buffers go to a copy of the tail, the newest and smallest segment.
-- **Compact**: a full tail joins its neighbour once it has a quarter of its rows, as in a log-structured merge tree, so
+- **Compact**: a full tail joins its neighbour once it has an eighth of its rows, as in a log-structured merge tree, so
   that a row is copied O(log N) times; a segment that is a quarter dead is written anew.
 - **Retrain**: when the rows have doubled, the lists have become uneven, or probes miss the recall target: new centroids
   from a sample, then segment by segment moves over, with merges in between.
@@ -33,6 +33,9 @@ log = logging.getLogger("streamfold.vectors")
 
 _MERGE_ROWS = 65_536
 _TAIL_BUFFERS = 8
+_TRIM_ROWS = 8192
+_RATIO = 8
+"""A segment joins its older neighbour once it has this share of its rows: fewer segments to search, more copying."""
 _WINDOW, _LEAST = 50, 10
 """Probes that are averaged, and how many at least before they change anything."""
 _UNEVEN = 1.5
@@ -82,6 +85,7 @@ class Upkeep:
         self._background = background
         self._seed = seed
         self._worker: threading.Thread | None = None
+        self._merged = 0
         self._turn = threading.RLock()
         """Held by whoever works: the worker thread, or a caller of :meth:`run`."""
         self._closed = False
@@ -137,9 +141,9 @@ class Upkeep:
             while self.step():
                 pass
             if everything:
-                for segment in self._layers.view.segments:
-                    if segment.dead:
-                        self._compact([segment])
+                for number in [s.number for s in self._layers.view.segments if s.dead]:
+                    self._compact([s for s in self._layers.view.segments if s.number == number])
+                _trim()
 
     def wait(self) -> None:
         """Return when no work is under way and none is due."""
@@ -166,6 +170,8 @@ class Upkeep:
                 self._retraining = None
         elif (plan := self._compaction()) is not None:
             self._compact(plan)
+            del plan
+            _trim()
         elif self._retrain_due():
             self._retraining = self._retrain()
         elif self._asked:
@@ -203,7 +209,12 @@ class Upkeep:
             else:
                 new = tail.extended(ids, rows)
         layers.merge(frozen, tail, new)
+        del tail, rows
         self._count(merges=1)
+        self._merged += len(ids)
+        if self._merged >= _TRIM_ROWS:
+            self._merged = 0
+            _trim()
         if isinstance(new, IvfSegment):
             self._measure(new)
 
@@ -258,7 +269,7 @@ class Upkeep:
             if _share_found(truth, found[1]) >= self._target + 0.2 * (1 - self._target):
                 break
             nprobe = -(-nprobe * 5 // 4)
-        return min(nprobe, coarse.nlist)
+        return int(min(nprobe, coarse.nlist))
 
     # -- compact ------------------------------------------------------------------------------------------------------
     def _compaction(self) -> list[AnySegment] | None:
@@ -278,7 +289,7 @@ class Upkeep:
                 continue
             if at == len(segments) - 1 and len(newer.ids) < self._tail_rows:
                 continue  # the tail still takes rows
-            if 4 * newer.live >= older.live and older.live + newer.live <= self._segment_rows:
+            if _RATIO * newer.live >= older.live and older.live + newer.live <= self._segment_rows:
                 return [older, newer]
         return None
 
@@ -295,7 +306,6 @@ class Upkeep:
             new, moves = combined(ivf, layers.take_number() if slots > 2 * live else None)
             layers.swap(plan, new, moves)
         self._count(compactions=1)
-        _trim()
 
     def _rewrite_hnsw(self, segment: AnySegment) -> Generator[None, None, None]:
         number = self._layers.take_number()
