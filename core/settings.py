@@ -108,6 +108,8 @@ class VectorSettings(_Section):
     """The recall@10 that nprobe is tuned to."""
     probe_every: int = Field(default=500, ge=0)
     """One of so many queries is answered exactly, too, in the background (0: none)."""
+    gpu: bool = False
+    """Search copies of the large segments on a GPU (needs a faiss-gpu build in place of faiss-cpu)."""
 
 
 class LimitSettings(_Section):

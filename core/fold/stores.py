@@ -77,6 +77,7 @@ def index_maker(settings: VectorSettings) -> Callable[[int, bool], VectorIndex]:
             exact_rows=settings.exact_rows,
             recall=settings.recall,
             probe_every=settings.probe_every,
+            gpu=settings.gpu,
         )
 
     return make

@@ -25,6 +25,7 @@ from streamfold.core.stores.vectors._checks import checked_filter, checked_ids, 
 from streamfold.core.stores.vectors.choose import choose_kind
 from streamfold.core.stores.vectors.files import restore_layers, save_layers
 from streamfold.core.stores.vectors.layers import AnySegment, Layers, View
+from streamfold.core.stores.vectors.replica import MakeReplica, on_gpu
 from streamfold.core.stores.vectors.segment import Coarse, IvfSegment, one_thread
 from streamfold.core.stores.vectors.upkeep import Upkeep
 
@@ -81,6 +82,8 @@ class LayeredVectors:
     probe_every : one of so many queries is answered exactly, too, in the background; 0: none.
     background : merge in a thread; False: only in :meth:`maintain`.
     seed : of the training's sample.
+    gpu : answer from copies of the segments on a GPU (``StoreError`` where FAISS sees none).
+    replicate : makes such copies, in place of ``gpu``.
 
     Examples
     --------
@@ -104,6 +107,8 @@ class LayeredVectors:
         probe_every: int = 500,
         background: bool = True,
         seed: int = 0,
+        gpu: bool = False,
+        replicate: MakeReplica | None = None,
     ) -> None:
         if dim < 1:
             raise StoreError(f"dim must be at least 1, not {dim}")
@@ -114,7 +119,7 @@ class LayeredVectors:
         self._background = background
         self._queries = itertools.count(1)
         self._reads = 0
-        self._layers = Layers(dim, exact_rows, growing_rows)
+        self._layers = Layers(dim, exact_rows, growing_rows, on_gpu() if gpu else replicate)
         self._upkeep = Upkeep(
             self._layers,
             self._top,

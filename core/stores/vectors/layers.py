@@ -15,6 +15,7 @@ import numpy as np
 from streamfold.core.stores.abc import Floats, Ids
 from streamfold.core.stores.vectors.growing import Growing
 from streamfold.core.stores.vectors.idmap import IdMap
+from streamfold.core.stores.vectors.replica import MakeReplica
 from streamfold.core.stores.vectors.segment import Coarse, HnswSegment, IvfSegment
 
 AnySegment = IvfSegment | HnswSegment
@@ -40,10 +41,14 @@ class Layers:
     dim : length of the rows.
     exact_rows : rows of the first buffer, before there is any segment.
     growing_rows : rows of the later ones; None: N/64 within 512 … 2048.
+    replicate : copies a segment's index to where it is searched (a GPU), or None.
     """
 
-    def __init__(self, dim: int, exact_rows: int, growing_rows: int | None) -> None:
+    def __init__(
+        self, dim: int, exact_rows: int, growing_rows: int | None, replicate: MakeReplica | None = None
+    ) -> None:
         self.dim = dim
+        self._replicate = replicate
         self.exact_rows = exact_rows
         self._growing_rows = growing_rows
         self.lock = threading.RLock()
@@ -180,6 +185,7 @@ class Layers:
     # -- what upkeep puts in ------------------------------------------------------------------------------------------
     def merge(self, frozen: Sequence[Growing], tail: IvfSegment | HnswSegment | None, new: AnySegment | None) -> None:
         """Take a segment with the frozen rows behind the tail's in, and tail and buffers out."""
+        self._copy(new)
         with self.lock:
             if new is not None:
                 old_slots = 0 if tail is None else len(tail.ids)
@@ -214,6 +220,7 @@ class Layers:
 
     def swap(self, old: Sequence[AnySegment], new: AnySegment | None, moves: Sequence[Ids]) -> None:
         """Take a segment in for others; ``moves`` says where each one's slots went (−1: was dead)."""
+        self._copy(new)
         with self.lock:
             if new is not None:
                 alive = np.zeros(len(new.ids), np.bool_)
@@ -236,8 +243,14 @@ class Layers:
                     segments.append(new)
             self.view = View(tuple(segments), self.view.buffers)
 
+    def _copy(self, segment: AnySegment | None) -> None:
+        if self._replicate is not None and isinstance(segment, IvfSegment) and segment.index.ntotal >= self.exact_rows:
+            segment.replicate(self._replicate)
+
     def load(self, segments: Sequence[AnySegment], coarse: Coarse | None) -> None:
         """Start from segments that were read from files."""
+        for segment in segments:
+            self._copy(segment)
         with self.lock:
             self.reset()
             self.coarse = coarse

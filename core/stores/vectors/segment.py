@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from streamfold.core.stores.abc import Floats, Ids
 from streamfold.core.stores.vectors.growing import allowed_by
+from streamfold.core.stores.vectors.replica import MakeReplica, Replica
 
 Bools = npt.NDArray[np.bool_]
 
@@ -166,6 +167,7 @@ class IvfSegment(Segment):
     def __init__(self, number: int, coarse: Coarse, index: Any, ids: Ids, alive: Bools) -> None:
         super().__init__(number, index, ids, alive)
         self.coarse = coarse
+        self.replica: Replica | None = None
 
     def _row_bytes(self) -> int:
         return int(self.index.code_size) + 8
@@ -183,6 +185,10 @@ class IvfSegment(Segment):
         """
         nprobe = lists.shape[1]
         if mask is None and slots is None:
+            if self.replica is not None:
+                copied = self.replica.top(queries, k, nprobe, self.bits, self.dead)
+                if copied is not None:
+                    return self._answer(*copied)
             params = self._plain(nprobe)
         else:
             bits, count = self._selection(mask, slots)
@@ -199,6 +205,10 @@ class IvfSegment(Segment):
             m, pointer(queries), k, pointer(lists), pointer(near), pointer(scores), pointer(found), False, params
         )
         return self._answer(scores, found)
+
+    def replicate(self, make: MakeReplica) -> None:
+        """Answer from a copy of the index from now on, on a GPU as a rule."""
+        self.replica = Replica(self.index, make)
 
     def _plain(self, nprobe: int) -> Any:
         key = (nprobe, self.dead > 0)
