@@ -6,7 +6,7 @@ on private copies and ends with one short swap under the writer's lock, so that 
 - **Merge**: the rows of frozen buffers go to a copy of the tail, the newest and smallest segment.
 - **Compact**: a full tail joins its neighbour once it has an eighth of its rows, as in a log-structured merge tree, so
   that a row is copied O(log N) times; a segment that is a quarter dead is written anew.
-- **Retrain**: when the rows have doubled, the lists have become uneven, or probes miss the recall target: new centroids
+- **Retrain**: when there are 2.5 times the rows, the lists have become uneven, or probes miss the recall target: new centroids
   from a sample, then segment by segment moves over, with merges in between.
 - **Probe**: some queries are answered again from all lists; what nprobe missed tunes it.
 
@@ -39,6 +39,8 @@ _RATIO = 8
 _WINDOW, _LEAST = 50, 10
 """Probes that are averaged, and how many at least before they change anything."""
 _UNEVEN = 1.5
+_GROWN = 2.5
+"""So many times the rows of the last training ask for a new one: lists per √row go from 3 to 1.9 in between."""
 
 
 class Counts(NamedTuple):
@@ -335,7 +337,7 @@ class Upkeep:
         if self._wanted or wrong or coarse is None:
             return self._wanted or wrong
         rows = len(layers.map)
-        if coarse.kind != self._kind() or rows >= 2 * coarse.trained_rows:
+        if coarse.kind != self._kind() or rows >= _GROWN * coarse.trained_rows:
             return True
         if 4 * rows < coarse.trained_rows and coarse.trained_rows > 2 * layers.exact_rows:
             return True
