@@ -35,6 +35,7 @@ _MEANINGS = {
     "kafka": "The Kafka intake.",
     "serve": "The REST endpoint.",
     "fold": "How folds run.",
+    "vectors": "How views search vectors; see [vectors](../explanation/vectors.md).",
     "limits": "Request and event limits.",
     "log": "Structured logs on stderr.",
     "kafka.bootstrap": "Servers, `host:port`, several separated by commas. Empty: no Kafka intake.",
@@ -451,6 +452,10 @@ _LABELS = {
     "streamfold_halted": "workspace, group",
     "streamfold_dead_letters": "workspace",
     "streamfold_store_bytes": "workspace, policy, store",
+    **dict.fromkeys(
+        (f"streamfold_vector_{name}" for name in ("recall", "nprobe", "dead", "frozen", "retrains")),
+        "workspace, policy, store",
+    ),
     "streamfold_ledger_bytes": "part",
 }
 
