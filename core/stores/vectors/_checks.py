@@ -37,7 +37,8 @@ def unit_vectors(vectors: npt.ArrayLike, dim: int, *, normalize: bool) -> Floats
     rows, squares = _checked(vectors, dim, normalize)
     if not normalize:
         return rows
-    result: Floats = rows * (squares**-0.5)[:, None]
+    squares **= -0.5
+    result: Floats = rows * (squares if len(rows) == 1 else squares[:, None])
     return result
 
 
@@ -62,7 +63,7 @@ def _checked(vectors: npt.ArrayLike, dim: int | None, normalize: bool) -> tuple[
     if rows.ndim != 2 or (dim is not None and rows.shape[1] != dim) or rows.shape[1] == 0:
         raise StoreError(f"vectors must have shape (n, {dim or 'dim'}), not {rows.shape}")
     # One pass: a NaN or infinite member shows in the row's sum of squares (so does an overflow).
-    squares: Floats = np.einsum("ij,ij->i", rows, rows)
+    squares: Floats = np.vecdot(rows, rows)
     if len(rows) == 1:  # a request's or an event's one row: numpy's reductions cost more than the work
         square = float(squares[0])
         fine = square < np.inf and (square > 0 or not normalize)

@@ -36,6 +36,7 @@ _KICK_EVERY = 1024
 _READ_PER_RESULT = 8
 """Rows read at least per result: nprobe is tuned for k around 10, a k of 1,000 needs more lists."""
 _FLOAT16_MAX = 65_504
+_SPLIT, _LIFT = np.float32(8193), np.float32(0.75)
 _WAITING_ROWS = 131_072
 """Frozen rows at which writers wait for the merges: every one costs each search time and memory."""
 
@@ -170,11 +171,11 @@ class LayeredVectors:
         Multiplying by 2¹³ + 1 and subtracting leaves 11 significant bits; adding and subtracting 3/4 leaves multiples
         of 2⁻²⁴, which changes only what is subnormal in float16.
         """
-        scaled = rows * np.float32(8193)
+        scaled = rows * _SPLIT
         np.subtract(scaled, rows, out=rows)
         np.subtract(scaled, rows, out=rows)
-        rows += np.float32(0.75)
-        rows -= np.float32(0.75)
+        rows += _LIFT
+        rows -= _LIFT
         if not self.normalize and np.abs(rows).max(initial=0) > _FLOAT16_MAX:
             raise StoreError("vectors are kept in float16: no member may exceed 65,504; normalise or scale them")
         return rows
