@@ -403,7 +403,8 @@ class SavedFile:
     def link(self, path: os.PathLike[str] | str) -> bool:
         """Give the file one more name; False where that cannot be (another file system, all names gone)."""
         try:
-            os.link(f"/proc/self/fd/{self._fd}", path, follow_symlinks=True)
+            # Without a directory's descriptor os.link calls link(2), which links the symbolic link itself.
+            os.link(f"/proc/self/fd/{self._fd}", path, src_dir_fd=self._fd, follow_symlinks=True)
         except OSError:
             return False
         return True
