@@ -74,6 +74,7 @@ def save_layers(layers: Layers, path: Path, *, dim: int, normalize: bool, nprobe
         ],
         "state": {"size": (path / _STATE).stat().st_size, "blake2b": _digest(path / _STATE)},
     }  # fmt: skip
+    manifest["blake2b"] = _own_digest(manifest)
     partial = path / f"{_MANIFEST}.tmp"
     partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     os.replace(partial, path / _MANIFEST)
@@ -154,11 +155,16 @@ def _manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != 1:
             raise ValueError(f"format {manifest['format']}")
-        for name in ("dim", "normalize", "nprobe", "segments", "coarse", "state"):
-            manifest[name]
+        if manifest.pop("blake2b") != _own_digest(manifest):
+            raise ValueError("it was changed")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptCheckpoint(f"snapshot {path}: {_MANIFEST} cannot be read: {error!r}") from error
     return dict(manifest)
+
+
+def _own_digest(manifest: dict[str, Any]) -> str:
+    """Of the manifest's values, however they are laid out."""
+    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _check(file: Path, entry: dict[str, Any], verify: bool) -> None:
