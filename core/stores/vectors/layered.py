@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -111,8 +111,16 @@ class LayeredVectors:
         gpu: bool = False,
         replicate: MakeReplica | None = None,
     ) -> None:
-        if dim < 1:
-            raise StoreError(f"dim must be at least 1, not {dim}")
+        if kind not in get_args(Kind):
+            raise StoreError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
+        if not 0 < recall <= 1:
+            raise StoreError(f"recall must be above 0 and at most 1, not {recall}")
+        for name, value, least in (
+            ("dim", dim, 1), ("exact_rows", exact_rows, 1), ("growing_rows", growing_rows, 1),
+            ("segment_rows", segment_rows, 1), ("nprobe", nprobe, 1), ("probe_every", probe_every, 0),
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise StoreError(f"{name} must be at least {least}, not {value}")
         self.dim = dim
         self.normalize = normalize
         self.kind = kind
@@ -390,8 +398,7 @@ class LayeredVectors:
         checked them), ``StoreError`` for a snapshot of another dimension or normalisation; nothing is changed then.
         """
         restored = restore_layers(Path(path), dim=self.dim, normalize=self.normalize, verify=verify)
-        self._upkeep.wait()
-        with self._layers.lock:
+        with self._upkeep.turn, self._layers.lock:  # no merge of the old layers may end in the new ones
             self._layers.load(restored.segments, restored.coarse)
             if len(restored.ids):
                 self._layers.put(restored.ids, restored.rows)

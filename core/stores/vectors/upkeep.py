@@ -88,8 +88,8 @@ class Upkeep:
         self._seed = seed
         self._worker: threading.Thread | None = None
         self._merged = 0
-        self._turn = threading.RLock()
-        """Held by whoever works: the worker thread, or a caller of :meth:`run`."""
+        self.turn = threading.RLock()
+        """Held by whoever works, the worker thread or a caller of :meth:`run`; taken before the layers' lock."""
         self._closed = False
         self.nprobe = nprobe or 16
         self.counts = Counts()
@@ -126,7 +126,7 @@ class Upkeep:
         while True:
             failed = False
             try:
-                with self._turn:
+                with self.turn:
                     going = not self._closed and self.step()
             except Exception:  # no memory, say: what is frozen stays searchable, and the next write tries again
                 log.exception("vector_upkeep_failed")
@@ -139,7 +139,7 @@ class Upkeep:
 
     def run(self, everything: bool = False) -> None:
         """Do all that is due in the calling thread; ``everything``: drop each dead row, too."""
-        with self._turn:
+        with self.turn:
             while self.step():
                 pass
             if everything:
