@@ -104,10 +104,12 @@ def test_every_layer_is_reached(new: Maker, kind: str) -> None:
     index, oracle = filled(new, kind)
     stats = index.stats()
     assert stats.rows == len(index) == len(oracle.held)
-    assert len(stats.segments) >= 2
-    assert max(stats.segments) <= 256
+    if kind != "hnsw":  # there is one graph
+        assert len(stats.segments) >= 2
+        assert max(stats.segments) <= 256
+    assert sum(stats.segments) > 256
     assert stats.dead > 0
-    assert stats.growing > 0
+    assert stats.growing + stats.frozen > 0
     assert stats.merges > 0
     assert stats.bytes > 0
     index.maintain(everything=True)
@@ -467,7 +469,7 @@ def test_any_dimension(new: Maker, kind: str, dim: int) -> None:
 @pytest.mark.parametrize("kind", LAYERED)
 @pytest.mark.parametrize(
     "changes",
-    [{"growing_rows": 1}, {"exact_rows": 0}, {"exact_rows": 1, "growing_rows": 1}, {"growing_rows": 300},
+    [{"growing_rows": 1}, {"exact_rows": 1}, {"exact_rows": 1, "growing_rows": 1}, {"growing_rows": 300},
      {"growing_rows": None}, {"segment_rows": 64}],
     ids=repr,
 )  # fmt: skip
@@ -480,7 +482,7 @@ def test_extreme_parameters_change_no_answer(new: Maker, kind: str, changes: dic
 
 @pytest.mark.parametrize(
     "changes",
-    [{"kind": "ivf"}, {"recall": 1.5}, {"recall": 0}, {"segment_rows": 0}, {"growing_rows": 0}, {"exact_rows": -1},
+    [{"kind": "ivf"}, {"recall": 1.5}, {"recall": 0}, {"segment_rows": 0}, {"growing_rows": 0}, {"exact_rows": 0},
      {"nprobe": 0}, {"probe_every": -1}],
     ids=repr,
 )  # fmt: skip

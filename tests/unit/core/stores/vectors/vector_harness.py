@@ -24,10 +24,12 @@ SMALL: Mapping[str, Any] = {"exact_rows": 64, "growing_rows": 16, "segment_rows"
 """Parameters with which a few hundred rows reach every layer."""
 LAYERED = ("ivf-fp16", "ivf-sq8", "hnsw")
 KINDS = ("exact", *LAYERED)
-ROUNDING = {"exact": 1e-6, "ivf-fp16": 6e-4, "hnsw": 6e-4, "auto": 6e-4, "ivf-sq8": 6e-3}
+ROUNDING = {"exact": 1e-6, "ivf-fp16": 6e-4, "hnsw": 6e-4, "auto": 6e-4, "ivf-sq8": 2e-2}
 """Largest error of a member of a stored unit row."""
 SUMMATION = 3e-5
 """Error of an inner product of stored rows: float32 sums in other orders, and repeated normalisation."""
+RECODING = 2e-2
+"""With ``ivf-sq8`` a merge between an export and a search changes a row's codes, and so its score."""
 
 
 def make(kind: str, dim: int, *, normalize: bool = True, **changes: Any) -> Any:
@@ -130,7 +132,8 @@ def assert_answer(
     keys, rows = keys[may], rows[may]
     directions = unit(queries) if index_normalizes(index) else np.asarray(queries, np.float32)
     truth = directions.astype(np.float64) @ rows.T.astype(np.float64)
-    tolerance = SUMMATION * max(1.0, float(np.abs(truth).max(initial=0)))
+    error = RECODING if getattr(index, "kind", "") == "ivf-sq8" else SUMMATION
+    tolerance = error * max(1.0, float(np.abs(truth).max(initial=0)))
     hits = wanted = 0
     for line_ids, line_scores, line in zip(ids, scores, truth, strict=True):
         count = int((line_ids >= 0).sum())
