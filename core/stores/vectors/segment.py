@@ -48,9 +48,12 @@ class Coarse:
     kind : ``ivf-fp16`` or ``ivf-sq8``.
     sample : ``(n, dim) float32``: what sq8's ranges are trained with.
     trained_rows : live rows when trained.
+    former : the training that this one replaces.
     """
 
-    def __init__(self, centroids: Floats, kind: str, sample: Floats, trained_rows: int) -> None:
+    def __init__(
+        self, centroids: Floats, kind: str, sample: Floats, trained_rows: int, former: Coarse | None = None
+    ) -> None:
         one_thread()
         self.nlist, self.dim = centroids.shape
         self.kind = kind
@@ -66,7 +69,8 @@ class Coarse:
             first = self.empty()
             first.sq.rangestat_arg = 0.1  # later rows may lie somewhat outside the sample's ranges
             first.train(np.ascontiguousarray(sample))
-            self._ranges = faiss.vector_to_array(first.sq.trained)
+            before = former._ranges if former is not None else None
+            self._ranges = _widened(faiss.vector_to_array(first.sq.trained), sample, before)
         self._everything = np.arange(self.nlist, dtype=np.int64)[None]
 
     @classmethod
@@ -96,6 +100,26 @@ class Coarse:
             return np.zeros(lists.shape, np.float32), lists
         near, lists = self.quantizer.search(queries, nprobe)
         return near, lists
+
+
+def _widened(ranges: Floats, sample: Floats, former: Floats | None) -> Floats:
+    """Ranges ``(2 · dim,)`` (lower ends, widths) that hold what comes, too, and are left alone while they do.
+
+    What lies outside is clipped; rows after a drift, or after a training on few rows, do. So they reach at least 4 ×
+    the members' root mean square about zero (but no member is longer than its row), and never shrink: rows that are
+    moved to lists of the same ranges keep their codes.
+    """
+    squares = np.einsum("ij,ij->i", sample, sample)
+    most = float(squares.max()) ** 0.5
+    reach = min(4 * float(squares.mean() / sample.shape[1]) ** 0.5, most)
+    low, width = np.split(ranges, 2)
+    lowest, highest = np.clip(low, -most, -reach), np.clip(low + width, reach, most)
+    if former is not None:
+        low, width = np.split(former, 2)
+        if (sample.min(0) >= low).all() and (sample.max(0) <= low + width).all():
+            return former
+        lowest, highest = np.minimum(lowest, low), np.maximum(highest, low + width)
+    return np.concatenate([lowest, highest - lowest]).astype(np.float32)
 
 
 class Segment:

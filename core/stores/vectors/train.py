@@ -26,7 +26,9 @@ def lists_for(rows: int) -> int:
     return max(16, int(3 * rows**0.5))
 
 
-def train(sample: Floats, nlist: int, *, kind: str, trained_rows: int, seed: int) -> Generator[None, None, Coarse]:
+def train(
+    sample: Floats, nlist: int, *, kind: str, trained_rows: int, seed: int, former: Coarse | None = None
+) -> Generator[None, None, Coarse]:
     """Find ``nlist`` unit centroids of the sample ``(n, dim) float32``; O(n · (√nlist + iterations · nlist) · dim)."""
     one_thread()
     nlist = min(nlist, len(sample))
@@ -45,7 +47,7 @@ def train(sample: Floats, nlist: int, *, kind: str, trained_rows: int, seed: int
     for _ in range(_SMOOTHING if len(sample) > len(centroids) else 0):
         centroids = _centroids(_kmeans(sample, len(centroids), 1, seed, centroids))
         yield
-    return Coarse(centroids, kind, sample, trained_rows)
+    return Coarse(centroids, kind, sample, trained_rows, former)
 
 
 def _shares(counts: np.ndarray[tuple[int], np.dtype[np.int64]], total: int) -> list[int]:

@@ -381,7 +381,9 @@ class Upkeep:
             sample = self._sampled(np.concatenate(parts), lists * ROWS_PER_LIST)
             del parts
             lists = min(lists, max(1, len(sample) // 4))
-            layers.coarse = yield from train(sample, lists, kind=self._kind(), trained_rows=total, seed=self._seed)
+            layers.coarse = yield from train(
+                sample, lists, kind=self._kind(), trained_rows=total, seed=self._seed, former=layers.coarse
+            )
             del sample
             while old := [s for s in layers.view.segments if getattr(s, "coarse", None) is not layers.coarse]:
                 yield from self._move(old[0])
