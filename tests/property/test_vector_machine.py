@@ -191,7 +191,7 @@ class VectorMachine(RuleBasedStateMachine):
 
 
 VectorMachine.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=25,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -117,10 +117,11 @@ def test_every_layer_is_reached(new: Maker, kind: str) -> None:
     assert (after.dead, after.growing, after.frozen, sum(after.segments)) == (0, 0, 0, len(oracle.held))
 
 
-@pytest.mark.parametrize("kind", LAYERED)
+@pytest.mark.parametrize("kind", ["ivf-fp16", "hnsw"])
 def test_rows_never_change_by_merges_retraining_or_the_way_they_came(new: Maker, kind: str) -> None:
     """The stored rows are a function of what was written alone: ``verify`` compares them bit by bit."""
     index, oracle = filled(new, kind)
+    assert index.is_lossless
     before = index.export()
     ids, rows = oracle.content()
     queries = random_rows(np.random.default_rng(3), 5, DIM)
@@ -138,6 +139,19 @@ def test_rows_never_change_by_merges_retraining_or_the_way_they_came(new: Maker,
     one_by_one.maintain()
     for one, other in zip(at_once.export(), one_by_one.export(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_eight_bits_are_rounded_once_even_after_a_drift(new: Maker) -> None:
+    """Each training has its own ranges: rows that come later must not be clipped to them, nor worn off by the next."""
+    rng = np.random.default_rng(30)
+    index, oracle = new("ivf-sq8", 16, exact_rows=200), Oracle(16)
+    assert not index.is_lossless
+    for step in range(20):
+        rows = random_rows(rng, 60, 16) + 0.3 * step * np.eye(16, dtype=np.float32)[step % 16]
+        both(index, oracle, np.arange(step * 60, step * 60 + 60), rows)
+        index.retrain()
+    error = np.abs(index.export()[1] - oracle.content()[1])
+    assert error.max() < 0.01, error.max()
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 64, 65, 255, 256, 257, 1000])
@@ -515,7 +529,8 @@ def test_the_tuned_index_reaches_its_recall_without_probing_everything(new: Make
         both(index, oracle, np.arange(start, start + 500), rows[start : start + 500])
         index.maintain()
     stats = index.stats()
-    assert recall_at_10(index, oracle, random_rows(rng, 200, DIM)) >= 0.93
+    least = 0.9 if kind == "ivf-sq8" else 0.93  # eight bits themselves cost some
+    assert recall_at_10(index, oracle, random_rows(rng, 200, DIM)) >= least
     if kind != "hnsw":
         assert 1 <= stats.nprobe < stats.nlist
     index.nprobe = ALL_LISTS

@@ -249,7 +249,7 @@ def test_a_snapshot_taken_while_rows_are_written_is_one_moment(
             if len(ids):
                 np.testing.assert_array_equal(ids, np.arange(ids[0], ids[-1] + 1))
                 assert ids[0] == 0 or len(ids) >= width
-                np.testing.assert_allclose(rows, vector_of(ids), atol=6e-3)
+                np.testing.assert_allclose(rows, vector_of(ids), atol=0.01)
     finally:
         stop.set()
         writer.join()
