@@ -105,20 +105,20 @@ class Coarse:
 def _widened(ranges: Floats, sample: Floats, former: Floats | None) -> Floats:
     """Ranges ``(2 · dim,)`` (lower ends, widths) that hold what comes, too, and are left alone while they do.
 
-    What lies outside is clipped; rows after a drift, or after a training on few rows, do. So they reach at least 4 ×
+    What lies outside is clipped; rows after a drift, or after a training on few rows, do. So they reach at least 6 ×
     the members' root mean square about zero (but no member is longer than its row), and never shrink: rows that are
     moved to lists of the same ranges keep their codes.
     """
     squares = np.einsum("ij,ij->i", sample, sample)
     most = float(squares.max()) ** 0.5
-    reach = min(4 * float(squares.mean() / sample.shape[1]) ** 0.5, most)
+    reach = min(6 * float(squares.mean() / sample.shape[1]) ** 0.5, most)
     low, width = np.split(ranges, 2)
     lowest, highest = np.clip(low, -most, -reach), np.clip(low + width, reach, most)
     if former is not None:
         low, width = np.split(former, 2)
-        if (sample.min(0) >= low).all() and (sample.max(0) <= low + width).all():
-            return former
-        lowest, highest = np.minimum(lowest, low), np.maximum(highest, low + width)
+        holds = (sample.min(0) >= low) & (sample.max(0) <= low + width)
+        lowest = np.where(holds, low, np.minimum(lowest, low))
+        highest = np.where(holds, low + width, np.maximum(highest, low + width))
     return np.concatenate([lowest, highest - lowest]).astype(np.float32)
 
 
