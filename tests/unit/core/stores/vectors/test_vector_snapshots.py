@@ -210,7 +210,7 @@ def test_two_processes_share_a_snapshot(new: Callable[..., Any], kind: str, tmp_
         assert lines == [(str(sorted(oracle.held)), str(left))] * 2
     finally:
         for other in others:
-            other.communicate("", timeout=30)
+            other.communicate("", timeout=300)
     assert [other.returncode for other in others] == [0, 0]
     assert {path: path.read_bytes() for path in files_of(tmp_path / "a")} == files
 
