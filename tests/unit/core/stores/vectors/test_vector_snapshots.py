@@ -256,6 +256,21 @@ def test_a_snapshot_taken_while_rows_are_written_is_one_moment(
     assert not failed
 
 
+def test_a_restore_amid_merges_leaves_nothing_of_what_was_merged(
+    new: Callable[..., Any], kind: str, tmp_path: Path
+) -> None:
+    source, oracle = layered(new, kind, 300)
+    source.snapshot(tmp_path / "a")
+    index = new(kind, background=True)
+    rng = np.random.default_rng(2)
+    for _ in range(10):
+        index.upsert(np.arange(1000, 1600), random_rows(rng, 600, DIM))  # their merges are under way
+        index.restore(tmp_path / "a")
+        assert_holds(index, oracle, kind)
+        index.wait()
+        assert_equal_to(index, oracle, kind, rng)
+
+
 def vector_of(ids: Array) -> Array:
     angles = ids[:, None] * np.array([[0.1, 0.37]])
     rows = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / np.sqrt(2)
