@@ -58,6 +58,7 @@ def checked_k(k: int) -> int:
     return int(k)
 
 
+@np.errstate(over="ignore")
 def _checked(vectors: npt.ArrayLike, dim: int | None, normalize: bool) -> tuple[Floats, Floats]:
     rows = np.ascontiguousarray(vectors, dtype=np.float32)
     if rows.ndim != 2 or (dim is not None and rows.shape[1] != dim) or rows.shape[1] == 0:
