@@ -321,6 +321,8 @@ BAD_WRITES: dict[str, tuple[Any, Any]] = {
     "NaN": ([1, 2], np.vstack([GOOD, GOOD * np.nan])),
     "infinite": ([1, 2], np.vstack([GOOD, GOOD * np.inf])),
     "overflow": ([1, 2], np.vstack([GOOD, GOOD * 1e30])),
+    "overflow of float64": ([1, 2], np.vstack([GOOD, GOOD.astype(np.float64) * 1e300])),
+    "overflow of one row": ([1], GOOD * 1e30),
     "zero": ([1, 2], np.vstack([GOOD, GOOD * 0])),
     "negative id": ([1, -1], np.vstack([GOOD, GOOD])),
     "id past int64": (np.array([1, 2**63], np.uint64), np.vstack([GOOD, GOOD])),
