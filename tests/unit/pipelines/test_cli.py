@@ -33,6 +33,8 @@ COMMANDS = [
     "trace",
     "tail",
     "plugins",
+    "audit",
+    "size",
     "dead-letters",
     "policies",
 ]
