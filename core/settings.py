@@ -65,7 +65,7 @@ class KeySettings(_Section):
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     workspace: str = "default"
-    scopes: tuple[Literal["ingest", "query", "admin"], ...] = ("ingest", "query", "admin")
+    scopes: tuple[Literal["ingest", "query", "admin", "operator"], ...] = ("ingest", "query", "admin")
 
 
 class ServeSettings(_Section):
@@ -76,6 +76,17 @@ class ServeSettings(_Section):
     keys: tuple[KeySettings, ...] = ()
     max_body_bytes: int = 16 * 1024 * 1024
     query_threads: int = Field(default=8, ge=1)
+
+
+class QuotaSettings(_Section):
+    """What each workspace may use that was not given quotas of its own; unset: no limit."""
+
+    events_per_s: float | None = Field(default=None, ge=0)
+    """HTTP answers 429 above it (per replica), Kafka partitions are paused (per ingest process)."""
+    bytes: int | None = Field(default=None, ge=0)
+    """Of events in the log, as stored."""
+    queries_per_s: float | None = Field(default=None, ge=0)
+    """Per replica."""
 
 
 class FoldSettings(_Section):
@@ -161,6 +172,7 @@ class Settings(BaseSettings):
     broker: BrokerSettings = BrokerSettings()
     kafka: KafkaSettings = KafkaSettings()
     serve: ServeSettings = ServeSettings()
+    quotas: QuotaSettings = QuotaSettings()
     fold: FoldSettings = FoldSettings()
     vectors: VectorSettings = VectorSettings()
     limits: LimitSettings = LimitSettings()

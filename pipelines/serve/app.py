@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamfold.core.errors import InvalidEvent, LedgerError, nearest
 from streamfold.pipelines.node import Node
-from streamfold.pipelines.serve import ask, deadletters, documents, events, health, operate
+from streamfold.pipelines.serve import ask, deadletters, documents, events, health, keys, operate
 from streamfold.pipelines.serve.auth import LOCAL, require
 from streamfold.pipelines.serve.call import Call, Endpoint
 from streamfold.pipelines.serve.openapi import describe
@@ -47,7 +47,7 @@ def create_app(node: Node) -> FastAPI:
     )  # fmt: skip
     app.state.service = service
     endpoints = [
-        endpoint for module in (events, documents, ask, deadletters, operate, health) for endpoint in module.ENDPOINTS
+        endpoint for module in (events, documents, ask, deadletters, operate, keys, health) for endpoint in module.ENDPOINTS
     ]
     document = describe(endpoints)
     endpoints.append(health.openapi_endpoint(document))
@@ -71,6 +71,8 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
             principal = LOCAL if endpoint.scope is None else service.keys.principal(request.headers)
             if endpoint.scope:
                 require(principal, endpoint.scope)
+            if endpoint.tag == "ask":
+                service.charge(principal.workspace, "queries_per_s", 1)
             query = dict(request.query_params)
             for name in query:
                 if name not in known:

@@ -102,7 +102,7 @@ async def drop_letter(call: Call) -> Response:
 async def retry_letter(call: Call) -> Response:
     """Append what was not taken anew."""
     view = call.view
-    call.service.pressure.check(view)
+    call.service.admit(view)
 
     def work() -> dict[str, Any]:
         letter = _letter(call)

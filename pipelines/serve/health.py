@@ -80,8 +80,9 @@ def _asked(check: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
 
 
 async def metrics(call: Call) -> Response:
-    """All metrics of this process."""
-    return Response(await call.ask(call.service.metrics.text), media_type=CONTENT_TYPE)
+    """All metrics of this process; for a key that is not an operator's, only of its workspace."""
+    only = None if call.principal.is_operator else call.workspace
+    return Response(await call.ask(call.service.metrics.text, only), media_type=CONTENT_TYPE)
 
 
 async def front(call: Call) -> Response:

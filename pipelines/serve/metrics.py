@@ -102,8 +102,14 @@ class Metrics:
             "rejected": total["rejected"] + total["reused"],
         }
 
-    def text(self) -> bytes:
-        return generate_latest(self.registry)
+    def text(self, workspace: str | None = None) -> bytes:
+        """Write all metrics, or leave out the lines of other workspaces."""
+        text = generate_latest(self.registry)
+        if workspace is None:
+            return text
+        own = b'workspace="%s"' % workspace.replace("\\", "\\\\").replace('"', '\\"').encode()
+        lines = text.splitlines(keepends=True)
+        return b"".join(line for line in lines if line[:1] == b"#" or b'workspace="' not in line or own in line)
 
 
 class _Gauges:

@@ -35,6 +35,7 @@ COMMANDS = [
     "plugins",
     "dead-letters",
     "policies",
+    "keys",
 ]
 MAP = """
 type = "interaction.observed"
