@@ -46,7 +46,7 @@ class TopicSettings(_Section):
     source: str = ""
     allow_user_erasure: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the decoder (field mapping)."""
+    """Passed to the decoder: the field mapping of ``json``, the tables of ``debezium``."""
 
 
 class KafkaSettings(_Section):

@@ -46,9 +46,10 @@ _MEANINGS = {
     "kafka.poll_records": "Most records of one poll.",
     "on_change": "What happens when a declared policy changed: `replace`: the new instance takes over when caught up; "
     "`manual`: it stays a shadow (promotion by hand is not built yet).",
-    "kafka.topics.NAME.options": "Field mapping of the decoder `json`: `type`, `id`, `source`, `time`, `data`.",
+    "kafka.topics.NAME.options": "Of the decoder: for `json` the field mapping (`type`, `id`, `source`, `time`, `data`), for "
+    "`debezium` its `tables`.",
     "kafka.topics.NAME.workspace": "The workspace that the topic's events go to.",
-    "kafka.topics.NAME.decoder": "`cloudevents`, `json`, or one of a plugin.",
+    "kafka.topics.NAME.decoder": "`cloudevents`, `json`, `debezium`, or one of a plugin.",
     "kafka.topics.NAME.source": "Source of events that bring none. Empty: `kafka:TOPIC`.",
     "kafka.topics.NAME.allow_user_erasure": "A null value of a topic of kind `user` erases the user, for good.",
     "serve.host": "Address to bind. Anything but loopback needs keys.",

@@ -22,7 +22,7 @@ from streamfold.core.errors import ConfigError, IntakeConflict, LedgerError
 from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove
 from streamfold.core.settings import Settings
 from streamfold.pipelines import tasks
-from streamfold.pipelines.ingest.place import Part, Place, Share, Stats, intake_name, pressure, quiet_logs
+from streamfold.pipelines.ingest.place import Part, Place, Share, Stats, drop_parked, intake_name, pressure, quiet_logs
 from streamfold.pipelines.ingest.take import TopicIntake
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.quota import Limits
@@ -324,6 +324,7 @@ class Ingest:
                 consumer.pause(tp)
             else:
                 consumer.resume(tp)
+                drop_parked(consumer, tp)
 
     def _report(self, now: float) -> None:
         at, records = self._reported
