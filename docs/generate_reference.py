@@ -46,8 +46,8 @@ _MEANINGS = {
     "kafka.poll_records": "Most records of one poll.",
     "on_change": "What happens when a declared policy changed: `replace`: the new instance takes over when caught up; "
     "`manual`: it stays a shadow (promotion by hand is not built yet).",
-    "kafka.topics.NAME.options": "Of the decoder: for `json` the field mapping (`type`, `id`, `source`, `time`, `data`), for "
-    "`debezium` its `tables`.",
+    "kafka.topics.NAME.options": "Of the decoder: for `json` the field mapping (`type`, `id`, `source`, `time`, `data`), "
+    "for `debezium` its `tables`.",
     "kafka.topics.NAME.workspace": "The workspace that the topic's events go to.",
     "kafka.topics.NAME.decoder": "`cloudevents`, `json`, `debezium`, or one of a plugin.",
     "kafka.topics.NAME.source": "Source of events that bring none. Empty: `kafka:TOPIC`.",
@@ -378,8 +378,8 @@ def rest_page() -> str:
         "refused with the nearest valid one. Each response carries `X-Request-Id`; each read a "
         "`version: {position, age_ms, policies, degraded}`.\n",
         "**Keys.** `Authorization: Bearer KEY` or `X-API-Key: KEY`; a key belongs to one workspace and has scopes. "
-        "An operator's key (scope `operator`) may do everything, in the workspace that `X-Workspace` names. Without keys "
-        "the server listens on loopback only and serves the workspace `default`; `POST /v1/keys` or "
+        "An operator's key (scope `operator`) may do everything, in the workspace that `X-Workspace` names. Without "
+        "keys the server listens on loopback only and serves the workspace `default`; `POST /v1/keys` or "
         "`streamfold keys create --bootstrap` makes the first one.\n",
         "**Quotas** of a workspace: 429 `rate-limited` with `Retry-After`.\n",
         "**Writes** take `wait=visible` with `wait_ms`: 200 when visible in time, else 202 (still accepted). **Reads** "
@@ -471,8 +471,9 @@ def metrics_page() -> str:
     lines = [
         "# Metrics\n",
         "`GET /metrics` of each serving process, in Prometheus' text form (with keys: scope `admin`; an "
-        "operator's key sees all workspaces, others their own). Counters and histograms are of the answering process: folding in workers is not counted here (`streamfold_commit_seconds` "
-        "and `streamfold_folded_events_total` stay empty in a process that does not fold). Gauges are read from the "
+        "operator's key sees all workspaces, others their own). Counters and histograms are of the answering "
+        "process: folding in workers is not counted here (`streamfold_commit_seconds` and "
+        "`streamfold_folded_events_total` stay empty in a process that does not fold). Gauges are read from the "
         "ledger and the views at each scrape.\n",
         "| metric | type | labels | meaning |",
         "|---|---|---|---|",

@@ -43,7 +43,6 @@ class Bucket:
             return 0.0
         return (1 - self._level) / self.rate if self.rate > 0 else math.inf
 
-
     def owe(self, n: float, now: float) -> None:
         """Take ``n`` tokens whether there are any or not."""
         self._level = min(self._burst, self._level + self.rate * (now - self._at)) - n

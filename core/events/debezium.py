@@ -173,9 +173,7 @@ def _patch(data: dict[str, Any], row: Mapping[str, Any], table: TableMapping, ab
             here[last] = None
 
 
-def _deletion(
-    record: KafkaRecord, mapping: TopicMapping, table: TableMapping, row: Mapping[str, Any]
-) -> CloudEvent:
+def _deletion(record: KafkaRecord, mapping: TopicMapping, table: TableMapping, row: Mapping[str, Any]) -> CloudEvent:
     assert table.key is not None
     if table.kind == "user" and not mapping.allow_user_erasure:
         detail = "a deleted row would erase the user for good: set allow_user_erasure for this topic to permit it"
@@ -186,9 +184,7 @@ def _deletion(
     return event
 
 
-def _tombstone(
-    record: KafkaRecord, mapping: TopicMapping, tables: Mapping[str, TableMapping]
-) -> CloudEvent | None:
+def _tombstone(record: KafkaRecord, mapping: TopicMapping, tables: Mapping[str, TableMapping]) -> CloudEvent | None:
     """A null value follows each deletion, and is all that compaction leaves of it: a deletion of the key."""
     name = record.topic.rpartition(".")[2]
     table = tables.get(name) or (next(iter(tables.values())) if len(tables) == 1 else None)

@@ -6,6 +6,8 @@ their reading all of it again and again. A change and its line in the audit trai
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import msgspec
 from sqlalchemy import insert, select
 
@@ -31,7 +33,7 @@ class AccessMixin(Base):
         return [ApiKey(**row._asdict() | {"scopes": tuple(row.scopes.split())}) for row in rows]
 
     def add_api_key(self, key: ApiKey, *, actor: str) -> None:
-        values = {name: getattr(key, name) for name in s.api_keys.c.keys()} | {"scopes": " ".join(key.scopes)}
+        values = asdict(key) | {"scopes": " ".join(key.scopes)}
         reason = f"{key.name}: {values['scopes']}"
 
         def job(tx: Tx) -> None:

@@ -47,7 +47,9 @@ def create_app(node: Node) -> FastAPI:
     )  # fmt: skip
     app.state.service = service
     endpoints = [
-        endpoint for module in (events, documents, ask, deadletters, operate, keys, health) for endpoint in module.ENDPOINTS
+        endpoint
+        for module in (events, documents, ask, deadletters, operate, keys, health)
+        for endpoint in module.ENDPOINTS
     ]
     document = describe(endpoints)
     endpoints.append(health.openapi_endpoint(document))

@@ -85,7 +85,9 @@ class Keys:
         found = self._find(sent) if sent else None
         if found is None:
             if not self.is_open or (sent and self._access.keys):
-                hint = "the key is not known" if sent else "send a key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+                hint = (
+                    "the key is not known" if sent else "send a key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+                )
                 raise Problem("unauthenticated", hint, headers={"WWW-Authenticate": "Bearer"})
             found = LOCAL
         named = headers.get("x-workspace")

@@ -100,9 +100,7 @@ class Kafka(Service):
     def server_settings(self) -> str:
         """The broker's properties; of a name that comes twice the last one counts."""
         ports = self.ports
-        return SETTINGS.format(
-            host=HOST, port=ports["main"], controller_port=ports["other"], data=self.folder / "data"
-        )
+        return SETTINGS.format(host=HOST, port=ports["main"], controller_port=ports["other"], data=self.folder / "data")
 
     def format_options(self) -> list[str]:
         """Further words for formatting the empty data folder."""

@@ -50,7 +50,16 @@ class SecureKafka(Kafka):
 
     def prepare(self) -> None:
         keystore = self.folder / "broker.p12"
-        store = ["-keystore", keystore, "-storetype", "PKCS12", "-storepass", _STORE_PASSWORD, "-alias", "broker"]
+        store: list[str | Path] = [
+            "-keystore",
+            keystore,
+            "-storetype",
+            "PKCS12",
+            "-storepass",
+            _STORE_PASSWORD,
+            "-alias",
+            "broker",
+        ]
         names = ["-dname", "CN=streamfold-test", "-ext", f"san=ip:{HOST},dns:localhost", "-ext", "bc:c"]
         run(["keytool", "-genkeypair", *store, "-keyalg", "EC", "-groupname", "secp256r1", "-validity", "30", *names])
         run(["keytool", "-exportcert", "-rfc", *store, "-file", self.certificate])

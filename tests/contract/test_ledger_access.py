@@ -42,7 +42,9 @@ def make_key(key_id: str, workspace: str = WORKSPACE) -> ApiKey:
 def trail(url: str) -> list[tuple[str, str, str, str]]:
     engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
-        rows = connection.execute(text("select workspace, actor, action, target from audit order by workspace, audit_id"))
+        rows = connection.execute(
+            text("select workspace, actor, action, target from audit order by workspace, audit_id")
+        )
         found = [tuple(row) for row in rows]
     engine.dispose()
     return found

@@ -145,7 +145,9 @@ def test_a_revocation_reaches_another_process(tmp_path: Path, postgres_database:
     with serving(both[0]) as one, serving(both[1]) as two:
         operator = make(one, "operator")
         ask = make(one, "query", key=operator)
-        [key_id] = [k["key_id"] for k in one.get("/v1/keys", headers=by(operator)).json()["items"] if "query" in k["scopes"]]
+        [key_id] = [
+            k["key_id"] for k in one.get("/v1/keys", headers=by(operator)).json()["items"] if "query" in k["scopes"]
+        ]
         states: list[int] = []
         until(lambda: two.get("/v1/status", headers=by(ask)).status_code == 200)
         assert one.delete(f"/v1/keys/{key_id}", headers=by(operator)).status_code == 204
@@ -243,7 +245,12 @@ def test_a_full_workspace_takes_nothing_more(tmp_path: Path) -> None:
     with serving(settings(tmp_path, quotas=QuotaSettings(bytes=1000))) as client:
         codes = [client.post("/v1/events", json=view_event(f"{n}")).status_code for n in range(3)]
         assert codes[0] == 202
-        until(lambda: client.post("/v1/events", json=view_event(f"{id(codes)}-{len(codes)}")).status_code == 429 or codes.append(0))
+        until(
+            lambda: (
+                client.post("/v1/events", json=view_event(f"{id(codes)}-{len(codes)}")).status_code == 429
+                or codes.append(0)
+            )
+        )
         refused = client.post("/v1/events", json=view_event("x"))
         is_problem(refused, 429, "rate-limited")
         assert "bytes" in refused.json()["detail"]

@@ -1,4 +1,4 @@
-"""RabbitMQ as the broker of wake-ups: with a sweep that comes once in ten minutes only its messages make work happen."""
+"""RabbitMQ as the broker of wake-ups: with a sweep every ten minutes only its messages make work happen."""
 
 from __future__ import annotations
 
@@ -57,11 +57,12 @@ format = "json"
     def append(self) -> None:
         """Log a document and an interaction, and say so through the broker."""
         self.sent += 1
-        accept = self.node.acceptor.accept_data
+        accept, n = self.node.acceptor.accept_data, self.sent
+        click = {"user_id": "u", "item_id": "i", "action": "click"}
         events: list[NewEvent] = [
-            accept("document.upserted", {"document_id": f"d{self.sent}", "text": f"Text {self.sent}."}, id=f"d{self.sent}", source="t"),
-            accept("interaction.observed", {"user_id": "u", "item_id": "i", "action": "click"}, id=f"c{self.sent}", source="t"),
-        ]  # fmt: skip
+            accept("document.upserted", {"document_id": f"d{n}", "text": f"Text {n}."}, id=f"d{n}", source="t"),
+            accept("interaction.observed", click, id=f"c{n}", source="t"),
+        ]
         done = self.node.ledger.append("default", events, recorded_us=self.node.context.clock.now_us())
         tasks.publish_wake(self.settings, "default", done.head, [event.type for event in events])
 

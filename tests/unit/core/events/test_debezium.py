@@ -135,7 +135,9 @@ def test_mysqls_source_and_composite_keys() -> None:
         "row": 0, "thread": 7, "query": None,
     }  # fmt: skip
     assert data(decode(record(value), tables)) == {"item_id": "3-lamp", "title": "Lamp"}
-    assert data(decode(record(None, {"shop": 3, "sku": "lamp"}, topic="db.shop.stock"), tables)) == {"item_id": "3-lamp"}
+    assert data(decode(record(None, {"shop": 3, "sku": "lamp"}, topic="db.shop.stock"), tables)) == {
+        "item_id": "3-lamp"
+    }
 
 
 # -- large columns that PostgreSQL did not send --------------------------------------------------------------------
