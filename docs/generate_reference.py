@@ -46,7 +46,7 @@ _MEANINGS = {
     "kafka.poll_records": "Most records of one poll.",
     "on_change": "What happens when a declared policy changed: `replace`: the new instance takes over when caught up; "
     "`manual`: it stays a shadow (promotion by hand is not built yet).",
-    "kafka.topics.NAME.options": "Of the decoder: for `json` the field mapping (`type`, `id`, `source`, `time`, `data`), "
+    "kafka.topics.NAME.options": "Of the decoder: for `json` the mapping (`type`, `id`, `source`, `time`, `data`), "
     "for `debezium` its `tables`.",
     "kafka.topics.NAME.workspace": "The workspace that the topic's events go to.",
     "kafka.topics.NAME.decoder": "`cloudevents`, `json`, `debezium`, or one of a plugin.",
