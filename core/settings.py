@@ -76,6 +76,8 @@ class ServeSettings(_Section):
     keys: tuple[KeySettings, ...] = ()
     max_body_bytes: int = 16 * 1024 * 1024
     query_threads: int = Field(default=8, ge=1)
+    max_open_workspaces: int = Field(default=200, ge=1)
+    """Views kept open; the least recently used is closed for another, and opened again when it is asked."""
 
 
 class QuotaSettings(_Section):
@@ -96,6 +98,8 @@ class FoldSettings(_Section):
     batch_events: int = Field(default=4096, ge=1)
     lease_s: float = Field(default=10.0, gt=0)
     sweep_s: float = Field(default=1.0, gt=0)
+    max_warm_groups: int = Field(default=200, ge=1)
+    """Groups whose stores a folding process keeps; the one that has not folded for longest makes room for another."""
     max_skips: int = Field(default=100, ge=1)
     """More skips than this in a row halt the group."""
     checkpoint_min_bytes: int = 4 * 1024 * 1024

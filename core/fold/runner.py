@@ -48,10 +48,13 @@ class FoldRunner:
         self._checkpointers: list[threading.Thread] = []
         self._stopped = threading.Event()
 
-    def run(self, workspace: str) -> bool:
-        """Fold what there is in a workspace, in turns; True when something is left to do soon."""
+    def run(self, workspace: str, *, rounds: int = 10_000) -> bool:
+        """Fold what there is in a workspace, in turns; True when something is left to do soon.
+
+        ``rounds``: how often each group gets its turn before other workspaces do.
+        """
         left = False
-        for _ in range(10_000):
+        for _ in range(rounds):
             again = False
             for group in self.context.groups(workspace):
                 if self._stopped.is_set():
@@ -70,8 +73,11 @@ class FoldRunner:
             if fold is not None:
                 fold.drop()
             fold = self._folds[key] = GroupFold(self.context, workspace, group, self.prepared)
+            self._close_surplus()
         before = fold.lease.watermark if fold.lease else -1
         turn = fold.turn()
+        if turn.events:
+            self._folds[key] = self._folds.pop(key)  # the one that folded last comes last
         if turn.waits:
             self.on_prepare_needed(workspace)
         if fold.lease is not None and fold.lease.watermark != before:
@@ -80,6 +86,17 @@ class FoldRunner:
         if group.slot == "shadow" and turn.watermark and not turn.more:
             self._maybe_replace(workspace, group, turn.watermark)
         return turn.more and not turn.waits
+
+    def _close_surplus(self) -> None:
+        """Give up the warm stores of the groups that have not folded for longest; they recover when needed."""
+        keys = list(self._folds)
+        for key in keys[: max(0, len(keys) - self.context.settings.fold.max_warm_groups)]:
+            if key not in self._checkpointing:
+                self._folds.pop(key).release()
+
+    def warm(self) -> set[str]:
+        """The workspaces whose stores are warm here: they want to be visited, so that their leases are kept."""
+        return {workspace for workspace, _ in list(self._folds)}
 
     def _maybe_replace(self, workspace: str, group: Group, watermark: int) -> None:
         """Let a declared policy's changed instance take over once it has caught up (``on_change = "replace"``)."""
@@ -190,9 +207,9 @@ class EmbeddedRunner:
             try:
                 if time.monotonic() - swept > sweep_s:
                     swept = time.monotonic()
-                    pending |= set(self.context.ledger.workspaces())
+                    pending |= set(self.context.ledger.behind()) | self.runner.warm()
                 for workspace in pending:
-                    if self.runner.run(workspace):
+                    if self.runner.run(workspace, rounds=1):  # in turns: a full log must not hold up the others
                         self.wake(workspace)
             except Exception:
                 log.exception("fold_loop_failed; going on in 1 s")

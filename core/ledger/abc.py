@@ -303,6 +303,9 @@ class Ledger(Protocol):
     def watermarks(self, workspace: str) -> dict[str, tuple[int, int]]:
         """group → (watermark, commit_no): one cheap query that views poll."""
 
+    def behind(self) -> list[str]:
+        """The workspaces in which a group that is not retired is behind the log, in one query."""
+
     def set_checkpoint(self, workspace: str, lease: Lease, *, name: str, commit_no: int, watermark: int) -> None:
         """Point to a complete checkpoint, fenced by the epoch; drops the feed up to ``commit_no``. Raises
         ``Fenced``."""

@@ -83,7 +83,10 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
             log: dict[str, Any] = {"workspace": principal.workspace}
             scope["streamfold.log"] = log
             call = Call(request, service, principal, query, request.path_params, log)
-            return await endpoint.run(call)
+            if not endpoint.opens:
+                return await endpoint.run(call)
+            async with service.using(principal.workspace):
+                return await endpoint.run(call)
         except Problem as problem:
             return respond(problem, scope["streamfold.request_id"])
         except InvalidEvent as error:

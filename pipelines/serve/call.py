@@ -205,3 +205,9 @@ class Endpoint:
     status: int = 200
     tag: str = "operate"
     errors: tuple[int, ...] = ()
+    view: bool = True
+    """Whether it looks at the workspace's view, which is then kept open."""
+
+    @property
+    def opens(self) -> bool:
+        return self.view and self.scope is not None

@@ -110,5 +110,8 @@ ENDPOINTS = [
         method="GET", path="/v1/health", run=health, scope="", summary="The truth about ingestion",
         returns=examples.HEALTH, errors=(503,),
     ),
-    Endpoint(method="GET", path="/metrics", run=metrics, scope="admin", summary="Metrics in Prometheus' text form"),
+    Endpoint(
+        method="GET", path="/metrics", run=metrics, scope="admin", view=False,
+        summary="Metrics in Prometheus' text form",
+    ),
 ]  # fmt: skip

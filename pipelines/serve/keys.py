@@ -134,25 +134,26 @@ async def list_workspaces(call: Call) -> Response:
 
 ENDPOINTS = [
     Endpoint(
-        method="POST", path="/v1/keys", run=create_key, scope="admin", summary="Make a key; it is shown once",
-        body=NewKey, example={"name": "shop", "scopes": ["ingest"]}, status=201, returns=examples.NEW_KEY,
+        method="POST", path="/v1/keys", run=create_key, view=False, scope="admin",
+        summary="Make a key; it is shown once", body=NewKey, example={"name": "shop", "scopes": ["ingest"]},
+        status=201, returns=examples.NEW_KEY,
         errors=(422,),
     ),
     Endpoint(
-        method="GET", path="/v1/keys", run=list_keys, scope="admin", summary="The workspace's keys",
+        method="GET", path="/v1/keys", run=list_keys, view=False, scope="admin", summary="The workspace's keys",
         params=PAGE_PARAMS, returns={"items": [examples.KEY], "next_cursor": None}, errors=(400, 422),
     ),
     Endpoint(
-        method="DELETE", path="/v1/keys/{id}", run=revoke_key, scope="admin", summary="Revoke a key for good",
-        status=204, errors=(404,),
+        method="DELETE", path="/v1/keys/{id}", run=revoke_key, view=False, scope="admin",
+        summary="Revoke a key for good", status=204, errors=(404,),
     ),
     Endpoint(
-        method="PUT", path="/v1/workspaces/{name}", run=put_workspace, scope=OPERATOR,
+        method="PUT", path="/v1/workspaces/{name}", run=put_workspace, view=False, scope=OPERATOR,
         summary="Make a workspace, or set its quotas", body=NewWorkspace, example=examples.WORKSPACE_BODY,
         returns={"name": "shop-7", **examples.WORKSPACE_BODY}, errors=(422,),
     ),
     Endpoint(
-        method="GET", path="/v1/workspaces", run=list_workspaces, scope=OPERATOR, summary="All workspaces",
+        method="GET", path="/v1/workspaces", run=list_workspaces, view=False, scope=OPERATOR, summary="All workspaces",
         params=PAGE_PARAMS, returns={"items": [{"name": "shop-7", **examples.WORKSPACE_BODY}], "next_cursor": None},
         errors=(400, 422),
     ),

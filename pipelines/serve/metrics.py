@@ -146,6 +146,8 @@ class _Gauges:
                     lag.add_metric([view.name, group.group.name], max(0, view.head - group.watermark))
                     halted.add_metric([view.name, group.group.name], float(view.halted(group)))
                     with group.lock.read():
+                        if view.closed:
+                            break
                         for key, store in group.stores.stores.items():
                             policy, _, name = key.partition("/")
                             stores.add_metric([view.name, policy, name], store.state_bytes())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any
 
 from streamfold.core.errors import InvalidEvent
 from streamfold.core.events import CloudEvent, NewEvent
 from streamfold.core.ledger.abc import Appended
-from streamfold.core.views import WorkspaceView
+from streamfold.core.views import Views, WorkspaceView
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.quota import FULL_RETRY_S, Limits, Rate
 from streamfold.pipelines.serve.access import Access
@@ -90,9 +91,29 @@ class Service:
             raise unavailable("the views are being recovered: try again", 1)
         return views.workspace(workspace)
 
+    @asynccontextmanager
+    async def using(self, workspace: str) -> AsyncIterator[None]:
+        """Keep a workspace's view open; opened or brought up to date by a thread, as that may take long."""
+        views = self.node.views
+        if not self.ready or views is None:
+            yield
+            return
+        view = views.enter_if_fresh(workspace)
+        if view is None:
+            entering = self.query_pool.submit(workspace, views.enter, workspace)
+            try:
+                view = await asyncio.wrap_future(entering)
+            except asyncio.CancelledError:
+                entering.add_done_callback(lambda done: _leave(views, done))
+                raise
+        try:
+            yield
+        finally:
+            views.leave(view)
+
     def waiters(self, view: WorkspaceView) -> Waiters:
         found = self._waiters.get(view.name)
-        if found is None:
+        if found is None or found.view is not view:  # a view that was closed comes back as another one
             found = self._waiters[view.name] = Waiters(view, asyncio.get_running_loop())
         return found
 
@@ -167,3 +188,9 @@ class Service:
         """Return where prepared values are kept: of the folds of this process when it is embedded."""
         runner = self.node.runner
         return runner.preparer.prepared if runner is not None else self.node.prepared()
+
+
+def _leave(views: Views, entered: Future[WorkspaceView]) -> None:
+    """Give back a view that was opened for a request which is gone."""
+    if not entered.cancelled() and entered.exception() is None:
+        views.leave(entered.result())

@@ -116,3 +116,17 @@ def test_migrating_counts_what_was_logged_before(url: str) -> None:
     assert size > 0
     assert again.log_bytes(WORKSPACE) == size
     again.close()
+
+
+def test_workspaces_with_a_group_behind_the_log_are_found_at_once(ledger: Ledger) -> None:
+    from streamfold.core.testing.ledger_contract import TTL_US, make_lease
+
+    lease = make_lease(ledger)
+    assert ledger.behind() == []
+    ledger.append(WORKSPACE, [make_event("a")], recorded_us=1)
+    assert ledger.behind() == [WORKSPACE]
+    ledger.commit(WORKSPACE, lease, watermark=1, changes=b"", now_us=1, ttl_us=TTL_US)
+    assert ledger.behind() == []
+    ledger.append(WORKSPACE, [make_event("b")], recorded_us=2)
+    ledger.set_slot(WORKSPACE, "memory", "retired")
+    assert ledger.behind() == []
