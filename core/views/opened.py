@@ -132,6 +132,9 @@ class Views:
         return found
 
     def _close_surplus(self) -> None:
+        """Close those above the bound that nobody uses; what is in use now is looked at again at the next poll."""
+        if len(self._open) <= self._most:
+            return
         with self._lock:
             unused = [name for name, found in self._open.items() if not found.users]
             surplus = [self._open.pop(name) for name in unused[: max(0, len(self._open) - self._most)]]
@@ -173,6 +176,7 @@ class Views:
             for found in self._due():
                 if not self._follow(found):
                     self._stop.wait(0.5)
+            self._close_surplus()
 
     def _follow(self, found: _Open) -> bool:
         """Apply what is new; False when that failed: the view answers on from what it has."""
