@@ -153,9 +153,15 @@ class Worker:
         self.folds = Turns(ledger.head, self._fold)
         self._sweeps: dict[str, Sweep] = {}
         if role in ("fold", "all"):
-            self._sweeps["fold"] = Sweep("sweep-fold", every_s, ledger.workspaces, self._sweep_fold)
+            self._sweeps["fold"] = Sweep("sweep-fold", every_s, self._to_visit, self._sweep_fold)
         if role in ("prepare", "all"):
-            self._sweeps["prepare"] = Sweep("sweep-prepare", every_s, ledger.workspaces, self.prepare)
+            self._sweeps["prepare"] = Sweep("sweep-prepare", every_s, self._to_visit, self.prepare)
+
+    def _to_visit(self) -> list[str]:
+        """The workspaces that a sweep looks at: those behind, those warm here, and once those not met before."""
+        ledger = self.node.ledger
+        new = set(ledger.workspaces()) - self._pinned.keys()
+        return [*new, *ledger.behind(), *self.runner.warm()]
 
     def start(self) -> None:
         for sweep in self._sweeps.values():
@@ -181,9 +187,10 @@ class Worker:
 
     def _sweep_fold(self, workspace: str) -> None:
         """Fold where there is lag; visit quiet workspaces often enough to keep their leases, hence warm stores."""
+        _pin(self, workspace)
         keep_s = self.node.settings.fold.lease_s / 4
         idle_s = time.monotonic() - self._folded_at.get(workspace, 0.0)
-        if idle_s > keep_s or self.runner.lagging(workspace):
+        if (idle_s > keep_s and workspace in self.runner.warm()) or self.runner.lagging(workspace):
             self.fold(workspace)
 
     def _prepare_needed(self, workspace: str) -> None:
