@@ -72,7 +72,7 @@ bench: setup ## measure throughput, freshness and quality
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 .PHONY: services
-services: setup ## start real Kafka, PostgreSQL and Redis on loopback (as root: install what is missing)
+services: setup ## start real Kafka, PostgreSQL, RabbitMQ and Redis on loopback (as root: install what is missing)
 	@$(BIN)/python -m streamfold.pipelines.services up --dir $(SERVICES_DIR) --env-file $(SERVICES_DIR).env \
 		$$([ "$$(id -u)" = 0 ] && echo --install)
 	@echo "# The same lines are in $(SERVICES_DIR).env. To stop: make services-down"

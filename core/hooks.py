@@ -50,7 +50,7 @@ class Hooks:
 
     @hookspec
     def register_decoders(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]  # a specification
-        """Return Kafka decoders by name: ``(record, mapping) -> CloudEvent``."""
+        """Return Kafka decoders by name: ``(record, mapping) -> CloudEvent``, or None for what means nothing."""
 
     @hookspec(historic=True)
     def configured(self, settings: Any) -> None:

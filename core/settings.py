@@ -46,7 +46,7 @@ class TopicSettings(_Section):
     source: str = ""
     allow_user_erasure: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the decoder (field mapping)."""
+    """Passed to the decoder: the field mapping of ``json``, the tables of ``debezium``."""
 
 
 class KafkaSettings(_Section):
@@ -65,7 +65,7 @@ class KeySettings(_Section):
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     workspace: str = "default"
-    scopes: tuple[Literal["ingest", "query", "admin"], ...] = ("ingest", "query", "admin")
+    scopes: tuple[Literal["ingest", "query", "admin", "operator"], ...] = ("ingest", "query", "admin")
 
 
 class ServeSettings(_Section):
@@ -76,6 +76,19 @@ class ServeSettings(_Section):
     keys: tuple[KeySettings, ...] = ()
     max_body_bytes: int = 16 * 1024 * 1024
     query_threads: int = Field(default=8, ge=1)
+    max_open_workspaces: int = Field(default=200, ge=1)
+    """Views kept open; the least recently used is closed for another, and opened again when it is asked."""
+
+
+class QuotaSettings(_Section):
+    """What each workspace may use that was not given quotas of its own; unset: no limit."""
+
+    events_per_s: float | None = Field(default=None, ge=0)
+    """HTTP answers 429 above it (per replica), Kafka partitions are paused (per ingest process)."""
+    bytes: int | None = Field(default=None, ge=0)
+    """Of events in the log, as stored."""
+    queries_per_s: float | None = Field(default=None, ge=0)
+    """Per replica."""
 
 
 class FoldSettings(_Section):
@@ -85,6 +98,8 @@ class FoldSettings(_Section):
     batch_events: int = Field(default=4096, ge=1)
     lease_s: float = Field(default=10.0, gt=0)
     sweep_s: float = Field(default=1.0, gt=0)
+    max_warm_groups: int = Field(default=200, ge=1)
+    """Groups whose stores a folding process keeps; the one that has not folded for longest makes room for another."""
     max_skips: int = Field(default=100, ge=1)
     """More skips than this in a row halt the group."""
     checkpoint_min_bytes: int = 4 * 1024 * 1024
@@ -163,6 +178,7 @@ class Settings(BaseSettings):
     broker: BrokerSettings = BrokerSettings()
     kafka: KafkaSettings = KafkaSettings()
     serve: ServeSettings = ServeSettings()
+    quotas: QuotaSettings = QuotaSettings()
     fold: FoldSettings = FoldSettings()
     vectors: VectorSettings = VectorSettings()
     limits: LimitSettings = LimitSettings()

@@ -34,6 +34,8 @@ _MEANINGS = {
     "broker": "The Celery broker of the distributed shape.",
     "kafka": "The Kafka intake.",
     "serve": "The REST endpoint.",
+    "quotas": "What each workspace may use that was not given quotas of its own (`PUT /v1/workspaces/NAME`); unset: no "
+    "limit.",
     "fold": "How folds run.",
     "vectors": "How views search vectors; see [vectors](../explanation/vectors.md).",
     "limits": "Request and event limits.",
@@ -44,9 +46,10 @@ _MEANINGS = {
     "kafka.poll_records": "Most records of one poll.",
     "on_change": "What happens when a declared policy changed: `replace`: the new instance takes over when caught up; "
     "`manual`: it stays a shadow until `policies promote`.",
-    "kafka.topics.NAME.options": "Field mapping of the decoder `json`: `type`, `id`, `source`, `time`, `data`.",
+    "kafka.topics.NAME.options": "Of the decoder: for `json` the mapping (`type`, `id`, `source`, `time`, `data`), "
+    "for `debezium` its `tables`.",
     "kafka.topics.NAME.workspace": "The workspace that the topic's events go to.",
-    "kafka.topics.NAME.decoder": "`cloudevents`, `json`, or one of a plugin.",
+    "kafka.topics.NAME.decoder": "`cloudevents`, `json`, `debezium`, or one of a plugin.",
     "kafka.topics.NAME.source": "Source of events that bring none. Empty: `kafka:TOPIC`.",
     "kafka.topics.NAME.allow_user_erasure": "A null value of a topic of kind `user` erases the user, for good.",
     "serve.host": "Address to bind. Anything but loopback needs keys.",
@@ -54,7 +57,7 @@ _MEANINGS = {
     "serve.keys": "API keys, `[[serve.keys]]`, see below.",
     "serve.keys.N.sha256": "SHA-256 of the key, 64 hex digits.",
     "serve.keys.N.workspace": "The workspace that the key belongs to.",
-    "serve.keys.N.scopes": "What the key may do.",
+    "serve.keys.N.scopes": "What the key may do; `operator`: everything, in the workspace that `X-Workspace` names.",
     "serve.max_body_bytes": "Longest request body; past it 413 `too-large`.",
     "serve.query_threads": "Threads that answer reads.",
     "fold.turn_ms": "A turn of one group ends after this time, so that groups share a worker.",
@@ -353,10 +356,10 @@ def routes() -> list[tuple[str, str]]:
 
 def endpoints() -> list[Any]:
     """Return the declared endpoints, as the application has them."""
-    from streamfold.pipelines.serve import ask, deadletters, documents, events, health, operate, versions
+    from streamfold.pipelines.serve import ask, deadletters, documents, events, health, keys, operate, versions
 
     found: list[Any] = []
-    for module in (events, documents, ask, deadletters, operate, versions, health):
+    for module in (events, documents, ask, deadletters, operate, versions, keys, health):
         found += module.ENDPOINTS
     return [*found, health.openapi_endpoint({})]
 
@@ -375,7 +378,10 @@ def rest_page() -> str:
         "refused with the nearest valid one. Each response carries `X-Request-Id`; each read a "
         "`version: {position, age_ms, policies, degraded}`.\n",
         "**Keys.** `Authorization: Bearer KEY` or `X-API-Key: KEY`; a key belongs to one workspace and has scopes. "
-        "Without configured keys the server listens on loopback only and serves the workspace `default`.\n",
+        "An operator's key (scope `operator`) may do everything, in the workspace that `X-Workspace` names. Without "
+        "keys the server listens on loopback only and serves the workspace `default`; `POST /v1/keys` or "
+        "`streamfold keys create --bootstrap` makes the first one.\n",
+        "**Quotas** of a workspace: 429 `rate-limited` with `Retry-After`.\n",
         "**Writes** take `wait=visible` with `wait_ms`: 200 when visible in time, else 202 (still accepted). **Reads** "
         "take `min_position`, `wait_ms`, `max_age_ms`: 503 `position-not-reached` or `too-stale` when missed. "
         "**Pages** take `limit` and `cursor`, and answer `{items, next_cursor}`.\n",
@@ -464,9 +470,10 @@ def metrics_page() -> str:
     """Make metrics.md."""
     lines = [
         "# Metrics\n",
-        "`GET /metrics` of each serving process, in Prometheus' text form (with keys: scope `admin`). Counters and "
-        "histograms are of the answering process: folding in workers is not counted here (`streamfold_commit_seconds` "
-        "and `streamfold_folded_events_total` stay empty in a process that does not fold). Gauges are read from the "
+        "`GET /metrics` of each serving process, in Prometheus' text form (with keys: scope `admin`; an "
+        "operator's key sees all workspaces, others their own). Counters and histograms are of the answering "
+        "process: folding in workers is not counted here (`streamfold_commit_seconds` and "
+        "`streamfold_folded_events_total` stay empty in a process that does not fold). Gauges are read from the "
         "ledger and the views at each scrape.\n",
         "| metric | type | labels | meaning |",
         "|---|---|---|---|",

@@ -58,7 +58,7 @@ class Node:
         if self.settings.is_embedded:
             views = self.views
             self.runner = EmbeddedRunner(
-                self.context, MemoryPrepared(self.context), on_commit=lambda workspace, group: views.wake()
+                self.context, MemoryPrepared(self.context), on_commit=lambda workspace, group: views.wake(workspace)
             )
             self.runner.start()
         return self.views

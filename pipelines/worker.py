@@ -158,13 +158,17 @@ class Worker:
         self._sweeps: dict[str, Sweep] = {}
         often_s = min(every_s, _BACKFILL_EVERY_S)
         if role in ("fold", "all"):
-            self._sweeps["fold"] = Sweep("sweep-fold", every_s, ledger.workspaces, self._sweep_fold)
-            self._sweeps["backfill"] = Sweep("backfill", often_s, ledger.workspaces, self._backfill)
+            self._sweeps["fold"] = Sweep("sweep-fold", every_s, self._to_visit, self._sweep_fold)
+            self._sweeps["backfill"] = Sweep("backfill", often_s, self._to_visit, self._backfill)
         if role in ("prepare", "all"):
-            self._sweeps["prepare"] = Sweep("sweep-prepare", every_s, ledger.workspaces, self.prepare)
-            self._sweeps["backfill-prepare"] = Sweep(
-                "backfill-prepare", often_s, ledger.workspaces, self._prepare_backfill
-            )
+            self._sweeps["prepare"] = Sweep("sweep-prepare", every_s, self._to_visit, self.prepare)
+            self._sweeps["backfill-prepare"] = Sweep("backfill-prepare", often_s, ledger.behind, self._prepare_backfill)
+
+    def _to_visit(self) -> list[str]:
+        """The workspaces that a sweep looks at: those behind, those warm here, and once those not met before."""
+        ledger = self.node.ledger
+        new = set(ledger.workspaces()) - self._pinned.keys()
+        return [*new, *ledger.behind(), *self.runner.warm(), *self.backfill.warm()]
 
     def start(self) -> None:
         for sweep in self._sweeps.values():
@@ -191,9 +195,10 @@ class Worker:
 
     def _sweep_fold(self, workspace: str) -> None:
         """Fold where there is lag; visit quiet workspaces often enough to keep their leases, hence warm stores."""
+        _pin(self, workspace)
         keep_s = self.node.settings.fold.lease_s / 4
         idle_s = time.monotonic() - self._folded_at.get(workspace, 0.0)
-        if idle_s > keep_s or self.runner.lagging(workspace):
+        if (idle_s > keep_s and workspace in self.runner.warm()) or self.runner.lagging(workspace):
             self.fold(workspace)
 
     def _prepare_needed(self, workspace: str) -> None:

@@ -1,6 +1,6 @@
 """Fixtures for all tests: real services, started when the first test asks for one.
 
-`STREAMFOLD_TEST_KAFKA`, `STREAMFOLD_TEST_POSTGRES` and `STREAMFOLD_TEST_REDIS` name servers that run already.
+`STREAMFOLD_TEST_KAFKA`, `_POSTGRES`, `_RABBITMQ` and `_REDIS` name servers that run already.
 A service that cannot be started fails the tests that need it where CI=true, and leaves them out elsewhere.
 """
 
@@ -14,10 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from streamfold.pipelines.services import SERVICES, Kafka, Postgres, Redis, Service, ServiceError
+from streamfold.pipelines.services import (
+    SERVICES,
+    Kafka,
+    Postgres,
+    Rabbitmq,
+    Redis,
+    SecureKafka,
+    Service,
+    ServiceError,
+)
 
 SERVICE_FIXTURES = {"kafka_url", "postgres_url", "postgres_database", "redis_url"}
-GIVEN = {"kafka": "STREAMFOLD_TEST_KAFKA", "postgres": "STREAMFOLD_TEST_POSTGRES", "redis": "STREAMFOLD_TEST_REDIS"}
+GIVEN = {name: f"STREAMFOLD_TEST_{name.upper()}" for name in SERVICES}
 
 
 def _in_ci() -> bool:
@@ -138,6 +147,16 @@ class OwnService:
     def redis(self) -> Redis:
         service = self._start(Redis)
         assert isinstance(service, Redis)
+        return service
+
+    def secure_kafka(self) -> SecureKafka:
+        service = self._start(SecureKafka)
+        assert isinstance(service, SecureKafka)
+        return service
+
+    def rabbitmq(self) -> Rabbitmq:
+        service = self._start(Rabbitmq)
+        assert isinstance(service, Rabbitmq)
         return service
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from streamfold.core.errors import InvalidEvent, nearest
 from streamfold.core.events.accept import CloudEvent
 from streamfold.core.events.codecs import STRUCTURED, decode_binary, decode_with_defaults
+from streamfold.core.events.debezium import TableMapping, decode_debezium
 from streamfold.core.events.fields import from_us
 from streamfold.core.events.mapping import EventMapping, map_row
 from streamfold.core.events.problems import DECODING_ERRORS
@@ -57,22 +58,31 @@ class TopicMapping:
     allow_user_erasure: bool = False
     source: str | None = None
     fields: EventMapping | None = None
+    tables: Mapping[str, TableMapping] = field(default_factory=dict)
+    """What the decoder ``debezium`` needs."""
     options: Mapping[str, object] = field(default_factory=dict)
     """The topic's ``options`` as they stand in the settings, for decoders of plugins."""
 
+    def source_of(self, record: KafkaRecord) -> str:
+        return self.source or f"kafka:{record.topic}"
 
-Decoder = Callable[[KafkaRecord, TopicMapping], CloudEvent]
+
+Decoder = Callable[[KafkaRecord, TopicMapping], CloudEvent | None]
+"""Returns None for a record that means nothing. One with a true attribute ``takes_tombstones`` gets null values too."""
 
 
 def decode_kafka(
     record: KafkaRecord, mapping: TopicMapping, decoders: Mapping[str, Decoder] | None = None
-) -> CloudEvent | InvalidEvent:
-    """Decode one record; whatever is wrong with it comes back as an ``InvalidEvent``, for the dead letters."""
+) -> CloudEvent | InvalidEvent | None:
+    """Decode one record; whatever is wrong with it comes back as an ``InvalidEvent``, for the dead letters.
+
+    None: there is nothing to take, and nothing wrong.
+    """
     try:
-        if record.value is None:
-            return _tombstone(record, mapping)
         known = DECODERS if decoders is None else decoders
         decoder = known.get(mapping.decoder)
+        if record.value is None and not getattr(decoder, "takes_tombstones", False):
+            return _tombstone(record, mapping)
         if decoder is None:
             hint = nearest(mapping.decoder, known)
             raise InvalidEvent("malformed", f"topic {record.topic}: no decoder '{mapping.decoder}'{hint}")
@@ -81,10 +91,6 @@ def decode_kafka(
         return error
     except Exception as error:  # a plugin's decoder may raise anything: the record is kept, the topic goes on
         return InvalidEvent("malformed", f"decoder '{mapping.decoder}': {type(error).__name__}: {str(error)[:300]}")
-
-
-def _source(record: KafkaRecord, mapping: TopicMapping) -> str:
-    return mapping.source or f"kafka:{record.topic}"
 
 
 def _tombstone(record: KafkaRecord, mapping: TopicMapping) -> CloudEvent:
@@ -108,7 +114,7 @@ def _plain(record: KafkaRecord, mapping: TopicMapping, type_: str, data: bytes) 
     return CloudEvent(
         specversion="1.0",
         id=record.place,
-        source=_source(record, mapping),
+        source=mapping.source_of(record),
         type=type_,
         time=time,
         data=msgspec.Raw(data),
@@ -126,7 +132,7 @@ def decode_cloudevent(record: KafkaRecord, mapping: TopicMapping) -> CloudEvent:
     """Decoder ``cloudevents``: structured by content type (or without ``ce_`` headers), else binary mode."""
     headers = {name.lower(): value for name, value in record.headers.items()}
     content_type = _utf8(headers.get("content-type", b""), "the content-type header")
-    defaults = {"id": record.place, "source": _source(record, mapping)}
+    defaults = {"id": record.place, "source": mapping.source_of(record)}
     body = record.value or b""
     if content_type.partition(";")[0].strip().lower() == STRUCTURED or "ce_specversion" not in headers:
         return decode_with_defaults(body, defaults)
@@ -156,5 +162,9 @@ def decode_json(record: KafkaRecord, mapping: TopicMapping) -> CloudEvent:
     return event
 
 
-DECODERS: Mapping[str, Decoder] = {"cloudevents": decode_cloudevent, "json": decode_json}
+DECODERS: Mapping[str, Decoder] = {
+    "cloudevents": decode_cloudevent,
+    "json": decode_json,
+    "debezium": decode_debezium,
+}
 """The built-in decoders."""

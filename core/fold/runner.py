@@ -66,12 +66,15 @@ class FoldRunner:
         """Whether anything of this lane has a prepare step."""
         return any(runtime.prepares for group in self.groups(workspace) for runtime in group.runtimes)
 
-    def run(self, workspace: str) -> bool:
-        """Fold what there is in a workspace, in turns; True when something is left to do soon."""
+    def run(self, workspace: str, *, rounds: int = 10_000) -> bool:
+        """Fold what there is in a workspace, in turns; True when something is left to do soon.
+
+        ``rounds``: how often each group gets its turn before other workspaces do.
+        """
         left = False
         if self.lane != "live" and self._is_due((workspace, ""), _SWEEP_S):
             versions.sweep(self.context, workspace)
-        for _ in range(10_000):
+        for _ in range(rounds):
             again = False
             groups = self.groups(workspace)
             self._let_go(workspace, {group.name for group in groups})
@@ -94,8 +97,11 @@ class FoldRunner:
             if fold is not None:
                 fold.drop()
             fold = self._folds[key] = GroupFold(self.context, workspace, group, self.prepared)
+            self._close_surplus()
         before = fold.lease.watermark if fold.lease else -1
         turn = fold.turn()
+        if turn.events:
+            self._folds[key] = self._folds.pop(key)  # the one that folded last comes last
         if turn.waits:
             self.on_prepare_needed(workspace)
         if fold.lease is not None and fold.lease.watermark != before:
@@ -122,6 +128,17 @@ class FoldRunner:
             if not any(group.name == key[1] for group in self.context.groups(workspace)):
                 for runtime in fold.group.runtimes:
                     self.prepared.drop(workspace, runtime, _EVERYTHING)
+
+    def _close_surplus(self) -> None:
+        """Give up the warm stores of the groups that have not folded for longest; they recover when needed."""
+        keys = list(self._folds)
+        for key in keys[: max(0, len(keys) - self.context.settings.fold.max_warm_groups)]:
+            if key not in self._checkpointing:
+                self._folds.pop(key).release()
+
+    def warm(self) -> set[str]:
+        """The workspaces whose stores are warm here: they want to be visited, so that their leases are kept."""
+        return {workspace for workspace, _ in list(self._folds)}
 
     def _maybe_checkpoint(self, workspace: str, group: Group, fold: GroupFold) -> None:
         key = (workspace, group.name)
@@ -218,9 +235,9 @@ class EmbeddedRunner:
             try:
                 if time.monotonic() - swept > sweep_s:
                     swept = time.monotonic()
-                    pending |= set(self.context.ledger.workspaces())
+                    pending |= set(self.context.ledger.behind()) | self.runner.warm()
                 for workspace in pending:
-                    if self.runner.run(workspace):
+                    if self.runner.run(workspace, rounds=1):  # in turns: a full log must not hold up the others
                         self.wake(workspace)
             except Exception:
                 log.exception("fold_loop_failed; going on in 1 s")

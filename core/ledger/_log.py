@@ -28,6 +28,12 @@ class LogMixin(Base):
     def workspaces(self) -> list[str]:
         return [row.workspace for row in self._select(select(s.log_head.c.workspace).order_by(s.log_head.c.workspace))]
 
+    def behind(self) -> list[str]:
+        sql = """select distinct g.workspace from fold_groups g join log_head h on h.workspace = g.workspace
+            where g.watermark < h.seq and exists (select 1 from instances i
+                where i.workspace = g.workspace and i.grp = g.grp and i.slot <> 'retired')"""
+        return [row[0] for row in self._all(sql)]
+
     def head(self, workspace: str) -> int:
         rows = self._all("select seq from log_head where workspace = ?", (workspace,))
         return int(rows[0][0]) if rows else 0

@@ -228,6 +228,30 @@ class IntakeState:
     updated_us: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """A key as the ledger keeps it: what it is allowed, and the SHA-256 of it, never the key."""
+
+    workspace: str
+    key_id: str
+    name: str
+    scopes: tuple[str, ...]
+    sha256: str
+    created_by: str
+    created_us: int
+    revoked_us: int = 0
+    """0: it is valid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quotas:
+    """What a workspace may use; ``None``: no limit. ``bytes``: of its log, as stored."""
+
+    events_per_s: float | None = None
+    bytes: int | None = None
+    queries_per_s: float | None = None
+
+
 class Ledger(Protocol):
     """The durable record of one installation: many workspaces."""
 
@@ -394,6 +418,9 @@ class Ledger(Protocol):
     def watermarks(self, workspace: str) -> dict[str, tuple[int, int]]:
         """group → (watermark, commit_no): one cheap query that views poll."""
 
+    def behind(self) -> list[str]:
+        """The workspaces in which a group that is not retired is behind the log, in one query."""
+
     def set_checkpoint(self, workspace: str, lease: Lease, *, name: str, commit_no: int, watermark: int) -> None:
         """Point to a complete checkpoint, fenced by the epoch; drops the feed up to ``commit_no``. Raises
         ``Fenced``."""
@@ -468,6 +495,28 @@ class Ledger(Protocol):
 
     def audits(self, workspace: str, *, before: int | None = None, limit: int = 50) -> list[AuditEntry]:
         """A page of the audit trail, newest first, ids < before."""
+
+    # -- keys and quotas ---------------------------------------------------------------------------------------
+    def access_version(self) -> int:
+        """A number that each change of a key or a quota, by any process, moves on."""
+
+    def api_keys(self) -> list[ApiKey]:
+        """All keys of all workspaces, revoked ones too."""
+
+    def add_api_key(self, key: ApiKey, *, actor: str) -> None:
+        """Keep a key; creates the workspace when missing, and writes the audit trail."""
+
+    def revoke_api_key(self, workspace: str, key_id: str, *, actor: str, at_us: int) -> bool:
+        """Revoke a key for good; False when the workspace has none of this id. Again: no effect."""
+
+    def quotas(self) -> dict[str, Quotas]:
+        """The quotas of the workspaces that were given any."""
+
+    def set_quotas(self, workspace: str, quotas: Quotas, *, actor: str, at_us: int) -> None:
+        """Set a workspace's quotas; creates it when missing, and writes the audit trail."""
+
+    def log_bytes(self, workspace: str) -> int:
+        """Bytes of the events that were ever logged, as stored."""
 
     def size_bytes(self) -> dict[str, int]:
         """Bytes per part of the ledger: log, feed, results, dead letters, total."""

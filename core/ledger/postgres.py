@@ -16,6 +16,7 @@ from streamfold.core import crash
 from streamfold.core.errors import LedgerUnavailable
 from streamfold.core.events.model import NewEvent
 from streamfold.core.ledger import migrate as migrations
+from streamfold.core.ledger._access import AccessMixin
 from streamfold.core.ledger._append import (
     distinct,
     index_deletions,
@@ -52,7 +53,8 @@ _APPEND = """with u as materialized (
     insert into log (workspace, seq, recorded_us, type, subject_kind, subject_id, body)
     select %s, seq, %s, type, kind, id, body from new
 ), moved as (
-    update log_head set seq = seq + (select count(*) from new) where workspace = %s
+    update log_head set seq = seq + n, bytes = bytes + size
+    from (select count(*) as n, coalesce(sum(length(body)), 0) as size from new) as added where workspace = %s
 )
 select dedup, seq, digest from old"""
 _RETRY = "update log set retry_of = ? where workspace = ? and seq = ?"
@@ -145,7 +147,7 @@ def _upgrade(connection: Connection) -> None:
         migrations.upgrade(connection)
 
 
-class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin):
+class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin):
     """See ``streamfold.core.ledger.abc.Ledger``."""
 
     def __init__(self, engine: Engine) -> None:

@@ -47,7 +47,9 @@ def _key(name: str, kind: type[BigInteger] | type[Text] | type[LargeBinary] = Te
 
 meta = Table("meta", metadata, _key("name"), _text("value"))
 
-log_head = Table("log_head", metadata, _key("workspace"), _int("seq"), postgresql_with=HOT, sqlite_with_rowid=False)
+log_head = Table(
+    "log_head", metadata, _key("workspace"), _int("seq"), _int("bytes"), postgresql_with=HOT, sqlite_with_rowid=False
+)
 
 counters = Table(
     "counters",
@@ -236,3 +238,19 @@ audit = Table(
     _text("target"),
     _text("reason"),
 )
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    _key("workspace"),
+    _key("key_id"),
+    _text("name"),
+    _text("scopes"),
+    _text("sha256"),
+    _text("created_by"),
+    _int("created_us"),
+    _int("revoked_us"),
+    Index("api_keys_id", "key_id", unique=True),
+)
+
+quotas = Table("quotas", metadata, _key("workspace"), _text("quotas"))

@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool
 from streamfold.core import crash
 from streamfold.core.errors import LedgerUnavailable
 from streamfold.core.events.model import NewEvent
+from streamfold.core.ledger._access import AccessMixin
 from streamfold.core.ledger._append import (
     distinct,
     index_deletions,
@@ -71,7 +72,7 @@ def make_engine(path: Path) -> Engine:
     return engine
 
 
-class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin):
+class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin):
     """See ``streamfold.core.ledger.abc.Ledger``. ``held`` is this process's lock on the file."""
 
     def __init__(self, path: Path, engine: Engine, held: ProcessLock) -> None:
@@ -209,7 +210,8 @@ def _append(tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recor
         mark_superseded(tx, workspace, [first + i for i in late])
     index_deletions(tx, workspace, fresh, first, late)
     head += len(fresh)
-    tx.run("update log_head set seq = ? where workspace = ?", (head, workspace))
+    size = sum(len(event.body) for event in fresh)
+    tx.run("update log_head set seq = ?, bytes = bytes + ? where workspace = ?", (head, size, workspace))
     return Appended(result, positions, len(late), head)
 
 

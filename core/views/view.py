@@ -160,6 +160,7 @@ class WorkspaceView:
         self._live_rows: dict[str, str] = {}
         self._gone: deque[tuple[float, GroupView]] = deque()
         self._lock = threading.Lock()
+        self.closed = False
         self.accepted: deque[tuple[int, float, frozenset[str]]] = deque(maxlen=20_000)
         """(position, monotonic time, types) of what this process appended, to measure event → visible."""
         context.pin(name)
@@ -169,7 +170,7 @@ class WorkspaceView:
     def follow(self) -> bool:
         """Apply what is new; True when something was. Called by the follower thread and at start."""
         with self._lock:
-            return self._follow()
+            return not self.closed and self._follow()
 
     def _follow(self) -> bool:
         """Read how far the groups are before who serves: then nothing past a promotion is applied to what it demotes.
@@ -340,8 +341,11 @@ class WorkspaceView:
 
     def close(self) -> None:
         """Close all stores; nobody reads them any longer."""
-        for group in [*self.groups.values(), *(group for _, group in self._gone)]:
-            group.stores.close()
+        with self._lock:
+            self.closed = True
+            for group in [*self.groups.values(), *(group for _, group in self._gone)]:
+                with group.lock.write():
+                    group.stores.close()
 
     # -- reading --------------------------------------------------------------------------------------------------
     def live(self) -> list[GroupView]:
@@ -453,65 +457,3 @@ class WorkspaceView:
         """Whether a result with these source subjects is hidden: one was deleted past the group's watermark."""
         deleted = self.deleted
         return bool(deleted) and any(deleted.get((s.kind, s.id), 0) > view.watermark for s in subjects)
-
-
-class Views:
-    """The views of all workspaces in this process, and the thread that keeps them fresh."""
-
-    def __init__(
-        self, context: Context, *, samples: Callable[[str, float], None] = lambda workspace, seconds: None
-    ) -> None:
-        self.context = context
-        self._views: dict[str, WorkspaceView] = {}
-        self._opening = threading.Lock()
-        self._wake = threading.Event()
-        self._stop = threading.Event()
-        self._samples = samples
-        self.error: str | None = None
-        self._thread = threading.Thread(target=self._loop, name="views", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def workspace(self, name: str) -> WorkspaceView:
-        """The view of a workspace, opened at first use. Raises ``LedgerUnavailable``."""
-        view = self._views.get(name)
-        if view is None:
-            with self._opening:
-                view = self._views.get(name)
-                if view is None:
-                    view = WorkspaceView(self.context, name, self._samples)
-                    self._views[name] = view
-        return view
-
-    def opened(self) -> list[WorkspaceView]:
-        return list(self._views.values())
-
-    def wake(self) -> None:
-        """A commit was made in this process: follow now."""
-        self._wake.set()
-
-    def _loop(self) -> None:
-        poll_s = self.context.settings.fold.view_poll_ms / 1000
-        while not self._stop.is_set():
-            self._wake.wait(poll_s)
-            self._wake.clear()
-            for view in self.opened():
-                try:
-                    view.follow()
-                    self.error = None
-                except LedgerUnavailable as error:
-                    self.error = str(error)
-                    self._stop.wait(0.5)
-                except Exception as error:
-                    self.error = repr(error)
-                    log.exception("view_follow_failed workspace=%s", view.name)
-                    self._stop.wait(0.5)
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=10)
-        for view in self.opened():
-            view.close()

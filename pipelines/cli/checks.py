@@ -83,7 +83,8 @@ def _migrations(settings: Settings) -> Check:
 def _network(settings: Settings) -> Iterator[Check]:
     """Reach the broker and Kafka by TCP, where they are configured."""
     if settings.broker.url:
-        yield _reach("broker", urlsplit(settings.broker.url).netloc.rpartition("@")[2], 6379)
+        parts = urlsplit(settings.broker.url)
+        yield _reach("broker", parts.netloc.rpartition("@")[2], 5672 if parts.scheme.startswith("amqp") else 6379)
     elif not settings.is_embedded:
         detail = "no broker.url: work is found by the workers' sweep alone, once a second"
         yield Check(name="broker", verdict="note", detail=detail)

@@ -22,9 +22,10 @@ from streamfold.core.errors import ConfigError, IntakeConflict, LedgerError
 from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove
 from streamfold.core.settings import Settings
 from streamfold.pipelines import tasks
-from streamfold.pipelines.ingest.place import Part, Place, Share, Stats, intake_name, pressure, quiet_logs
+from streamfold.pipelines.ingest.place import Part, Place, Share, Stats, drop_parked, intake_name, pressure, quiet_logs
 from streamfold.pipelines.ingest.take import TopicIntake
 from streamfold.pipelines.node import Node
+from streamfold.pipelines.quota import Limits
 
 log = logging.getLogger("streamfold.ingest")
 
@@ -55,7 +56,8 @@ class Ingest:
         self.stats = Stats()
         self.stopping = threading.Event()
         self.paused: dict[str, str] = {}
-        """Workspaces under back-pressure, and why."""
+        """Workspaces under back-pressure or above a quota, and why."""
+        self.limits = Limits(node.ledger, settings.quotas)
         self._share = share or Share()
         self._wake: Wake = wake or (lambda workspace, head, types: None)
         refuse = node.registry.hook.refuse_event
@@ -199,6 +201,10 @@ class Ingest:
             self.stats.records += len(records)
         for workspace, parts in by_workspace.items():
             self._append(consumer, workspace, parts, now_us)
+            self.limits.took(workspace, sum(len(part.taken.records) + len(part.taken.dead) for part in parts))
+            if self.limits.take(workspace, "events_per_s", 0):
+                self.paused.setdefault(workspace, "events_per_s")
+                self._pause(consumer)
 
     def _append(self, consumer: Any, workspace: str, parts: list[Part], now_us: int) -> None:
         events = [event for part in parts for event in part.taken.events]
@@ -299,10 +305,15 @@ class Ingest:
 
     # -- pressure -------------------------------------------------------------------------------------------------
     def _check_pressure(self) -> None:
-        """Find the workspaces that must wait: live folds far behind, or little disk left."""
+        """Find the workspaces that must wait: live folds far behind, little disk left, a quota used up."""
         workspaces = {intake.workspace for intake in self._topics.values()}
+        self.limits.given = self.node.ledger.quotas()
         found = pressure(self.node, workspaces, self.paused)
-        if found.keys() != self.paused.keys():
+        changed = found.keys() != {name for name, why in self.paused.items() if why in ("disk", "lag")}
+        for workspace in workspaces - found.keys():
+            if (quota := self.limits.held_back(workspace)) is not None:
+                found[workspace] = quota
+        if changed:  # a workspace at its quota comes and goes each second: no line for that
             log.info("pressure paused=%s", found)
         self.paused = found
 
@@ -313,6 +324,7 @@ class Ingest:
                 consumer.pause(tp)
             else:
                 consumer.resume(tp)
+                drop_parked(consumer, tp)
 
     def _report(self, now: float) -> None:
         at, records = self._reported

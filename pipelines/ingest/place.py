@@ -79,6 +79,15 @@ def intake_name(consumer: Any, tp: Any) -> str | None:
     return f"kafka:{cluster.cluster_id}:{topic_id if known else tp.topic}:{tp.partition}"
 
 
+def drop_parked(consumer: Any, tp: Any) -> None:
+    """Let a resumed partition be fetched from its position again.
+
+    kafka-python 3.0.12 parks what it had fetched of a paused partition, and gives it out again only if no other
+    partition was read since: else the partition would stand still for good.
+    """
+    getattr(consumer._fetcher, "_paused_partition_records", {}).pop(tp, None)
+
+
 def pressure(node: Node, workspaces: Iterable[str], paused: Mapping[str, str]) -> dict[str, str]:
     """Find the workspaces whose intake must wait, and why: live folds far behind, or little disk left."""
     fold = node.settings.fold

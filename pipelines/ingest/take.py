@@ -15,6 +15,7 @@ import msgspec
 from streamfold.core.errors import ConfigError, InvalidEvent, nearest
 from streamfold.core.events import Acceptor, CloudEvent
 from streamfold.core.events.codecs import STRUCTURED
+from streamfold.core.events.debezium import parse_tables
 from streamfold.core.events.kafka import Decoder, KafkaRecord, TopicMapping, decode_kafka
 from streamfold.core.events.mapping import EventMapping
 from streamfold.core.events.model import NewEvent
@@ -37,6 +38,7 @@ def topic_mapping(settings: TopicSettings) -> TopicMapping:
         allow_user_erasure=settings.allow_user_erasure,
         source=settings.source or None,
         fields=EventMapping.parse(settings.options) if settings.options and settings.decoder == "json" else None,
+        tables=parse_tables(settings.options) if settings.decoder == "debezium" else {},
         options=settings.options,
     )
 
@@ -101,9 +103,10 @@ class TopicIntake:
     def take(self, records: Sequence[Any], now_us: int) -> Taken:
         """Decode and accept records (kafka-python's), in order."""
         decode = self._fast if self._is_cloudevents else self._slow
-        raws = [decode(record) for record in records]
+        decoded = [(record, raw) for record in records if (raw := decode(record)) is not None]
+        results = self._acceptor.accept_many([raw for _, raw in decoded])
         taken = Taken()
-        for record, raw, result in zip(records, raws, self._acceptor.accept_many(raws), strict=True):
+        for (record, raw), result in zip(decoded, results, strict=True):
             if isinstance(result, InvalidEvent):
                 stage = "decode" if raw is result else "validate"
                 event_id = None if isinstance(raw, InvalidEvent) else raw.id
@@ -131,7 +134,7 @@ class TopicIntake:
             at_us=now_us,
         )
 
-    def _fast(self, record: Any) -> CloudEvent | InvalidEvent:
+    def _fast(self, record: Any) -> CloudEvent | InvalidEvent | None:
         headers = record.headers
         if record.value is not None and (not headers or _says_structured(headers)):
             try:
@@ -140,7 +143,7 @@ class TopicIntake:
                 pass  # the long way fills defaults in, or finds words for what is wrong
         return self._slow(record)
 
-    def _slow(self, record: Any) -> CloudEvent | InvalidEvent:
+    def _slow(self, record: Any) -> CloudEvent | InvalidEvent | None:
         plain = KafkaRecord(
             topic=record.topic,
             partition=record.partition,

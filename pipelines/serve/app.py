@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamfold.core.errors import InvalidEvent, LedgerError, nearest
 from streamfold.pipelines.node import Node
-from streamfold.pipelines.serve import ask, deadletters, documents, events, health, operate, versions
+from streamfold.pipelines.serve import ask, deadletters, documents, events, health, keys, operate, versions
 from streamfold.pipelines.serve.auth import LOCAL, require
 from streamfold.pipelines.serve.call import Call, Endpoint
 from streamfold.pipelines.serve.openapi import describe
@@ -48,7 +48,7 @@ def create_app(node: Node) -> FastAPI:
     app.state.service = service
     endpoints = [
         endpoint
-        for module in (events, documents, ask, deadletters, operate, versions, health)
+        for module in (events, documents, ask, deadletters, operate, versions, keys, health)
         for endpoint in module.ENDPOINTS
     ]
     document = describe(endpoints)
@@ -73,6 +73,8 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
             principal = LOCAL if endpoint.scope is None else service.keys.principal(request.headers)
             if endpoint.scope:
                 require(principal, endpoint.scope)
+            if endpoint.tag == "ask":
+                service.charge(principal.workspace, "queries_per_s", 1)
             query = dict(request.query_params)
             for name in query:
                 if name not in known:
@@ -81,7 +83,10 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
             log: dict[str, Any] = {"workspace": principal.workspace}
             scope["streamfold.log"] = log
             call = Call(request, service, principal, query, request.path_params, log)
-            return await endpoint.run(call)
+            if not endpoint.opens:
+                return await endpoint.run(call)
+            async with service.using(principal.workspace):
+                return await endpoint.run(call)
         except Problem as problem:
             return respond(problem, scope["streamfold.request_id"])
         except InvalidEvent as error:

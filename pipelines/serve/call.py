@@ -10,7 +10,6 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
@@ -26,6 +25,7 @@ from streamfold.core.events.accept import is_json
 from streamfold.core.events.problems import DECODING_ERRORS
 from streamfold.core.events.problems import problem as explain
 from streamfold.pipelines.serve.auth import Principal
+from streamfold.pipelines.serve.fair import FairPool
 from streamfold.pipelines.serve.problems import Problem, at, of_invalid
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class Call:
     def view(self) -> WorkspaceView:
         return self.service.view(self.principal.workspace)
 
-    async def in_thread(self, pool: Executor, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
+    async def in_thread(self, pool: FairPool, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.wrap_future(pool.submit(self.workspace, work, *args))
 
     async def ask(self, work: Callable[..., T], *args: Any) -> T:
         """Run a read that may block (locks, encoder, ledger) in the query threads."""
@@ -208,3 +208,9 @@ class Endpoint:
     status: int = 200
     tag: str = "operate"
     errors: tuple[int, ...] = ()
+    view: bool = True
+    """Whether it looks at the workspace's view, which is then kept open."""
+
+    @property
+    def opens(self) -> bool:
+        return self.view and self.scope is not None

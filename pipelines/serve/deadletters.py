@@ -102,7 +102,7 @@ async def drop_letter(call: Call) -> Response:
 async def retry_letter(call: Call) -> Response:
     """Append what was not taken anew."""
     view = call.view
-    call.service.pressure.check(view)
+    call.service.admit(view)
 
     def work() -> dict[str, Any]:
         letter = _letter(call)
@@ -221,8 +221,8 @@ def _again(call: Call, letter: DeadLetter) -> CloudEvent | InvalidEvent:
     if record is None or settings is None:
         media = {name.lower(): value for name, value in letter.headers.items()}.get("content-type", "application/json")
         return decode_http(media, letter.headers, letter.payload)[0]
-    mapping = topic_mapping(settings)
-    return decode_kafka(record, mapping, call.service.node.registry.decoders)
+    again = decode_kafka(record, topic_mapping(settings), call.service.node.registry.decoders)
+    return again or InvalidEvent("invalid-event", "by today's settings the record means nothing: drop it")
 
 
 ENDPOINTS = [

@@ -50,12 +50,13 @@ def _writer(plural: str, verb: str) -> Callable[[Call], Awaitable[Response]]:
             check_text(event_id, "/Idempotency-Key")
         except InvalidEvent as error:
             raise of_invalid(error) from error
-        service.pressure.check(view)
+        service.admit(view)
         body = b"{}" if verb == "deleted" else await call.json_body()
         data = _with_id(body, id_field, subject_id)
         raw = CloudEvent(specversion="1.0", id=event_id, source=SOURCE, type=type_, data=msgspec.Raw(data))
 
         def take() -> tuple[str, int | None, InvalidEvent | None]:
+            service.charge_events(view.name, 1)
             [event] = service.accept(view.name, [raw])
             if isinstance(event, InvalidEvent):
                 return "rejected", None, event

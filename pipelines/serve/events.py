@@ -30,7 +30,7 @@ async def post_events(call: Call) -> Response:
     every = call.query.get("results") == "all"
     if "results" in call.query:
         call.choice("results", ("rejected", "all"))
-    service.pressure.check(view)
+    service.admit(view)
     body = await call.body()
     headers = call.request.headers
     content_type = headers.get("content-type", "")
@@ -80,6 +80,7 @@ def _take(
         raise InvalidEvent("too-large", f"the batch holds {len(raws)} events: at most {most} are allowed")
     if not raws:
         raise InvalidEvent("invalid-event", "the batch holds no event")
+    service.charge_events(view.name, len(raws))
     events = service.accept(view.name, raws)
     good = [event for event in events if isinstance(event, NewEvent)]
     if not good:

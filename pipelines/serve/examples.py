@@ -197,3 +197,14 @@ AUDIT = {
     ],
     "next_cursor": None,
 }
+KEY = {
+    "key_id": "6f1c0a9be24d",
+    "name": "shop",
+    "workspace": "default",
+    "scopes": ["ingest"],
+    "created_at": "2026-01-31T12:00:00.120000Z",
+    "created_by": "local",
+    "revoked_at": None,
+}
+NEW_KEY = KEY | {"key": "sf_6f1c0a9be24d_…"}
+WORKSPACE_BODY = {"quotas": {"events_per_s": 500.0, "bytes": 1_000_000_000, "queries_per_s": 50.0}}

@@ -80,8 +80,9 @@ def _asked(check: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
 
 
 async def metrics(call: Call) -> Response:
-    """All metrics of this process."""
-    return Response(await call.ask(call.service.metrics.text), media_type=CONTENT_TYPE)
+    """All metrics of this process; for a key that is not an operator's, only of its workspace."""
+    only = None if call.principal.is_operator else call.workspace
+    return Response(await call.ask(call.service.metrics.text, only), media_type=CONTENT_TYPE)
 
 
 async def front(call: Call) -> Response:
@@ -109,5 +110,8 @@ ENDPOINTS = [
         method="GET", path="/v1/health", run=health, scope="", summary="The truth about ingestion",
         returns=examples.HEALTH, errors=(503,),
     ),
-    Endpoint(method="GET", path="/metrics", run=metrics, scope="admin", summary="Metrics in Prometheus' text form"),
+    Endpoint(
+        method="GET", path="/metrics", run=metrics, scope="admin", view=False,
+        summary="Metrics in Prometheus' text form",
+    ),
 ]  # fmt: skip

@@ -102,8 +102,14 @@ class Metrics:
             "rejected": total["rejected"] + total["reused"],
         }
 
-    def text(self) -> bytes:
-        return generate_latest(self.registry)
+    def text(self, workspace: str | None = None) -> bytes:
+        """Write all metrics, or leave out the lines of other workspaces."""
+        text = generate_latest(self.registry)
+        if workspace is None:
+            return text
+        own = b'workspace="%s"' % workspace.replace("\\", "\\\\").replace('"', '\\"').encode()
+        lines = text.splitlines(keepends=True)
+        return b"".join(line for line in lines if line[:1] == b"#" or b'workspace="' not in line or own in line)
 
 
 class _Gauges:
@@ -140,6 +146,8 @@ class _Gauges:
                     lag.add_metric([view.name, group.group.name], max(0, view.head - group.watermark))
                     halted.add_metric([view.name, group.group.name], float(view.halted(group)))
                     with group.lock.read():
+                        if view.closed:
+                            break
                         for key, store in group.stores.stores.items():
                             policy, _, name = key.partition("/")
                             stores.add_metric([view.name, policy, name], store.state_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -132,6 +133,11 @@ def respond(problem: Problem, request_id: str) -> Response:
         **problem.extra,
     }
     return Response(_encode(body), problem.status, headers=problem.headers, media_type="application/problem+json")
+
+
+def rate_limited(detail: str, retry_after_s: float) -> Problem:
+    """Make the problem of a quota that is used up; whole seconds, at most an hour."""
+    return Problem("rate-limited", detail, headers={"Retry-After": str(max(1, math.ceil(min(retry_after_s, 3600))))})
 
 
 def unavailable(detail: str, retry_after_s: int = 1) -> Problem:

@@ -39,11 +39,11 @@ def run(settings: Settings, *, node: Node | None = None) -> None:
     ConfigError : listening beyond loopback without keys, or a port that cannot be had.
     StreamfoldError : the ledger is held, cannot be reached, or the views cannot be recovered.
     """
-    check_binding(settings.serve)
     configure_logs(settings.log)
     _check_port(settings.serve.host, settings.serve.port)
     node = node or Node(settings)
     try:
+        check_binding(settings.serve, node.ledger)
         app = create_app(node)
         server = Server(
             uvicorn.Config(

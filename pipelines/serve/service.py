@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any
 
 from streamfold.core.errors import InvalidEvent
 from streamfold.core.events import CloudEvent, NewEvent
 from streamfold.core.ledger.abc import Appended
-from streamfold.core.views import WorkspaceView
+from streamfold.core.views import Views, WorkspaceView
 from streamfold.pipelines.node import Node
+from streamfold.pipelines.quota import FULL_RETRY_S, Limits, Rate
+from streamfold.pipelines.serve.access import Access
 from streamfold.pipelines.serve.auth import Keys
+from streamfold.pipelines.serve.fair import FairPool
 from streamfold.pipelines.serve.jobs import Jobs
 from streamfold.pipelines.serve.logs import logger
 from streamfold.pipelines.serve.metrics import Metrics
 from streamfold.pipelines.serve.pressure import Pressure
-from streamfold.pipelines.serve.problems import unavailable
+from streamfold.pipelines.serve.problems import rate_limited, unavailable
 from streamfold.pipelines.serve.waiting import Waiters
 
 _MAX_WAKES = 8
@@ -33,12 +37,14 @@ class Service:
         self.node = node
         self.settings = node.settings
         self.log = logger()
-        self.keys = Keys(node.settings.serve)
+        self.limits = Limits(node.ledger, node.settings.quotas)
+        self.access = Access(node.ledger, self.limits)
+        self.keys = Keys(node.settings.serve, self.access)
         self.metrics = Metrics(node)
         self.pressure = Pressure(node.settings)
         self.jobs = Jobs()
-        self.intake_pool = ThreadPoolExecutor(4, "intake")
-        self.query_pool = ThreadPoolExecutor(node.settings.serve.query_threads, "query")
+        self.intake_pool = FairPool(4, "intake")
+        self.query_pool = FairPool(node.settings.serve.query_threads, "query")
         self.ready = False
         self.failure: BaseException | None = None
         self.started = time.monotonic()
@@ -51,6 +57,7 @@ class Service:
     # -- life -------------------------------------------------------------------------------------
     def start(self) -> None:
         """Recover the views in a thread: the port answers meanwhile, ``/readyz`` says 503."""
+        self.access.start()
         if self.node.views is not None:
             self.ready = True
             return
@@ -70,8 +77,10 @@ class Service:
         for waiters in self._waiters.values():
             waiters.close()
         self.jobs.close()
-        for pool in (self.intake_pool, self.query_pool, self._wakes):
-            pool.shutdown(wait=True, cancel_futures=True)
+        self.access.close()
+        for pool in (self.intake_pool, self.query_pool):
+            pool.close()
+        self._wakes.shutdown(wait=True, cancel_futures=True)
         self.metrics.close()
 
     # -- views ------------------------------------------------------------------------------------
@@ -82,9 +91,29 @@ class Service:
             raise unavailable("the views are being recovered: try again", 1)
         return views.workspace(workspace)
 
+    @asynccontextmanager
+    async def using(self, workspace: str) -> AsyncIterator[None]:
+        """Keep a workspace's view open; opened or brought up to date by a thread, as that may take long."""
+        views = self.node.views
+        if not self.ready or views is None:
+            yield
+            return
+        view = views.enter_if_fresh(workspace)
+        if view is None:
+            entering = self.query_pool.submit(workspace, views.enter, workspace)
+            try:
+                view = await asyncio.wrap_future(entering)
+            except asyncio.CancelledError:
+                entering.add_done_callback(lambda done: _leave(views, done))
+                raise
+        try:
+            yield
+        finally:
+            views.leave(view)
+
     def waiters(self, view: WorkspaceView) -> Waiters:
         found = self._waiters.get(view.name)
-        if found is None:
+        if found is None or found.view is not view:  # a view that was closed comes back as another one
             found = self._waiters[view.name] = Waiters(view, asyncio.get_running_loop())
         return found
 
@@ -94,6 +123,25 @@ class Service:
         return await self.waiters(view).until(lambda: view.visible_position(wanted) >= position, wait_ms / 1000)
 
     # -- intake -----------------------------------------------------------------------------------
+    def admit(self, view: WorkspaceView) -> None:
+        """Refuse a write with 429 before its body is read: pressure, or a quota that is used up."""
+        self.pressure.check(view)
+        self.charge(view.name, "events_per_s", 0)
+
+    def charge(self, workspace: str, what: Rate, n: int) -> None:
+        """Use up a quota; 429 when nothing is left of it."""
+        wait_s = self.limits.take(workspace, what, n)
+        if wait_s:
+            limit = getattr(self.limits.of(workspace), what)
+            raise rate_limited(f"the workspace's quota {what} = {limit:g} is used up: try again later", wait_s)
+
+    def charge_events(self, workspace: str, n: int) -> None:
+        """Use up the quotas that events fall under. May ask the ledger."""
+        self.charge(workspace, "events_per_s", n)
+        if self.limits.is_full(workspace):
+            limit = self.limits.of(workspace).bytes
+            raise rate_limited(f"the workspace's quota bytes = {limit} is used up", FULL_RETRY_S)
+
     def accept(self, workspace: str, raws: Sequence[CloudEvent | InvalidEvent]) -> list[NewEvent | InvalidEvent]:
         """Validate; what a plugin refuses is refused too."""
         results = self.node.acceptor.accept_many(raws)
@@ -140,3 +188,9 @@ class Service:
         """Return where prepared values are kept: of the folds of this process when it is embedded."""
         runner = self.node.runner
         return runner.preparer.prepared if runner is not None else self.node.prepared()
+
+
+def _leave(views: Views, entered: Future[WorkspaceView]) -> None:
+    """Give back a view that was opened for a request which is gone."""
+    if not entered.cancelled() and entered.exception() is None:
+        views.leave(entered.result())

@@ -18,11 +18,11 @@ class Waiters:
     def __init__(self, view: WorkspaceView, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
-        self._view = view
+        self.view = view
         view.listeners.append(self._moved)
 
     def close(self) -> None:
-        self._view.listeners.remove(self._moved)
+        self.view.listeners.remove(self._moved)
 
     def _moved(self) -> None:
         if self._waiting and not self._loop.is_closed():

@@ -1,4 +1,4 @@
-"""`python -m streamfold.pipelines.services up|down|status`: run Kafka, PostgreSQL and Redis in a folder."""
+"""`python -m streamfold.pipelines.services up|down|status`: run Kafka, PostgreSQL, RabbitMQ and Redis in a folder."""
 
 import argparse
 import sys

@@ -86,19 +86,31 @@ class Kafka(Service):
         return f"{HOST}:{self.port}"
 
     @property
+    def plain_port(self) -> int:
+        """Where it can be asked in the clear whether it is ready."""
+        return self.port
+
+    @property
     def settings(self) -> Path:
         return self.folder / "server.properties"
 
     def _java(self, main: str, *words: str) -> list[str]:
         return ["java", *HEAP, *QUICK, "-cp", f"{fetch_jars()}/*", main, *words]
 
-    def prepare(self) -> None:
+    def server_settings(self) -> str:
+        """The broker's properties; of a name that comes twice the last one counts."""
         ports = self.ports
-        self.settings.write_text(
-            SETTINGS.format(host=HOST, port=ports["main"], controller_port=ports["other"], data=self.folder / "data")
-        )
+        return SETTINGS.format(host=HOST, port=ports["main"], controller_port=ports["other"], data=self.folder / "data")
+
+    def format_options(self) -> list[str]:
+        """Further words for formatting the empty data folder."""
+        return []
+
+    def prepare(self) -> None:
+        self.settings.write_text(self.server_settings())
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        run(self._java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", f"--config={self.settings}"))
+        words = [f"--cluster-id={cluster}", f"--config={self.settings}", *self.format_options()]
+        run(self._java("kafka.tools.StorageTool", "format", *words))
 
     def command(self) -> list[str]:
         return self._java("kafka.Kafka", str(self.settings))
@@ -106,7 +118,7 @@ class Kafka(Service):
     def is_ready(self) -> bool:
         """Does the metadata, asked for without topics, name a broker?"""
         request = struct.pack(">hhih", 3, 4, 1, -1) + struct.pack(">i?", 0, False)  # Metadata, version 4
-        with socket.create_connection((HOST, self.port), timeout=2) as connection:
+        with socket.create_connection((HOST, self.plain_port), timeout=2) as connection:
             connection.sendall(struct.pack(">i", len(request)) + request)
             reply = connection.makefile("rb").read(16)  # size, correlation, throttle, number of brokers
         return len(reply) == 16 and struct.unpack(">iiii", reply)[3] >= 1

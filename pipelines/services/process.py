@@ -102,6 +102,7 @@ class Service:
     name: ClassVar[str]
     setting: ClassVar[str]  # the environment variable that tells streamfold where it is
     packages: ClassVar[tuple[str, ...]]
+    port_names: ClassVar[tuple[str, ...]] = ("main", "other")
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     start_timeout_s: ClassVar[float] = 60.0
     stop_timeout_s: ClassVar[float] = 30.0
@@ -180,7 +181,7 @@ class Service:
         if not prepared.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            ports = {"main": free_port(), "other": free_port()}
+            ports = {name: free_port() for name in self.port_names}
             (self.folder / "ports.json").write_text(json.dumps(ports))
             self.prepare()
             prepared.touch()

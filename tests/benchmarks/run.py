@@ -15,6 +15,7 @@ from pathlib import Path
 import bench_distributed
 import bench_embedded
 import bench_growth
+import bench_workspaces
 import harness
 from harness import Figure
 
@@ -24,6 +25,8 @@ BENCHES: dict[str, Callable[[bool, int], list[Figure]]] = {
     "in-process": bench_growth.in_process,
     "documents": bench_embedded.documents,
     "growth": bench_growth.growth,
+    "isolation": bench_workspaces.isolation,
+    "workspaces": bench_workspaces.many,
     "kafka": bench_distributed.throughput,
     "kafka-freshness": bench_distributed.freshness,
 }

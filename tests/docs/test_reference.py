@@ -172,10 +172,13 @@ def test_the_mapping_and_the_settings_of_the_pages_are_accepted() -> None:
     import tomllib
 
     from streamfold.core.events import EventMapping
+    from streamfold.core.events.debezium import parse_tables
 
     page = (DOCS / "how-to" / "send-events.md").read_text("utf-8")
-    mapping, kafka = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    mapping, kafka, debezium = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     assert EventMapping.parse(tomllib.loads(mapping)).type == "interaction.observed"
+    for topic in tomllib.loads(debezium)["kafka"]["topics"].values():
+        assert parse_tables(topic["options"])
     settings = Settings(**tomllib.loads(kafka))
     assert EventMapping.parse(settings.kafka.topics["ratings"].options).time_format == "s"
     page = (DOCS / "how-to" / "run-distributed.md").read_text("utf-8")

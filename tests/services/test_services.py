@@ -114,4 +114,4 @@ def test_a_missing_program_names_the_packages(name, tmp_path, monkeypatch):
 def test_an_unknown_service_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["up", "--only", "rabbit"])
-    assert "rabbit: not one of kafka, postgres, redis" in capsys.readouterr().err
+    assert "rabbit: not one of kafka, postgres, rabbitmq, redis" in capsys.readouterr().err

@@ -37,6 +37,7 @@ COMMANDS = [
     "size",
     "dead-letters",
     "policies",
+    "keys",
 ]
 MAP = """
 type = "interaction.observed"
