@@ -41,17 +41,16 @@ def main() -> None:
         sys.exit(f"not installed: {', '.join(missing)}: run make bench-vectors, which installs the extra bench")
     record: dict[str, Any] = {"machine": machine(), "command": sys.argv[1:], "runs": [], "runbooks": []}
     print(json.dumps(record["machine"], ensure_ascii=False), flush=True)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     for job in jobs(options):
         print(f"{time.strftime('%H:%M:%S')} {job['engine']} {job['rows']:,} {job['part']} …", flush=True)
-        found = run(job)
+        found = run(job, options.out / "worker.json")
         print(f"  {report.line(found)}", flush=True)
         record["runbooks" if job["part"] == "runbook" else "runs"].append(found)
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        (options.out / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     report.show(record)
-    for file in plots.draw(record, options.plots or options.json.parent):
-        print(f"plot: {file}")
-    print(f"record: {options.json}")
+    for file in [options.out / "record.json", *plots.draw(record, options.out)]:
+        print(file)
 
 
 def arguments() -> argparse.Namespace:
@@ -64,8 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="stream always runs")
     parser.add_argument("--mixed-s", type=float, help="seconds of readers beside a writer (20; quick: 3)")
     parser.add_argument("--runbook-rows", type=int, help="rows inserted in a runbook (100,000; quick: 20,000)")
-    parser.add_argument("--json", type=Path, default=BUILD / "record.json", help="the record (%(default)s)")
-    parser.add_argument("--plots", type=Path, help="folder of the plots (the record's)")
+    parser.add_argument("--out", type=Path, default=BUILD, help="folder of record, plots and data (%(default)s)")
     parser.add_argument("--seed", type=int, default=harness.SEED)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -80,7 +78,7 @@ def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return what each process is to do, engines taking turns."""
     made = []
     for rows in options.rows:
-        stream = stream_file(options.data, rows, options.mixed_s, options.seed)
+        stream = stream_file(options.out / "data", options.data, rows, options.mixed_s, options.seed)
         shared = {
             "part": "stream", "rows": rows, "stream": str(stream), "seed": options.seed, "data": options.data,
             "mixed_s": options.mixed_s if "mixed" in options.parts else 0.0, "drift": "drift" in options.parts,
@@ -93,12 +91,12 @@ def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
     return made
 
 
-def stream_file(kind: str, rows: int, mixed_s: float, seed: int) -> Path:
+def stream_file(folder: Path, kind: str, rows: int, mixed_s: float, seed: int) -> Path:
     """Return the stream's file, made where it is not there yet."""
     extra = int(mixed.INSERTS * mixed_s)
-    file = BUILD / "data" / f"{kind}-{rows}-{extra}-{seed}.npz"
+    file = folder / f"{kind}-{rows}-{extra}-{seed}.npz"
     if not file.exists():
-        source: data.Source = data.Clusters(seed) if kind == "clusters" else data.Passages(BUILD / "data")
+        source: data.Source = data.Clusters(seed) if kind == "clusters" else data.Passages(folder)
         if isinstance(source, data.Passages):
             print(f"minilm: {source.count:,} passages; the other rows are passages with noise of their own spectrum")
         print(f"making {file} …", flush=True)
@@ -106,9 +104,8 @@ def stream_file(kind: str, rows: int, mixed_s: float, seed: int) -> Path:
     return file
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Do a job in a process of its own."""
-    out = BUILD / "worker.json"
+def run(job: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Do a job in a process of its own, which leaves its result in ``out``."""
     out.unlink(missing_ok=True)
     subprocess.run([sys.executable, __file__, "--worker", json.dumps(job | {"out": str(out)})], check=True)
     found: dict[str, Any] = json.loads(out.read_text())

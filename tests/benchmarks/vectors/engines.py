@@ -69,6 +69,10 @@ class Engine:
     def retrain(self) -> None:
         """Fit the index to what it holds now; nothing for those that do not train or cannot train anew."""
 
+    def retrains(self) -> int:
+        """How often it has trained anew."""
+        return 0
+
     def figures(self) -> dict[str, Any]:
         """What the index tells about itself."""
         return {}
@@ -132,9 +136,24 @@ class Streamfold(Engine):
     def retrain(self) -> None:
         self.index.retrain()
 
+    def retrains(self) -> int:
+        return self.index.stats().retrains
+
     def figures(self) -> dict[str, Any]:
         stats = self.index.stats()
-        names = ("rows", "dead", "growing", "frozen", "segments", "kind", "nlist", "nprobe", "imbalance", "recall", "merges")
+        names = (
+            "rows",
+            "dead",
+            "growing",
+            "frozen",
+            "segments",
+            "kind",
+            "nlist",
+            "nprobe",
+            "imbalance",
+            "recall",
+            "merges",
+        )
         return {name: getattr(stats, name) for name in (*names, "compactions", "retrains", "bytes")}
 
     def save(self, path: Path) -> None:
@@ -201,7 +220,9 @@ class FaissIVF(Engine):
     def filtered(self, queries: Floats, k: int, allowed: Ids) -> Ids:
         bits = _bitmap(allowed, self.capacity)
         selector = faiss.IDSelectorBitmap(bits)
-        return self.index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=self.index.nprobe, sel=selector))[1]
+        return self.index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=self.index.nprobe, sel=selector))[
+            1
+        ]
 
     def save(self, path: Path) -> None:
         faiss.write_index(self.index, str(path))

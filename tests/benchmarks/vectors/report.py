@@ -47,6 +47,7 @@ METRICS = (
         bars=(40_000, 25_000),
         of_hnswlib=(10, 10),
     ),
+    Metric(key="merged_rows_per_s", label="the same without training anew", higher=True),
     Metric(key="again_rows_per_s", label="insert again, merges in, rows/s", higher=True),
     Metric(key="delete1_ms", label="delete one, µs", scale=1e3, bars=(10, 10)),
     Metric(key="delete1000_ms", label="delete 1,000, ms"),

@@ -133,7 +133,13 @@ def _follow(engine: Engine, steps: Iterator[Step], capacity: int) -> dict[str, A
     told = engine.figures()
     engine.close()
     lowest = int(np.argmin(recalls))
-    return {"lowest": recalls[lowest], "at_step": lowest + 1, "mean": float(np.mean(recalls)), "recalls": recalls, "told": told}
+    return {
+        "lowest": recalls[lowest],
+        "at_step": lowest + 1,
+        "mean": float(np.mean(recalls)),
+        "recalls": recalls,
+        "told": told,
+    }
 
 
 def _choose(engine: Engine, queries: data.Floats, truth: data.Ids) -> None:
