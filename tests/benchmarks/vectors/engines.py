@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import faiss
 import numpy as np
+
 from vectors.data import DIM, Floats, Ids
 
 _IP = faiss.METRIC_INNER_PRODUCT

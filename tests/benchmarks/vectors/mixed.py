@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import numpy as np
+
 from vectors import data
 from vectors.engines import Engine
 

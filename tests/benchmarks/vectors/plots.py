@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from vectors.report import by_engine
 
 _COLOURS = ("#d1495b", "#00798c", "#30638e", "#edae49", "#6a4c93", "#5f7367", "#9c6644", "#2b2d42")
@@ -60,8 +61,9 @@ def _throughput(runs: list[dict[str, Any]]) -> Any:
 
     sizes = sorted({run["rows"] for run in runs})
     names = list(by_engine(runs))
-    figure = Figure(figsize=(4.6 * len(_BARS), 3.8))
-    for axes, (key, title) in zip(figure.subplots(1, len(_BARS)), _BARS, strict=True):
+    bars = [bar for bar in _BARS if any(bar[0] in run for run in runs)]
+    figure = Figure(figsize=(4.6 * len(bars), 3.8))
+    for axes, (key, title) in zip(np.atleast_1d(figure.subplots(1, len(bars))), bars, strict=True):
         for colour, (i, name) in zip(_COLOURS, enumerate(names), strict=False):
             groups = [[r[key] for r in runs if r["engine"] == name and r["rows"] == n and key in r] for n in sizes]
             heights = [float(np.median(group)) if group else np.nan for group in groups]

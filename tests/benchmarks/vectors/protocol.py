@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+
 from vectors import data
 from vectors.engines import Engine
 from vectors.mixed import mixed

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
 from vectors.engines import OURS
 
 _LARGE = 200_000  # from here on the second bar holds

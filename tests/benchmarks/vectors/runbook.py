@@ -12,6 +12,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+
 from vectors import data
 from vectors.engines import Engine
 
@@ -102,21 +103,21 @@ RUNBOOKS = {f.__name__: f for f in (sliding_window, expiry, replacement, cluster
 def follow(make: type[Engine], rows: int, seed: int) -> dict[str, Any]:
     """Run every runbook on a fresh engine; what does not tune itself gets the setting that its first search needs."""
     faiss.omp_set_num_threads(1)
-    return {name: _follow(make(rows, 2 * rows), steps(rows, np.random.default_rng([seed, i])), 2 * rows)
-            for i, (name, steps) in enumerate(RUNBOOKS.items())}  # fmt: skip
+    found = {}
+    for i, (name, steps) in enumerate(RUNBOOKS.items()):
+        found[name] = _follow(make(rows, 2 * rows), steps(rows, np.random.default_rng([seed, i])), 2 * rows)
+    return found
 
 
 def _follow(engine: Engine, steps: Iterator[Step], capacity: int) -> dict[str, Any]:
     held = np.zeros((capacity, data.DIM), np.float32)
     live = np.zeros(capacity, bool)
     recalls: list[float] = []
-    filled = chosen = False
+    chosen = False
     for step in steps:
         if len(step.ids):
-            (engine.bulk if not filled else engine.update if live[step.ids].any() else engine.add)(
-                step.ids, step.vectors
-            )
-            filled = True
+            write = engine.bulk if not live.any() else engine.update if live[step.ids].any() else engine.add
+            write(step.ids, step.vectors)
         if len(step.deleted):
             engine.delete(step.deleted)
         engine.maintain()

@@ -9,7 +9,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench_vectors.py"
 
 
 def test_the_vectors_benchmark_measures_our_engine_from_bulk_load_to_runbook(tmp_path: Path) -> None:
-    words = "--rows 2000 --mixed-s 0.2 --runbook-rows 2000 --engines streamfold --out".split()
+    words = ["--rows", "2000", "--mixed-s", "0.2", "--runbook-rows", "2000", "--engines", "streamfold", "--out"]
     done = subprocess.run([sys.executable, SCRIPT, *words, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "record.json").read_text())
