@@ -95,10 +95,10 @@ def stream_file(folder: Path, kind: str, rows: int, mixed_s: float, seed: int) -
     """Return the stream's file, made where it is not there yet."""
     extra = int(mixed.INSERTS * mixed_s)
     file = folder / f"{kind}-{rows}-{extra}-{seed}.npz"
+    source: data.Source = data.Clusters(seed) if kind == "clusters" else data.Passages(folder)
+    if isinstance(source, data.Passages):
+        print(f"minilm: {source.count:,} real passages; every row is one of them with noise of their own spectrum")
     if not file.exists():
-        source: data.Source = data.Clusters(seed) if kind == "clusters" else data.Passages(folder)
-        if isinstance(source, data.Passages):
-            print(f"minilm: {source.count:,} passages; the other rows are passages with noise of their own spectrum")
         print(f"making {file} …", flush=True)
         data.make(source, rows, extra, seed).save(file)
     return file

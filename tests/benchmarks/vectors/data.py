@@ -64,9 +64,9 @@ class Clusters:
 
 
 class Passages:
-    """MiniLM vectors of real passages; more than there are, are made of them.
+    """MiniLM vectors of real passages, each many times, with noise: there are fewer passages than rows.
 
-    A made row is a passage plus .35 times the difference of two others, scaled to length one: noise that has the
+    A row is a passage plus .35 times the difference of two others, scaled to length one: noise that has the
     spectrum of the real vectors. The fifth that lies furthest along the first principal axis counts as new.
     """
 

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 
 from vectors.data import DIM, Floats, Ids
 
 _IP = faiss.METRIC_INNER_PRODUCT
-_PROBES = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 192)
-_WIDTHS = (32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 768)
+_PROBES = (8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64, 72, 80, 96, 128, 192)
+_WIDTHS = (32, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512, 768)
 
 
 class Engine:
@@ -28,6 +29,7 @@ class Engine:
     package: ClassVar[str] = "faiss"
     settings: ClassVar[tuple[int, ...]] = _WIDTHS  # of the search's effort, rising
     filters: ClassVar[bool] = True
+    takes_ids: ClassVar[bool] = False  # as a filter, besides what filter_of gives
     concurrent: ClassVar[bool] = False  # may be read while it is written
     tunes: ClassVar[bool] = False
 
@@ -64,7 +66,11 @@ class Engine:
     def search(self, queries: Floats, k: int) -> Ids:
         raise NotImplementedError
 
-    def filtered(self, queries: Floats, k: int, allowed: Ids) -> Ids:
+    def filter_of(self, allowed: Ids) -> Any:
+        """What :meth:`filtered` takes for these ids: made once, for many searches."""
+        return allowed
+
+    def filtered(self, queries: Floats, k: int, chosen: Any) -> Ids:
         raise NotImplementedError
 
     def retrain(self) -> None:
@@ -94,6 +100,7 @@ class Streamfold(Engine):
 
     package = "streamfold"
     settings = _PROBES
+    takes_ids = True
     concurrent = True
     tunes = True
     kind: ClassVar[str] = "ivf-fp16"
@@ -131,8 +138,11 @@ class Streamfold(Engine):
     def search(self, queries: Floats, k: int) -> Ids:
         return self.index.search(queries, k)[0]
 
-    def filtered(self, queries: Floats, k: int, allowed: Ids) -> Ids:
-        return self.index.search(queries, k, allowed)[0]
+    def filter_of(self, allowed: Ids) -> Any:
+        return _mask(allowed, self.capacity)
+
+    def filtered(self, queries: Floats, k: int, chosen: Any) -> Ids:
+        return self.index.search(queries, k, chosen)[0]
 
     def retrain(self) -> None:
         self.index.retrain()
@@ -264,9 +274,12 @@ class FaissHNSW(Engine):
     def search(self, queries: Floats, k: int) -> Ids:
         return self._search(queries, k, self._selector)
 
-    def filtered(self, queries: Floats, k: int, allowed: Ids) -> Ids:
+    def filter_of(self, allowed: Ids) -> Any:
         rows = np.array([self._rows[i] for i in allowed.tolist()])
-        return self._search(queries, k, faiss.IDSelectorBitmap(_bitmap(rows, len(self._ids))))
+        return faiss.IDSelectorBitmap(_bitmap(rows, len(self._ids)))
+
+    def filtered(self, queries: Floats, k: int, chosen: Any) -> Ids:
+        return self._search(queries, k, chosen)
 
     def _search(self, queries: Floats, k: int, selector: Any) -> Ids:
         parameters = faiss.SearchParametersHNSW(efSearch=self._width, sel=selector)
@@ -329,13 +342,14 @@ class HnswLib(Engine):
             self._failed += 1
             return np.full((len(queries), k), -1, np.int64)
 
-    def filtered(self, queries: Floats, k: int, allowed: Ids) -> Ids:
-        mask = np.zeros(self.capacity, bool)
-        mask[allowed] = True
+    def filter_of(self, allowed: Ids) -> Any:
+        return _mask(allowed, self.capacity).__getitem__
+
+    def filtered(self, queries: Floats, k: int, chosen: Any) -> Ids:
         found = np.full((len(queries), k), -1, np.int64)
         for i in range(len(queries)):
             try:
-                found[i] = self.index.knn_query(queries[i], k, filter=mask.__getitem__)[0]
+                found[i] = self.index.knn_query(queries[i], k, filter=chosen)[0]
             except RuntimeError:  # fewer than k were met
                 continue
         return found
@@ -386,10 +400,14 @@ class USearch(Engine):
         return engine
 
 
-def _bitmap(numbers: Ids, size: int) -> Any:
+def _mask(numbers: Ids, size: int) -> npt.NDArray[np.bool_]:
     mask = np.zeros(size, bool)
     mask[numbers] = True
-    return np.packbits(mask, bitorder="little")
+    return mask
+
+
+def _bitmap(numbers: Ids, size: int) -> npt.NDArray[np.uint8]:
+    return np.packbits(_mask(numbers, size), bitorder="little")
 
 
 OURS = "streamfold"

@@ -69,7 +69,11 @@ METRICS = (
     *(
         Metric(key=f"filtered{p}_{what}", label=f"filter {p} %: {unit}", higher=what == "recall")
         for p in (1, 10, 50)
-        for what, unit in (("recall", "recall@10"), ("ms", "query p50, ms"))
+        for what, unit in (
+            ("recall", "recall@10"),
+            ("ms", "query p50, ms"),
+            ("ids_ms", "by a list of ids, ms"),
+        )
     ),
     Metric(key="drift_recall", label="new clusters: recall@10", higher=True),
     Metric(key="retrain_s", label="retrain, CPU s"),
