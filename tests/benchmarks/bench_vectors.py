@@ -55,7 +55,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 300_000], help="sizes (%(default)s)")
+    parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 300_000], help="sizes (%(default)s)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS:,} rows: about a minute")
     parser.add_argument("--repeat", type=int, default=1, help="times that the engines take turns (%(default)s)")
     parser.add_argument("--engines", nargs="+", choices=engines.ENGINES, default=list(engines.DEFAULT))
