@@ -165,7 +165,7 @@ class Streamfold(Engine):
             "recall",
             "merges",
         )
-        return {name: getattr(stats, name) for name in (*names, "compactions", "retrains", "bytes")}
+        return {name: getattr(stats, name) for name in (*names, "compactions", "probes", "retrains", "bytes")}
 
     def save(self, path: Path) -> None:
         self.index.snapshot(path)
