@@ -20,7 +20,7 @@ from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import CorruptCheckpoint, EventError, Fenced, LedgerUnavailable
 from streamfold.core.events.model import Event
 from streamfold.core.fold.prepared import PreparedValues
-from streamfold.core.fold.stores import FoldStores, GroupStores, recover
+from streamfold.core.fold.stores import FoldStores, GroupStores, readers, recover
 from streamfold.core.ledger.abc import NORMAL, DeadLetter, GroupState, Lease, LogRow
 from streamfold.core.policy import Policy
 
@@ -117,9 +117,9 @@ class GroupFold:
         self._stores = stores
         self.lease = lease
         self._fold_stores = {}
-        for runtime in reversed(self.group.runtimes):  # what is read is made before its readers
-            reads = {name: _Reader(stores, self._member(name)) for name in runtime.policy.reads}
-            self._fold_stores[runtime.key] = FoldStores(runtime, stores.by_runtime[runtime.key], reads)  # type: ignore[arg-type]  # _Reader is a ReadOnly
+        reads = readers(self.group, stores)
+        for runtime in self.group.runtimes:
+            self._fold_stores[runtime.key] = FoldStores(runtime, stores.by_runtime[runtime.key], reads[runtime.key])
             self._skipped[runtime.key] = ctx.ledger.skipped_seqs(self.workspace, runtime.key)
         state = ctx.ledger.group(self.workspace, self.group.name)
         self.feed_bytes = state.feed_bytes
@@ -141,9 +141,6 @@ class GroupFold:
             ctx.ledger.reset_group(self.workspace, self.group.name, watermark=self.group.start_seq)
         self.lease = None
         raise Fenced(f"group {self.group.name} has to be recovered again: {error}") from error
-
-    def _member(self, name: str) -> Runtime:
-        return next(r for r in self.group.runtimes if r.instance.name == name)
 
     def drop(self) -> None:
         """Drop lease knowledge and warm stores: the next turn recovers from checkpoint + feed."""
@@ -445,14 +442,3 @@ class GroupFold:
     def backing_off(self) -> bool:
         return time.monotonic() < self._backoff_until
 
-
-class _Reader:
-    """Stores and server of a member that another member reads: as before this event, since dependents fold first."""
-
-    def __init__(self, stores: GroupStores, runtime: Runtime) -> None:
-        self._named = stores.by_runtime[runtime.key]
-        self.tools = None
-        self.server = runtime.policy.serve(self)  # type: ignore[arg-type]  # the member's own stores are its view here
-
-    def __getitem__(self, name: str) -> object:
-        return self._named[name]

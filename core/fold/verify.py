@@ -10,7 +10,7 @@ from streamfold.core.codec import pack, unpack
 from streamfold.core.context import Context, Group
 from streamfold.core.errors import CorruptCheckpoint, EventError
 from streamfold.core.fold.prepare import prepare_inline
-from streamfold.core.fold.stores import FoldStores, GroupStores, recover
+from streamfold.core.fold.stores import FoldStores, GroupStores, readers, recover
 from streamfold.core.ledger.abc import NORMAL
 
 
@@ -80,7 +80,8 @@ def refold(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Fold the log from the group's start up to a position into fresh stores, honouring recorded skips and retries."""
-    folds = {r.key: FoldStores(r, stores.by_runtime[r.key], {}) for r in group.runtimes}
+    reads = readers(group, stores)
+    folds = {r.key: FoldStores(r, stores.by_runtime[r.key], reads[r.key]) for r in group.runtimes}
     skipped = {r.key: context.ledger.skipped_seqs(workspace, r.key) for r in group.runtimes}
     after, count = group.start_seq, 0
     limit = 2048
