@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -166,6 +167,7 @@ class Registry:
         return kind(self.make_config(use, kind, json.loads(config)["config"]))
 
 
+@lru_cache(maxsize=256)
 def _code_hash(kind: type) -> str:
     try:
         source = inspect.getsource(kind)

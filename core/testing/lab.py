@@ -79,6 +79,7 @@ class Lab:
         self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="streamfold-kit-")))
         self._count = 0
         self._base: dict[type[Policy], World] = {}
+        self._given: dict[tuple[Any, ...], list[Given]] = {}
         self._events: list[Event] | None = None
 
     def __enter__(self) -> Lab:
@@ -133,10 +134,32 @@ class Lab:
         return tuple(sorted(self.base().group(self.kind.name).handles))
 
     def given(self, n: int = STREAM, **options: Any) -> list[Given]:
-        """The case's own events, then ``n`` generated ones (see :func:`stream`)."""
-        types = self.base().registry.event_types
-        own = [] if options.get("odd") or options.get("fresh") else list(self.case.events)
-        return [*own, *stream(types, self.handles(), n, **options)]
+        """The case's own events, then ``n`` generated ones (see :func:`stream`), most of which change a store."""
+        key = (n, *sorted(options.items()))
+        if key not in self._given:
+            types = self.base().registry.event_types
+            if n > 100 or options.get("odd") or options.get("fresh"):
+                self._given[key] = stream(types, self.handles(), n, **options)
+            else:
+                self._given[key] = [*self.case.events, *self._telling(stream(types, self.handles(), 6 * n, **options), n)]
+        return self._given[key]
+
+    def _telling(self, candidates: list[Given], n: int) -> list[Given]:
+        """Choose ``n`` events in order: up to three in four change a store, the others do not."""
+        telling: list[int] = []
+        idle: list[int] = []
+        bench = self.bench()
+        for index, event in enumerate(self.logged(candidates)):
+            if len(telling) >= n - n // 4:
+                break
+            try:
+                bench.fold(event)
+            except Exception:  # for the check to see
+                telling.append(index)
+                continue
+            (telling if bench.commit() else idle).append(index)
+        idle += range(len(telling) + len(idle), len(candidates))
+        return [candidates[index] for index in sorted([*telling, *idle[: n - len(telling)]])]
 
     def events(self) -> list[Event]:
         """The usual stream as logged events, one a second."""

@@ -8,6 +8,7 @@ meet again; each id is long enough that its bytes can be searched for in a store
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from random import Random
 from typing import Any
@@ -56,8 +57,7 @@ class Maker:
 
     def data(self, type_: str) -> dict[str, Any]:
         """Make data that the type accepts; raises ``AssertionError`` when nothing that it accepts was found."""
-        struct = mi.type_info(self._types.get(type_).data)
-        assert isinstance(struct, mi.StructType)
+        struct = _struct_of(self._types.get(type_).data)
         refused: InvalidEvent | None = None
         for _ in range(_TRIES):
             data: dict[str, Any] = self._struct(struct)
@@ -151,6 +151,13 @@ class Maker:
             return self._random.choice(({}, {"": self._value(info.value_type, "")}))
         keys = self._random.sample(("genre", "year", "colour", "size"), 2)
         return {key: self._value(info.value_type, "") for key in keys}
+
+
+@lru_cache(maxsize=256)
+def _struct_of(kind: type[Any]) -> mi.StructType:
+    struct = mi.type_info(kind)
+    assert isinstance(struct, mi.StructType)
+    return struct
 
 
 def id_of(kind: str, number: int) -> str:

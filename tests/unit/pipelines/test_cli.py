@@ -35,6 +35,9 @@ COMMANDS = [
     "plugins",
     "dead-letters",
     "policies",
+    "new-plugin",
+    "check-plugin",
+    "dev",
 ]
 MAP = """
 type = "interaction.observed"
