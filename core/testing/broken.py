@@ -18,7 +18,7 @@ import msgspec
 
 from streamfold.core.events import Event, Subject
 from streamfold.core.policy import Batch, Candidates, Policy, Prepared, Stores, Tools, View
-from streamfold.core.stores.declare import Table
+from streamfold.core.stores.declare import Declaration, Table
 
 BROKEN: dict[str, type[Policy]] = {}
 
@@ -28,7 +28,7 @@ class _Counting(Policy):
 
     version = 1
     handles = ("interaction.observed",)
-    stores = (Table("count", key=str, value=int, max_rows=10_000),)
+    stores: tuple[Declaration, ...] = (Table("count", key=str, value=int, max_rows=10_000),)
 
     def fold(self, event: Event, prepared: Prepared, stores: Stores) -> None:
         count, item = stores["count"], event.data.item_id

@@ -28,7 +28,7 @@ from streamfold.core.fold.stores import FoldStores, GroupStores, readers
 from streamfold.core.fold.tools import InstanceTools
 from streamfold.core.hooks import hookimpl
 from streamfold.core.ledger.abc import LogRow
-from streamfold.core.policy import Backend, Policy
+from streamfold.core.policy import Backend, Policy, Tools
 from streamfold.core.testing.backends import BACKENDS
 from streamfold.core.testing.streams import Given, stream
 from streamfold.core.testing.world import World
@@ -141,7 +141,10 @@ class Lab:
             if n > 100 or options.get("odd") or options.get("fresh"):
                 self._given[key] = stream(types, self.handles(), n, **options)
             else:
-                self._given[key] = [*self.case.events, *self._telling(stream(types, self.handles(), 6 * n, **options), n)]
+                self._given[key] = [
+                    *self.case.events,
+                    *self._telling(stream(types, self.handles(), 6 * n, **options), n),
+                ]
         return self._given[key]
 
     def _telling(self, candidates: list[Given], n: int) -> list[Given]:
@@ -324,7 +327,7 @@ class _BenchView:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self.tools = InstanceTools(bench.context, bench.workspace, bench.runtime, keep=False)
+        self.tools: Tools = InstanceTools(bench.context, bench.workspace, bench.runtime, keep=False)
 
     def __getitem__(self, name: str) -> Any:
         return self._bench.view.by_runtime[self._bench.runtime.key][name]

@@ -22,10 +22,28 @@ from streamfold.core.events import ACTIONS, Acceptor, EventTypes
 Given = tuple[str, dict[str, Any]]
 """An event before it is accepted: its type and its data, as :meth:`World.send` takes them."""
 
-_WORDS = (
-    "kettle lamp garden river paris copper violin winter engine harbour pepper marble falcon orchid saddle tunnel "
-    "meadow cobalt lantern walnut"
-).split()
+_WORDS = [
+    "kettle",
+    "lamp",
+    "garden",
+    "river",
+    "paris",
+    "copper",
+    "violin",
+    "winter",
+    "engine",
+    "harbour",
+    "pepper",
+    "marble",
+    "falcon",
+    "orchid",
+    "saddle",
+    "tunnel",
+    "meadow",
+    "cobalt",
+    "lantern",
+    "walnut",
+]
 _NUMBERS = (1.0, 2.5, 4.0, 0.5, 8.0, 3.0)
 _EDGES = (0.0, -0.0, -1.0, 1e-308, -1e308, 1e308, 2.0**53, 0.1)
 _TRIES = 200

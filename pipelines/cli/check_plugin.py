@@ -109,5 +109,3 @@ def body(name: str, found: list[tuple[Any, list[Result]]]) -> dict[str, Any]:
         for kind, results in found
     ]
     return {"plugin": name, "passed": all(one["passed"] for one in policies), "policies": policies}
-
-

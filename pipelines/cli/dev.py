@@ -98,8 +98,8 @@ def _given(options: Globals, source: str) -> Iterator[Input]:
         first = max(1, client.get("/v1/status")["position"] - int(count) + 1)
         for item in client.pages("/v1/events", at_most=int(count), from_=first):
             if item["event"] is not None:  # not erased
-                line = json.dumps(item["event"]).encode()
-                yield Input(line=line, position=item["position"], recorded=item["recordedtime"])
+                text = json.dumps(item["event"]).encode()
+                yield Input(line=text, position=item["position"], recorded=item["recordedtime"])
 
 
 def _row(lab: Lab, given: Input, acceptor: Any, now_us: int) -> LogRow:
@@ -203,7 +203,9 @@ def _one(options: Globals, bench: Bench, event: Event, result: Pass) -> bool:
         skipped = bench.fold(event)
     except Exception as error:
         result.error = f"{type(error).__name__}: {error}"
-        options.print(f"{event.seq:>9}  {event.type:<22} {event.id}  FAILED", {"position": event.seq, "error": result.error})
+        options.print(
+            f"{event.seq:>9}  {event.type:<22} {event.id}  FAILED", {"position": event.seq, "error": result.error}
+        )
         options.note(traceback.format_exc(limit=-4) + "Anything but EventError halts the policy.")
         return False
     took_ms = (time.perf_counter() - started) * 1000

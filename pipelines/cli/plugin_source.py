@@ -107,7 +107,9 @@ def is_builtin(plugin: Plugin) -> bool:
 def _of_folder(folder: Path) -> Plugin:
     file = folder / "pyproject.toml"
     if not file.exists():
-        raise CliError(f"{folder} has no pyproject.toml: `streamfold new-plugin NAME` writes a plugin to start from", USAGE)
+        raise CliError(
+            f"{folder} has no pyproject.toml: `streamfold new-plugin NAME` writes a plugin to start from", USAGE
+        )
     try:
         project = tomllib.loads(file.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -24,11 +24,14 @@ _WINDOW = 60
 
 
 def check_bounds(lab: Lab) -> None:
-    """With small bounds and endless new ids, every event is still folded, and neither stores nor policy keep growing."""
+    """Under endless new ids every event is still folded, and neither stores nor policy keep growing."""
     bench = lab.bench(_bounded(lab.kind))
     sizes: list[int] = []
     held: list[int] = []
-    new, again = lab.given(3 * _WARM // 2, fresh=True), lab.given(3 * _WARM // 2, fresh=False, pool=_POOL)[-3 * _WARM // 2 :]
+    new, again = (
+        lab.given(3 * _WARM // 2, fresh=True),
+        lab.given(3 * _WARM // 2, fresh=False, pool=_POOL)[-3 * _WARM // 2 :],
+    )
     events = lab.logged(chain.from_iterable(zip(new, again, strict=True)))
     for number, event in enumerate(events, 1):
         _fold(bench, event)
@@ -166,5 +169,3 @@ class _Counted:
 
     def __len__(self) -> int:
         return len(self._store)
-
-

@@ -128,7 +128,10 @@ def held(module: ModuleType | None, *, now_s: float, seed: int) -> Iterator[None
     np.random.seed(seed)
     wall: dict[str, Any] = {"time": lambda: now_s, "time_ns": lambda: int(now_s * 1e9)}
     real = {name: getattr(time, name) for name in wall}
-    still = {id(datetime.datetime): _stopped(datetime.datetime, now_s), id(datetime.date): _stopped(datetime.date, now_s)}
+    still: dict[int, Any] = {
+        id(datetime.datetime): _stopped(datetime.datetime, now_s),
+        id(datetime.date): _stopped(datetime.date, now_s),
+    }
     still |= {id(real[name]): wall[name] for name in wall}
     still[id(datetime)] = _module(datetime, datetime=still[id(datetime.datetime)], date=still[id(datetime.date)])
     own = vars(module) if module is not None else {}
@@ -195,4 +198,3 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _packed(value: Any) -> bytes:
     return str(value).encode() if isinstance(value, EventError) else pack(value)
-

@@ -55,7 +55,9 @@ def _globals_of(kind: type) -> list[Any]:
     """Containers at the top of the policy's module."""
     module = sys.modules.get(kind.__module__)
     names = vars(module) if module is not None else {}
-    return [value for name, value in names.items() if not name.startswith("__") and isinstance(value, (dict, list, set))]
+    return [
+        value for name, value in names.items() if not name.startswith("__") and isinstance(value, (dict, list, set))
+    ]
 
 
 def held_items(roots: list[Any], leave: list[Any]) -> int:

@@ -79,9 +79,9 @@ def _check_config(lab: Lab) -> None:
     params = getattr(config, "__dataclass_params__", None)
     needs(
         dataclasses.is_dataclass(config) and params is not None and params.frozen,
-        f"Config is {config.__name__}: make it a frozen dataclass, as @dataclass(frozen=True, slots=True, kw_only=True)",
+        f"Config is {config.__name__}: make it a dataclass with @dataclass(frozen=True, slots=True, kw_only=True)",
     )
-    again = msgspec.convert(lab.config, config, strict=False)
+    again: Any = msgspec.convert(lab.config, config, strict=False)
     needs(
         again == lab.policy.config,
         f"the configuration {shown(lab.policy.config)} comes back from its stored form as {shown(again)}: use plain "
