@@ -52,20 +52,19 @@ def dev(
     options: Globals = ctx.obj
     plugin = find_plugin(target)
     given = list(_given(options, events))
+    seen = _stamps(plugin)  # taken before the code is read: a save in between is a change
     good = _attempt(options, plugin, policy, given)
     if once:
         raise typer.Exit(0 if good else FAILED)
-    seen = _stamps(plugin)
     options.note(f"watching {', '.join(path.name for path in seen) or 'nothing'}; Ctrl-C ends it")
     try:
         while True:
             time.sleep(_POLL_S)
-            now = _stamps(plugin) or seen
+            now = _stamps(plugin)
             if now != seen:
                 seen = now
                 options.note("saved: folding afresh")
                 _attempt(options, plugin, policy, given)
-                seen = _stamps(plugin) or seen
     except KeyboardInterrupt:
         return
 

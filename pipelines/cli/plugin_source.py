@@ -53,11 +53,10 @@ class Plugin:
         """The source files whose change means that it should be loaded again."""
         if self.file is not None:
             return [self.file]
-        module = sys.modules.get(self.module_name)
-        origin = getattr(module, "__file__", None)
-        if origin is None:
+        spec = importlib.util.find_spec(self.module_name)  # also of code that cannot be imported just now
+        if spec is None or spec.origin is None:
             return []
-        place = Path(origin)
+        place = Path(spec.origin)
         return sorted(place.parent.rglob("*.py")) if place.name == "__init__.py" else [place]
 
 

@@ -33,11 +33,11 @@ COMMANDS = [
     "trace",
     "tail",
     "plugins",
-    "dead-letters",
-    "policies",
     "new-plugin",
     "check-plugin",
     "dev",
+    "dead-letters",
+    "policies",
 ]
 MAP = """
 type = "interaction.observed"
