@@ -9,6 +9,7 @@ import site
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import venv
 from collections.abc import Callable, Iterator
@@ -69,6 +70,13 @@ def get(url: str) -> Any:
         return json.load(answer)
 
 
+def is_ready(url: str) -> bool:
+    try:
+        return bool(get(f"{url}/readyz"))
+    except urllib.error.HTTPError:
+        return False
+
+
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
@@ -94,6 +102,7 @@ def test_from_init_to_a_plugin_that_serves(shell: Shell, processes: list[subproc
         log = shell.folder / f"serve-{len(processes)}.log"
         processes.append(shell.start("serve", "--port", "0", to=log))
         found = until(lambda: re.search(r"serves on (http://\S+)", log.read_text()), f"serve: {log.read_text()}")
+        until(lambda: is_ready(found[1]), "readyz")
         shell.environment["STREAMFOLD_URL"] = found[1]
         return str(found[1])
 
