@@ -365,6 +365,14 @@ def shown(value: Any, width: int = 120) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def told(event: Event) -> str:
+    """Say an event in a line: its type and its data as JSON, long texts cut."""
+    data = msgspec.to_builtins(event.data)
+    short = {k: v if not isinstance(v, str) or len(v) < 60 else f"{v[:40]}… ({len(v)})" for k, v in data.items()}
+    text = msgspec.json.encode(short).decode()
+    return f"{event.type} {text if len(text) <= 400 else text[:399] + '…'}"
+
+
 # -- plugins ----------------------------------------------------------------------------------------------------------
 def plugin_of(kind: type[Policy]) -> ModuleType | None:
     """Return the module that a policy is defined in if it is a plugin that registers it."""
@@ -428,6 +436,6 @@ def folding(events: Iterable[Event], bench: Bench) -> Iterator[tuple[Event, Even
 
 def _escaped(event: Event, problem: BaseException) -> str:
     return (
-        f"fold raised {type(problem).__name__}: {problem} at {event.type} {shown(event.data)}. Anything but EventError "
+        f"fold raised {type(problem).__name__}: {problem} at {told(event)}. Anything but EventError "
         "halts the policy: check the data, and raise EventError('what is wrong') for what cannot be folded"
     )

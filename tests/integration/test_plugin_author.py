@@ -1,4 +1,4 @@
-"""The author's way, as docs/tutorial/write-a-plugin.md prints it: every command a process, the plugin really installed."""
+"""The author's way, as docs/tutorial/write-a-plugin.md prints it: each command a process, the plugin installed."""
 
 from __future__ import annotations
 

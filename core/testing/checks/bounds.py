@@ -13,7 +13,7 @@ from streamfold.core.events import Event
 from streamfold.core.policy import Policy
 from streamfold.core.stores import Blobs
 from streamfold.core.testing.checks.serving import held_items
-from streamfold.core.testing.lab import Bench, Lab, needs, shown
+from streamfold.core.testing.lab import Bench, Lab, needs, told
 
 _ROWS, _BYTES = 24, 4096
 _WARM = 120
@@ -59,7 +59,7 @@ def _fold(bench: Bench, event: Event) -> None:
     except Exception as error:
         needs(
             False,
-            f"with full stores, fold raised {type(error).__name__}: {error} at {event.type} {shown(event.data)}. Rows "
+            f"with full stores, fold raised {type(error).__name__}: {error} at {told(event)}. Rows "
             "may have been evicted from one store and not from another: handle a missing row (get(key) is None)",
         )
 

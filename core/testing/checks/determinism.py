@@ -18,7 +18,7 @@ from streamfold.core.codec import pack
 from streamfold.core.errors import EventError
 from streamfold.core.events import Event
 from streamfold.core.testing.hashseed import contents_under
-from streamfold.core.testing.lab import Lab, difference, needs, shown
+from streamfold.core.testing.lab import Lab, difference, needs, shown, told
 
 _NOON_S = 1_700_000_000.25
 _YEAR_S = 400 * 86_400.0
@@ -99,7 +99,7 @@ def check_prepare(lab: Lab) -> None:
         for event, one, two in zip(events, expected, run(), strict=True):
             needs(
                 _packed(one) == _packed(two),
-                f"prepare of {event.type} {shown(event.data)} gives another value {how}: {shown(one)} against "
+                f"prepare of {told(event)} gives another value {how}: {shown(one)} against "
                 f"{shown(two)}. It may use nothing but the event and tools: no counters, no clock, no caches that show",
             )
 

@@ -12,7 +12,7 @@ from streamfold.core.events import Event
 from streamfold.core.fold.checkpoint import checkpoint_group
 from streamfold.core.policy import Policy
 from streamfold.core.testing.answers import answers
-from streamfold.core.testing.lab import Bench, CheckFailed, Lab, difference, needs, rows, send, shown
+from streamfold.core.testing.lab import Bench, CheckFailed, Lab, difference, needs, rows, send, shown, told
 from streamfold.core.testing.world import World
 
 Contents = dict[str, dict[Any, Any]]
@@ -36,7 +36,7 @@ def check_resume(lab: Lab) -> None:
         needs(
             not found,
             f"recovered after each event, the stores differ from those of an undisturbed fold after event {seq}, "
-            f"{event.type} {shown(event.data)} ({found}): {_STATE}",
+            f"{told(event)} ({found}): {_STATE}",
         )
         world.runner.stop()
         world = lab.world(beside=world)
@@ -116,7 +116,7 @@ def check_half_way(lab: Lab) -> None:
     """A fold that fails between two writes leaves no trace in the stores, nor in what follows."""
     bench, expected = lab.bench(side="view"), lab.bench(side="view")
     for event in lab.events():
-        what = f"{event.type} {shown(event.data)}"
+        what = f"{told(event)}"
         before = copy.deepcopy(bench.contents())  # a value changed in place must not change here too
         for nth in range(1, _writes(expected, event) + 1):
             try:

@@ -12,7 +12,7 @@ from streamfold.core.errors import StreamfoldError, nearest
 from streamfold.core.events import EventTypes, builtin_types
 from streamfold.core.policy import CandidateSource, Policy, Retriever
 from streamfold.core.stores import Blobs, Table, Text, Vectors
-from streamfold.core.testing.lab import Lab, difference, folding, needs, plugin_of, shown
+from streamfold.core.testing.lab import Lab, difference, folding, needs, plugin_of, shown, told
 
 _KINDS = (Table, Vectors, Text, Blobs)
 _ARGUMENTS = {
@@ -120,7 +120,7 @@ def check_folds(lab: Lab) -> None:
     errors: list[Any] = []
     for event, error in folding(lab.events(), bench):
         if error is not None:
-            errors.append(f"{event.type} {shown(event.data)}: {error}")
+            errors.append(f"{told(event)}: {error}")
     empty = lab.bench().contents()
     needs(
         difference(bench.contents(), empty),

@@ -33,6 +33,7 @@ COMMANDS = [
     "trace",
     "tail",
     "plugins",
+    "size",
     "new-plugin",
     "check-plugin",
     "dev",
