@@ -22,6 +22,9 @@ from streamfold.core.codec import pack, unpack
 from streamfold.core.testing.lab import Case, CheckFailed, Lab
 from streamfold.core.testing.streams import Given
 
+_INSIDE = "STREAMFOLD_KIT_WORKER"
+"""Set in a worker's environment: a module that runs checks when imported must not start workers of workers."""
+
 Place = tuple[str, str]
 """A module by its name and its file."""
 
@@ -81,7 +84,7 @@ def _decoded(answer: bytes) -> dict[str, dict[Any, Any]]:
 # -- this process -----------------------------------------------------------------------------------------------------
 class _Worker:
     def __init__(self, seed: str) -> None:
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        environment = {**os.environ, "PYTHONHASHSEED": seed, _INSIDE: seed}
         # sys.path is handed on: the parent may run uninstalled, from a path entry
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         self._process = subprocess.Popen(
@@ -110,6 +113,10 @@ _workers: dict[str, _Worker] = {}
 
 
 def _worker(seed: str) -> _Worker:
+    if _INSIDE in os.environ:
+        raise CheckFailed(
+            "importing the policy's module runs checks: put them into a test, or below if __name__ == '__main__'"
+        )
     found = _workers.get(seed)
     if found is None or found._process.poll() is not None:
         found = _workers[seed] = _Worker(seed)

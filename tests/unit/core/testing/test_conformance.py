@@ -102,6 +102,17 @@ def register_policies() -> list[type[Policy]]:
     return [Base, Reading]
 
 
+def test_a_module_that_runs_checks_when_imported_starts_no_workers_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMFOLD_KIT_WORKER", "1")  # as in a worker
+    [result] = run_checks(Base, only=("hash_seed",))
+    assert "__name__ == '__main__'" in result.message
+
+
+def test_arguments_may_have_any_names() -> None:
+    kind = type("Short", (Base,), {"__module__": __name__, "fold": lambda self, e, p, s: None})
+    assert [result.state for result in run_checks(kind, only=("spec",))] == ["passed"]
+
+
 def test_the_first_failing_import_or_constructor_is_said() -> None:
     def make() -> Policy:
         raise RuntimeError("no such file")
@@ -121,7 +132,7 @@ def test_the_first_failing_import_or_constructor_is_said() -> None:
         ({"stores": ()}, "stores is"),
         ({"stores": (Table("a"), Table("a"))}, "a name of its own"),
         ({"stores": ("count",)}, "declare Table"),
-        ({"fold": lambda self, event, stores: None}, "core calls it with"),
+        ({"fold": lambda self, event, stores: None}, "core calls it with (event, prepared, stores)"),
         ({"fold": Policy.fold}, "fold is not defined"),
         ({"Config": dict}, "dataclass"),
         ({"reads": ("nobody",)}, "nobody"),
