@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -148,7 +149,7 @@ class Registry:
     def _hash(self, kind: type[Policy]) -> str:
         """The hash of a class's source, found once: every workspace that is opened asks."""
         if kind not in self._hashes:
-            self._hashes[kind] = _code_hash(kind)
+            self._hashes[kind] = _code_hash(kind)  # type: ignore[arg-type]  # mypy looks at the hash of instances
         return self._hashes[kind]
 
     def _identity(self, kind: str) -> dict[str, Any]:
@@ -175,7 +176,8 @@ class Registry:
         return kind(self.make_config(use, kind, json.loads(config)["config"]))
 
 
-def _code_hash(kind: type) -> str:
+@lru_cache(maxsize=256)
+def _code_hash(kind: Any) -> str:
     try:
         source = inspect.getsource(kind)
     except (OSError, TypeError):

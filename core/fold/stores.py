@@ -128,14 +128,16 @@ class _Reader:
         return self._named[name]
 
 
+def readers(group: Group, stores: GroupStores) -> dict[str, dict[str, ReadOnly]]:
+    """What each member's ``stores.of`` gives: by ``name@version`` and the name of the policy that it reads."""
+    by_name = {r.instance.name: r for r in group.runtimes}
+    return {r.key: {name: _Reader(stores, by_name[name]) for name in r.policy.reads} for r in group.runtimes}
+
+
 def fold_stores(group: Group, stores: GroupStores) -> dict[str, FoldStores]:
     """What each member's ``fold`` gets, by its key."""
-    made = {}
-    for runtime in reversed(group.runtimes):  # what is read is made before its readers
-        members = {r.instance.name: r for r in group.runtimes}
-        reads: dict[str, ReadOnly] = {name: _Reader(stores, members[name]) for name in runtime.policy.reads}
-        made[runtime.key] = FoldStores(runtime, stores.by_runtime[runtime.key], reads)
-    return made
+    reads = readers(group, stores)
+    return {r.key: FoldStores(r, stores.by_runtime[r.key], reads[r.key]) for r in group.runtimes}
 
 
 def recover(context: Context, workspace: str, group: Group, stores: GroupStores) -> tuple[int, int]:

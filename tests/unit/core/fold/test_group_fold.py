@@ -234,6 +234,7 @@ def test_a_reader_sees_what_it_reads_as_it_was_before_the_event(tmp_path: Path) 
         world.fold()
         before = world.store("watching", "before")
         assert [before.get(seq) for seq in (1, 2, 3, 4)] == [0, 1, 0, 2]
+        assert equal(world), "the fresh fold reads as the live one did"
 
 
 def test_a_superseded_event_is_logged_but_not_folded(world: World) -> None:
