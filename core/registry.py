@@ -73,7 +73,6 @@ class Registry:
         extra = [t for ts in self.hook.register_event_types() for t in ts]
         self.event_types = EventTypes([*builtin_types(actions=settings.limits.actions), *extra])
         self._made: dict[str, Any] = {}
-        self._hashes: dict[type[Policy], str] = {}
         self.hook.configured.call_historic(kwargs={"settings": settings})
 
     @property
@@ -143,14 +142,8 @@ class Registry:
             version=kind.version,
             config=canonical,
             config_hash=hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest(),
-            code_hash=self._hash(kind),
+            code_hash=_code_hash(kind),  # type: ignore[arg-type]  # mypy looks at the hash of instances
         )
-
-    def _hash(self, kind: type[Policy]) -> str:
-        """The hash of a class's source, found once: every workspace that is opened asks."""
-        if kind not in self._hashes:
-            self._hashes[kind] = _code_hash(kind)  # type: ignore[arg-type]  # mypy looks at the hash of instances
-        return self._hashes[kind]
 
     def _identity(self, kind: str) -> dict[str, Any]:
         values = dict(self.settings.backends.get(kind, {}))

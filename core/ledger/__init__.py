@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-
-from sqlalchemy import Connection, make_url
+from typing import TYPE_CHECKING
 
 from streamfold.core.errors import ConfigError
 from streamfold.core.ledger.abc import Ledger
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Connection
 
 __all__ = ["Ledger", "check_migrations", "open_ledger"]
 
@@ -30,9 +32,9 @@ def open_ledger(url: str, *, migrate: bool = True) -> Ledger:
     LedgerBusy : another process (or another ledger of this one) holds the SQLite file.
     LedgerUnavailable : the database cannot be reached.
     """
-    if make_url(url).get_backend_name() == "sqlite":
+    if _parsed(url).get_backend_name() == "sqlite":
         return _open_sqlite(url, migrate)
-    if make_url(url).get_backend_name() == "postgresql":
+    if _parsed(url).get_backend_name() == "postgresql":
         from streamfold.core.ledger.postgres import open_postgres
 
         return open_postgres(url, migrate)
@@ -43,7 +45,7 @@ def check_migrations(url: str) -> bool:
     """Say whether the database at ``url`` stands at the newest migration, without changing it."""
     from streamfold.core.ledger import migrate as migrations
 
-    if make_url(url).get_backend_name() == "sqlite":
+    if _parsed(url).get_backend_name() == "sqlite":
         from streamfold.core.ledger.sqlite import make_engine
 
         path = _path(url)
@@ -61,8 +63,14 @@ def check_migrations(url: str) -> bool:
         engine.dispose()
 
 
+def _parsed(url: str) -> URL:
+    from sqlalchemy import make_url  # not before a ledger is opened: plugins import core without one
+
+    return make_url(url)
+
+
 def _path(url: str) -> Path:
-    database = make_url(url).database
+    database = _parsed(url).database
     if not database or database == ":memory:":
         raise ConfigError(f"ledger URL {url!r} names no file: use sqlite:///path")
     return Path(database).absolute()

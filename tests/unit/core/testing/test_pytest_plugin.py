@@ -43,6 +43,6 @@ def test_folded_view_fails_when_the_policy_is_halted(folded_view: Any) -> None:
 
 
 def test_loading_the_plugin_imports_neither_ledger_nor_web() -> None:
-    heavy = "{'sqlalchemy', 'fastapi', 'torch', 'hypothesis', 'streamfold.core.testing.world'}"
+    heavy = "{'sqlalchemy', 'fastapi', 'faiss', 'torch', 'hypothesis', 'streamfold.core.testing.world'}"
     code = f"import sys; import streamfold.core.testing.pytest_plugin; assert not {heavy} & {{*sys.modules}}"
     subprocess.run([sys.executable, "-c", code], check=True)
