@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -28,6 +29,8 @@ from streamfold.pipelines.serve.problems import Problem, at, of_invalid, respond
 from streamfold.pipelines.serve.service import Service
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_REFUSED_S = 0.1
+"""A client above its quota that asks again at once waits so long for the answer: refusing it costs CPU too."""
 _CODES = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
 
 
@@ -88,6 +91,8 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
             async with service.using(principal.workspace):
                 return await endpoint.run(call)
         except Problem as problem:
+            if problem.code == "rate-limited":
+                await asyncio.sleep(_REFUSED_S)
             return respond(problem, scope["streamfold.request_id"])
         except InvalidEvent as error:
             return respond(of_invalid(error), scope["streamfold.request_id"])
