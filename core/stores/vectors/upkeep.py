@@ -6,8 +6,8 @@ on private copies and ends with one short swap under the writer's lock, so that 
 - **Merge**: the rows of frozen buffers go to a copy of the tail, the newest and smallest segment.
 - **Compact**: a full tail joins its neighbour once it has an eighth of its rows, as in a log-structured merge tree, so
   that a row is copied O(log N) times; a segment that is a quarter dead is written anew.
-- **Retrain**: when there are 2.5 times the rows, the lists have become uneven, or probes miss the recall target: new centroids
-  from a sample, then segment by segment moves over, with merges in between.
+- **Retrain**: when there are 2.5 times the rows, the lists have become uneven, or probes miss the recall target: new
+  centroids from a sample, then segment by segment moves over, with merges in between.
 - **Probe**: some queries are answered again from all lists; what nprobe missed tunes it.
 
 The shape is FreshDiskANN's (arXiv 2105.09613).
