@@ -129,12 +129,12 @@ class _Reader:
 
 
 def fold_stores(group: Group, stores: GroupStores) -> dict[str, FoldStores]:
-    """What each member's ``fold`` gets, by its key."""
-    made = {}
-    for runtime in reversed(group.runtimes):  # what is read is made before its readers
-        members = {r.instance.name: r for r in group.runtimes}
-        reads: dict[str, ReadOnly] = {name: _Reader(stores, members[name]) for name in runtime.policy.reads}
-        made[runtime.key] = FoldStores(runtime, stores.by_runtime[runtime.key], reads)
+    """Make what each member's ``fold`` gets; what is read is made before its readers."""
+    by_name = {r.instance.name: r for r in group.runtimes}
+    made: dict[str, FoldStores] = {}
+    for runtime in reversed(group.runtimes):
+        reads = {name: _Reader(stores, by_name[name]) for name in runtime.policy.reads}
+        made[runtime.key] = FoldStores(runtime, stores.by_runtime[runtime.key], reads)  # type: ignore[arg-type]  # _Reader is a ReadOnly
     return made
 
 

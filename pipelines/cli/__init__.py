@@ -7,9 +7,9 @@
 - :mod:`~streamfold.pipelines.cli.ask`: ``query trending``
 - :mod:`~streamfold.pipelines.cli.watch`: ``status trace tail plugins``
 - :mod:`~streamfold.pipelines.cli.size`: ``size``
+- :mod:`~streamfold.pipelines.cli.erase`: ``erase``; :mod:`~streamfold.pipelines.cli.backup`: ``backup restore``
 - :mod:`~streamfold.pipelines.cli.letters`: ``dead-letters``; :mod:`~streamfold.pipelines.cli.policies`: ``policies``,
   :mod:`~streamfold.pipelines.cli.versions`: its versions, ``audit``
-- :mod:`~streamfold.pipelines.cli.letters`: ``dead-letters``; :mod:`~streamfold.pipelines.cli.policies`: ``policies``
 - :mod:`~streamfold.pipelines.cli.keys`: ``keys``
 
 Everything heavy is imported inside the command that needs it, so that ``--help`` answers at once.
@@ -24,7 +24,7 @@ from typing import Annotated
 
 import typer
 
-from streamfold.pipelines.cli import ask, keys, letters, local, policies, send, size, watch
+from streamfold.pipelines.cli import ask, backup, erase, keys, letters, local, policies, send, size, watch
 from streamfold.pipelines.cli.state import EXIT_CODES, FAILED, CliError, Globals, hoist_globals, report_error
 
 __all__ = ["app", "main"]
@@ -58,7 +58,7 @@ def _globals(
     ctx.obj = Globals(config=config, url=url, workspace=workspace, json=as_json, quiet=quiet)
 
 
-for _module in (local, send, ask, watch, letters, policies, keys, size):
+for _module in (local, send, ask, watch, letters, policies, keys, erase, backup, size):
     _module.register(app)
 
 
