@@ -71,6 +71,15 @@ faults: setup ## kill processes and services at random moments, and check that n
 bench: setup ## measure throughput, freshness and quality
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
+.PHONY: bench-vectors
+bench-vectors: $(VENV)/.bench ## measure the vector index beside FAISS, hnswlib and usearch (ARGS="--quick")
+	$(BIN)/python tests/benchmarks/bench_vectors.py $(ARGS)
+
+$(VENV)/.bench: $(STAMP)
+	$(UV) pip install --python $(BIN)/python -c constraints.txt --no-build-isolation-package streamfold \
+		$(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND)) -e ".[dev,bench]"
+	@touch $@
+
 .PHONY: services
 services: setup ## start real Kafka, PostgreSQL, RabbitMQ and Redis on loopback (as root: install what is missing)
 	@$(BIN)/python -m streamfold.pipelines.services up --dir $(SERVICES_DIR) --env-file $(SERVICES_DIR).env \
@@ -87,7 +96,7 @@ constraints: setup ## renew the pins in constraints.txt (torch stays as it is pi
 	printf 'setuptools\nuv\n' > build/constraints.in
 	grep '^torch==' constraints.txt >> build/constraints.in
 	$(UV) pip compile --quiet --upgrade --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-		--no-emit-find-links --extra dev -o build/constraints.txt pyproject.toml build/constraints.in
+		--no-emit-find-links --extra dev --extra bench -o build/constraints.txt pyproject.toml build/constraints.in
 	{ sed -n '/^#/p' constraints.txt; cat build/constraints.txt; } > build/constraints.new
 	mv build/constraints.new constraints.txt
 

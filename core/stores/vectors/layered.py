@@ -10,7 +10,6 @@ id twice, and of an updated id the newest vector.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +125,6 @@ class LayeredVectors:
         self.kind = kind
         self._probe_every = probe_every
         self._background = background
-        self._queries = itertools.count(1)
         self._reads = 0
         self._layers = Layers(dim, exact_rows, growing_rows, on_gpu() if gpu else replicate)
         self._upkeep = Upkeep(
@@ -214,11 +212,13 @@ class LayeredVectors:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
         if allow is not None:
             mask, keys = checked_filter(allow)
-            return self._filtered(rows, k, mask, None if keys is None else np.unique(keys))
+            return self._filtered(rows, k, mask, keys)
         if self._probe_every and self._layers.view.segments:
-            self._reads = next(self._queries)
-            if self._reads % self._probe_every == 0:
-                self._upkeep.ask_probe(rows[:1].copy(), k)
+            before = self._reads
+            self._reads = before + len(rows)  # threads may lose a count: it only sets a pace
+            if self._reads // self._probe_every > before // self._probe_every:
+                which = self._reads % len(rows)
+                self._upkeep.ask_probe(rows[which : which + 1].copy(), k)
         return self._top(rows, k, False)
 
     def _top(
@@ -302,7 +302,7 @@ class LayeredVectors:
                 parts = self._segments(view.segments, rows, k, False, None, slots.get)
                 for buffer in view.buffers:
                     if (chosen := slots.get(buffer.number)) is not None:
-                        part = buffer.top(rows, k, None, chosen)
+                        part = buffer.top(rows, k, None, np.unique(chosen))
                         if part is not None:
                             parts.append(part)
                 if layers.moved == moved and (found := _best(parts, len(rows), k)) is not None:

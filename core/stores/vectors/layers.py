@@ -171,16 +171,16 @@ class Layers:
 
     # -- reads --------------------------------------------------------------------------------------------------------
     def locate(self, keys: Ids) -> tuple[View, dict[int, Ids]]:
-        """A view, and the slots of these distinct ids in each of its places."""
+        """A view, and the slots of these ids in each of its places; repeated as the ids are."""
         with self.lock:
             found = self.map.get(keys)
             view = self.view
-        found = np.sort(found[found >= 0])
-        if not len(found):
-            return view, {}
-        numbers, starts = np.unique(found >> 32, return_index=True)
-        parts = np.split(found & _SLOT, starts[1:])
-        return view, dict(zip(numbers.tolist(), parts, strict=True))
+        numbers, slots = found >> 32, found & _SLOT  # an id that is not there has the number −1
+        return view, {
+            place.number: chosen
+            for place in (*view.segments, *view.buffers)
+            if len(chosen := slots[numbers == place.number])
+        }
 
     # -- what upkeep puts in ------------------------------------------------------------------------------------------
     def merge(self, frozen: Sequence[Growing], tail: IvfSegment | HnswSegment | None, new: AnySegment | None) -> None:

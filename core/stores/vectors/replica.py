@@ -22,6 +22,31 @@ MakeReplica = Callable[[Any], Any]
 
 _MOST = 2048
 """Results per query that FAISS's GPU kernels can return."""
+Bits = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def spare(k: int, dead: int, rows: int) -> int:
+    """How many results to fetch for k live ones, when so many of the rows are dead."""
+    return min(rows, k + 6 + 3 * k * dead // max(1, rows))
+
+
+def without_dead(scores: Floats, slots: Ids, bits: Bits, k: int) -> tuple[Floats, Ids] | None:
+    """The best k live results ``(m, k)`` of more, best first, −1 and −∞ where fewer exist.
+
+    None where too many were dead: then there may be live ones that were not fetched.
+    """
+    alive = ((bits[slots >> 3] >> (slots & 7).astype(np.uint8)) & 1).astype(np.bool_) & (slots >= 0)
+    count = alive.sum(axis=1)
+    if ((slots[:, -1] >= 0) & (count < k)).any():
+        return None
+    order = np.argsort(~alive, axis=1, kind="stable")[:, :k]
+    slots, scores = np.take_along_axis(slots, order, 1), np.take_along_axis(scores, order, 1)
+    if (missing := k - slots.shape[1]) > 0:
+        slots = np.pad(slots, ((0, 0), (0, missing)), constant_values=-1)
+        scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
+    gone = np.arange(k) >= count[:, None]
+    slots[gone], scores[gone] = -1, -np.inf
+    return scores, slots
 
 
 def on_gpu() -> MakeReplica:
@@ -53,23 +78,11 @@ class Replica:
         self._rows = int(index.ntotal)
         self._lock = threading.Lock()  # one stream of kernels: FAISS's GPU indexes are not for several threads
 
-    def top(
-        self, queries: Floats, k: int, nprobe: int, bits: np.ndarray[Any, np.dtype[np.uint8]], dead: int
-    ) -> tuple[Floats, Ids] | None:
+    def top(self, queries: Floats, k: int, nprobe: int, bits: Bits, dead: int) -> tuple[Floats, Ids] | None:
         """Scores and slots ``(m, k)``, best first, −1 where fewer are; None where the CPU has to answer."""
-        fetch = min(self._rows, k + min(dead, 3 * k + 16))
+        fetch = spare(k, dead, self._rows)
         if fetch > _MOST:
             return None
         with self._lock:
             scores, slots = self._index.search(queries, fetch, params=faiss.SearchParametersIVF(nprobe=nprobe))
-        alive = (slots >= 0) & ((bits[slots >> 3] >> (slots & 7).astype(np.uint8)) & 1).astype(np.bool_)
-        full = slots[:, -1] >= 0  # there were more than were fetched
-        if (full & (alive.sum(axis=1) < min(k, fetch))).any():
-            return None
-        order = np.argsort(~alive, axis=1, kind="stable")[:, :k]
-        slots = np.where(np.take_along_axis(alive, order, 1), np.take_along_axis(slots, order, 1), -1)
-        scores = np.take_along_axis(scores, order, 1)
-        if missing := k - slots.shape[1]:
-            slots = np.pad(slots, ((0, 0), (0, missing)), constant_values=-1)
-            scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
-        return np.ascontiguousarray(scores, np.float32), slots
+        return without_dead(scores, slots, bits, k)

@@ -126,6 +126,8 @@ class LiveVectors(Staged[int, Floats]):
         dim = None if self._index is None else self._dim
         (folder / "vectors.msgpack").write_bytes(pack(dim))
         if self._index is not None:
+            if isinstance(self._index, LayeredVectors):
+                self._index.wait()  # merged segments are linked by the next checkpoint; waiting rows are written again
             self._index.snapshot(folder / "index")
 
     def _load(self, folder: Path) -> None:

@@ -5,7 +5,7 @@ on private copies and ends with one short swap under the writer's lock, so that 
 
 - **Merge**: the rows of frozen buffers go to a copy of the tail, the newest and smallest segment.
 - **Compact**: a full tail joins its neighbour once it has an eighth of its rows, as in a log-structured merge tree, so
-  that a row is copied O(log N) times; a segment that is a quarter dead is written anew.
+  that a row is copied O(log N) times; a segment that is a ninth dead is written anew.
 - **Retrain**: when there are 2.5 times the rows, the lists have become uneven, or probes miss the recall target: new
   centroids from a sample, then segment by segment moves over, with merges in between.
 - **Probe**: some queries are answered again from all lists; what nprobe missed tunes it.
@@ -280,7 +280,7 @@ class Upkeep:
             return None
         segments = self._layers.view.segments
         for segment in segments:
-            if not segment.live or segment.dead > max(256, segment.live // 3):
+            if not segment.live or segment.dead > max(256, segment.live // 8):
                 return [segment]
         for at in range(len(segments) - 1, 0, -1):
             older, newer = segments[at - 1], segments[at]
@@ -303,6 +303,11 @@ class Upkeep:
             layers.swap(plan, None, [np.empty(0, np.int64) for _ in plan])
         elif isinstance(plan[0], HnswSegment):
             _drain(self._rewrite_hnsw(plan[0]))
+        elif len(plan) == 1 and slots <= 2 * live:
+            (old,) = plan
+            stay = np.where(old.alive(), np.arange(slots), -1)
+            new = plan[0].extended(np.empty(0, np.int64), np.empty((0, layers.dim), np.float32))
+            layers.swap(plan, new, [stay])
         else:
             ivf = [segment for segment in plan if isinstance(segment, IvfSegment)]
             new, moves = combined(ivf, layers.take_number() if slots > 2 * live else None)
