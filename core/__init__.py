@@ -13,7 +13,8 @@ from streamfold.core.errors import (
     StreamfoldError,
 )
 from streamfold.core.events import CloudEvent, Event, EventType, KafkaRecord, NewEvent, Subject, TopicMapping
-from streamfold.core.hooks import hookimpl
+from streamfold.core.hooks import GateRule, hookimpl
+from streamfold.core.ledger.abc import Instance
 from streamfold.core.policy import (
     Backend,
     Batch,
@@ -52,6 +53,8 @@ __all__ = [
     "Event",
     "EventError",
     "EventType",
+    "GateRule",
+    "Instance",
     "InvalidEvent",
     "KafkaRecord",
     "NeedsRebuild",

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from streamfold.core.clock import Clock, SystemClock
 from streamfold.core.errors import ConfigError, nearest
-from streamfold.core.ledger.abc import Instance, Ledger
+from streamfold.core.ledger.abc import Instance, Ledger, Slot
 from streamfold.core.policy import Policy, prepares
 from streamfold.core.registry import Declared, Registry
 from streamfold.core.settings import Settings
+
+log = logging.getLogger("streamfold.context")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,12 @@ class Runtime:
     @property
     def key(self) -> str:
         """``name@version``, as in dead letters and REST."""
-        return f"{self.instance.name}@{self.instance.version}"
+        return self.instance.key
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What addresses this very version: ``name@version``, or in full with the configuration's hash."""
+        return self.instance.key, f"{self.instance.name}@{self.instance.label}"
 
     def store_key(self, store: str) -> str:
         return f"{self.key}/{store}"
@@ -46,6 +54,8 @@ class Group:
     slot: str
     runtimes: tuple[Runtime, ...]
     handles: frozenset[str]
+    rate: int = 0
+    """Most events per second that it folds; 0: no limit."""
 
     @property
     def start_seq(self) -> int:
@@ -64,74 +74,105 @@ class Context:
     scratch: Path = Path(".streamfold/scratch")
     _groups: dict[str, tuple[tuple[Instance, ...], list[Group]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while rows are read, so that what is cached never goes back to older ones."""
 
     def pin(self, workspace: str) -> list[Group]:
         """Make sure that each declared policy has its instance row; return the workspace's groups.
 
         Settings declare, instance rows decide: a declared policy without an instance becomes live from seq 0; a changed
-        one becomes a shadow. Idempotent; safe in several processes.
+        one becomes a shadow, which takes over by itself if ``on_change = "replace"``. Idempotent; safe in several
+        processes.
         """
         self.ledger.ensure_workspace(workspace)
         have = self.ledger.instances(workspace)
         for members in _connected(self.registry):
-            group = _group_name(members)
+            group = group_name(members)
             if any(i.group == group for i in have):
                 continue
             replaces = any(i.slot == "live" and i.name in {m.name for m in members} for i in have)
-            for declared in members:
-                row = _pinned(declared, group, "shadow" if replaces else "live", self.clock.now_us())
-                self.ledger.add_instance(workspace, row)
+            slot: Slot = "shadow" if replaces else "live"
+            rows = [pinned(declared, group, slot, now_us=self.clock.now_us()) for declared in members]
+            auto = replaces and self.settings.on_change == "replace"
+            self.ledger.add_group(workspace, rows, auto=auto, unless_exists=True)
         return self.groups(workspace, fresh=True)
 
     def groups(self, workspace: str, *, fresh: bool = False) -> list[Group]:
         """The workspace's groups that this process has code for (cached until the instance rows change)."""
-        with self._lock:
-            cached = self._groups.get(workspace)
+        cached = self._groups.get(workspace)
         if cached is not None and not fresh:
             return cached[1]
-        rows = tuple(self.ledger.instances(workspace))
-        if cached is not None and cached[0] == rows:
-            return cached[1]
-        groups = self._build(rows)
         with self._lock:
+            cached = self._groups.get(workspace)
+            rows = tuple(self.ledger.instances(workspace))
+            if cached is not None and cached[0] == rows:
+                return cached[1]
+            groups = self._build(rows, {} if cached is None else {g.name: g for g in cached[1]})
             self._groups[workspace] = (rows, groups)
         return groups
+
+    def instances(self, workspace: str) -> tuple[Instance, ...]:
+        """The instance rows that :meth:`groups` was last made from, retired ones too."""
+        self.groups(workspace)
+        return self._groups[workspace][0]
 
     def group(self, workspace: str, name: str) -> Group:
         """A group by its name, or by any member's ``name`` or ``name@version`` (live first). Raises KeyError."""
         groups = sorted(self.groups(workspace), key=lambda g: g.slot != "live")
         for group in groups:
-            if name == group.name or any(name in (r.instance.name, r.key) for r in group.runtimes):
+            if name == group.name or any(name in (r.instance.name, *r.names) for r in group.runtimes):
                 return group
         raise KeyError(name)
+
+    def opened(self) -> list[str]:
+        """The workspaces whose groups this process has looked at."""
+        return list(self._groups)
 
     def missing(self, workspace: str) -> list[Instance]:
         """Live or shadow instances whose code this process lacks."""
         known = {r.instance.instance_id for g in self.groups(workspace) for r in g.runtimes}
         return [i for i in self.ledger.instances(workspace) if i.slot != "retired" and i.instance_id not in known]
 
-    def _build(self, rows: Sequence[Instance]) -> list[Group]:
-        by_group: dict[str, list[Runtime]] = {}
-        slots: dict[str, str] = {}
+    def make_group(self, rows: Sequence[Instance]) -> Group:
+        """A group of instances that this process has code for."""
+        return _group([self._runtime(row) for row in rows])
+
+    def _runtime(self, row: Instance) -> Runtime:
+        policy = self.registry.make_policy(row.use, row.config)
+        return Runtime(instance=row, policy=policy, handles=frozenset(policy.handles), prepares=prepares(policy))
+
+    def _build(self, rows: Sequence[Instance], before: Mapping[str, Group]) -> list[Group]:
+        """Make the groups of all rows; a group whose slot alone has changed keeps its runtimes, hence its warm fold."""
+        by_group: dict[str, list[Instance]] = {}
         for row in rows:
-            if row.slot == "retired" or row.use not in self.registry.policies:
-                continue
-            kind = self.registry.policies[row.use]
-            if kind.version != row.version:
-                continue
-            policy = self.registry.make_policy(row.use, row.config)
-            runtime = Runtime(instance=row, policy=policy, handles=frozenset(policy.handles), prepares=prepares(policy))
-            by_group.setdefault(row.group, []).append(runtime)
-            slots[row.group] = row.slot
-        return [
-            Group(
-                name=name,
-                slot=slots[name],
-                runtimes=_dependents_first(members),
-                handles=frozenset().union(*(m.handles for m in members)),
-            )
-            for name, members in by_group.items()
-        ]
+            known = self.registry.policies.get(row.use)
+            if row.slot != "retired" and known is not None and known.version == row.version:
+                by_group.setdefault(row.group, []).append(row)
+        groups = []
+        for name, members in by_group.items():
+            old = before.get(name)
+            if len(members) != sum(row.group == name for row in rows):
+                continue  # a member's code is missing: its readers cannot fold without it
+            if old is None or {r.instance.instance_id for r in old.runtimes} != {m.instance_id for m in members}:
+                try:
+                    groups.append(self.make_group(members))
+                except ConfigError as error:  # one broken version must not take the others down
+                    log.error("group_left_out group=%s: %s", name, error)
+            elif (old.slot, old.rate) == (members[0].slot, members[0].rate):
+                groups.append(old)
+            else:
+                groups.append(replace(old, slot=members[0].slot, rate=members[0].rate))
+        return groups
+
+
+def _group(members: list[Runtime]) -> Group:
+    first = members[0].instance
+    return Group(
+        name=first.group,
+        slot=first.slot,
+        runtimes=_dependents_first(members),
+        handles=frozenset().union(*(m.handles for m in members)),
+        rate=first.rate,
+    )
 
 
 def _dependents_first(members: list[Runtime]) -> tuple[Runtime, ...]:
@@ -171,7 +212,7 @@ def _connected(registry: Registry) -> list[list[Declared]]:
     return list(groups.values())
 
 
-def _group_name(members: Sequence[Declared]) -> str:
+def group_name(members: Sequence[Declared]) -> str:
     """``name@version-hash`` of one policy; of several, their names joined and a hash over all."""
     if len(members) == 1:
         return f"{members[0].name}@{members[0].version}-{members[0].config_hash[:8]}"
@@ -179,7 +220,8 @@ def _group_name(members: Sequence[Declared]) -> str:
     return f"{'+'.join(m.name for m in members)}-{hashlib.blake2b(every.encode(), digest_size=4).hexdigest()}"
 
 
-def _pinned(declared: Declared, group: str, slot: Any, now_us: int) -> Instance:
+def pinned(declared: Declared, group: str, slot: Slot, *, now_us: int, start_seq: int = 0, rate: int = 0) -> Instance:
+    """The row of a new instance."""
     return Instance(
         instance_id=0,
         name=declared.name,
@@ -188,10 +230,11 @@ def _pinned(declared: Declared, group: str, slot: Any, now_us: int) -> Instance:
         config_hash=declared.config_hash,
         config=declared.config,
         code_hash=declared.code_hash,
-        start_seq=0,
+        start_seq=start_seq,
         slot=slot,
         group=group,
         created_us=now_us,
+        rate=rate,
     )
 
 

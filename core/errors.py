@@ -8,6 +8,10 @@
     ├── EventIdReused         same source and id, other content (HTTP 409)
     ├── ConfigError           settings or policy configuration are wrong; says which key and what is near
     ├── PluginError           a plugin cannot be loaded or declares something twice
+    ├── VersionError          a version cannot be promoted, rolled back to, skipped in or retired
+    │   ├── VersionConflict   its slot or state does not allow it, or it may never be served (erased-from)
+    │   ├── NotCaughtUp       it has not folded as far as what it would replace
+    │   └── GateFailed        a rule of the ``promotion_gate`` hook failed; ``force`` overrides it
     ├── NeedsRebuild          a policy cannot forget a subject exactly; it must be folded afresh
     ├── StoreError            a store was used wrongly (wrong type, dimension, key)
     │   └── StoreFull         a bounded store with ``on_full="refuse"`` has no room
@@ -22,7 +26,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class StreamfoldError(Exception):
@@ -65,6 +69,31 @@ class ConfigError(StreamfoldError):
 
 class PluginError(StreamfoldError):
     """A plugin cannot be loaded, or registers a name that is taken."""
+
+
+class VersionError(StreamfoldError):
+    """A policy's version cannot take the role asked for."""
+
+
+class VersionConflict(VersionError):
+    """Slots or state do not allow it now, or ever."""
+
+
+class NotCaughtUp(VersionError):
+    """The version has not folded far enough; promoting it would undo what was served."""
+
+    def __init__(self, detail: str, *, watermark: int, position: int) -> None:
+        super().__init__(detail)
+        self.watermark = watermark
+        self.position = position
+
+
+class GateFailed(VersionError):
+    """The promotion gate refused; ``rules`` are all that were asked, as plain values."""
+
+    def __init__(self, detail: str, rules: Sequence[Mapping[str, object]]) -> None:
+        super().__init__(detail)
+        self.rules = list(rules)
 
 
 class NeedsRebuild(StreamfoldError):

@@ -6,18 +6,31 @@ is a module named in the entry-point group ``streamfold`` and enabled by the set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
     from streamfold.core.events.model import EventType, NewEvent
+    from streamfold.core.ledger.abc import Instance
     from streamfold.core.policy import Backend, Policy
 
 PROJECT = "streamfold"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateRule:
+    """One rule of a promotion gate, and what it found: ``value`` against ``limit``."""
+
+    rule: str
+    passed: bool
+    value: float | None = None
+    limit: float | None = None
+    detail: str = ""
 
 
 class Hooks:
@@ -56,6 +69,12 @@ class Hooks:
     @hookspec
     def failed(self, workspace: str, group: str, policy: str, position: int | None, error: BaseException) -> None:
         """A group was halted by an error."""
+
+    @hookspec
+    def promotion_gate(  # type: ignore[empty-body]  # a specification has no body
+        self, workspace: str, candidate: Sequence[Instance], live: Sequence[Instance]
+    ) -> Sequence[GateRule]:
+        """Judge a shadow before it is promoted: one ``GateRule`` each; one that failed refuses, unless forced."""
 
     @hookspec
     def closing(self) -> None:

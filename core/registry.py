@@ -126,21 +126,23 @@ class Registry:
         for name, table in sorted(self.settings.policies.items()):
             values = dict(table)
             use = values.pop("use", name)
-            kind = self.policy_class(use)
-            config = msgspec.to_builtins(self.make_config(name, kind, values))
-            backends = {k: self._identity(k) for k in sorted(kind.backends)}
-            canonical = json.dumps({"config": config, "backends": backends}, sort_keys=True, separators=(",", ":"))
-            found.append(
-                Declared(
-                    name=name,
-                    use=use,
-                    version=kind.version,
-                    config=canonical,
-                    config_hash=hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest(),
-                    code_hash=_code_hash(kind),
-                )
-            )
+            found.append(self.declare(name, use, values))
         return found
+
+    def declare(self, name: str, use: str, values: Mapping[str, Any]) -> Declared:
+        """An instance of a policy with a configuration (the rest of a settings table), and today's backends."""
+        kind = self.policy_class(use)
+        config = msgspec.to_builtins(self.make_config(name, kind, values))
+        backends = {k: self._identity(k) for k in sorted(kind.backends)}
+        canonical = json.dumps({"config": config, "backends": backends}, sort_keys=True, separators=(",", ":"))
+        return Declared(
+            name=name,
+            use=use,
+            version=kind.version,
+            config=canonical,
+            config_hash=hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest(),
+            code_hash=_code_hash(kind),
+        )
 
     def _identity(self, kind: str) -> dict[str, Any]:
         values = dict(self.settings.backends.get(kind, {}))

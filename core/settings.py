@@ -157,6 +157,8 @@ class Settings(BaseSettings):
     """Instances: a table each with the config's fields; ``use`` where the instance's name is not the policy's."""
     on_change: Literal["replace", "manual"] = "replace"
     """A declared policy that changed is promoted by itself when caught up, or by hand."""
+    rollback_window_s: float = Field(default=3600.0, ge=0)
+    """How long a demoted version folds on, ready for a rollback, before it is retired."""
     ledger: LedgerSettings = LedgerSettings()
     broker: BrokerSettings = BrokerSettings()
     kafka: KafkaSettings = KafkaSettings()

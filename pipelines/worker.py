@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from streamfold.core.context import Context
 from streamfold.core.errors import ConfigError, LedgerError, LedgerUnavailable
-from streamfold.core.fold import FoldRunner, LedgerPrepared, Preparer
+from streamfold.core.fold import LANES, FoldRunner, LedgerPrepared, Preparer
 from streamfold.core.settings import Settings, load_settings
 from streamfold.pipelines import tasks
 from streamfold.pipelines.node import Node
@@ -30,6 +30,7 @@ from streamfold.pipelines.serve.logs import configure_logs
 log = logging.getLogger("streamfold.worker")
 
 Role = Literal["prepare", "fold", "all"]
+_BACKFILL_EVERY_S = 0.1
 
 
 class Turns:
@@ -148,14 +149,22 @@ class Worker:
         self._preparing = threading.BoundedSemaphore(concurrency)
         context, ledger, every_s = node.context, node.ledger, node.settings.fold.sweep_s
         prepared = LedgerPrepared(context)
-        self.runner = FoldRunner(context, prepared, on_prepare_needed=self._prepare_needed)
+        live, backfill = LANES
+        self.runner = FoldRunner(context, prepared, on_prepare_needed=self._prepare_needed, lane=live)
+        self.backfill = FoldRunner(context, prepared, lane=backfill)
         self.preparer = Preparer(context, prepared)
+        self.backfill_preparer = Preparer(context, prepared)
         self.folds = Turns(ledger.head, self._fold)
         self._sweeps: dict[str, Sweep] = {}
+        often_s = min(every_s, _BACKFILL_EVERY_S)
         if role in ("fold", "all"):
             self._sweeps["fold"] = Sweep("sweep-fold", every_s, ledger.workspaces, self._sweep_fold)
+            self._sweeps["backfill"] = Sweep("backfill", often_s, ledger.workspaces, self._backfill)
         if role in ("prepare", "all"):
             self._sweeps["prepare"] = Sweep("sweep-prepare", every_s, ledger.workspaces, self.prepare)
+            self._sweeps["backfill-prepare"] = Sweep(
+                "backfill-prepare", often_s, ledger.workspaces, self._prepare_backfill
+            )
 
     def start(self) -> None:
         for sweep in self._sweeps.values():
@@ -165,6 +174,7 @@ class Worker:
         """Finish the turn in hand, give the leases back."""
         self.stopping.set()
         self.runner.stop()
+        self.backfill.stop()
         for sweep in self._sweeps.values():
             sweep.stop()
 
@@ -208,13 +218,26 @@ class Worker:
             _pin(self, workspace)
             while not self.stopping.is_set():
                 marks = self.node.ledger.watermarks(workspace)
-                if self.preparer.run(workspace, marks) == 0:
+                if self.preparer.run(workspace, marks, lane=self.runner.lane) == 0:
                     return
                 tasks.publish_fold(self.node.settings, workspace)
                 if "fold" in self._sweeps:
                     self._sweeps["fold"].nudge(workspace)
         finally:
             self._preparing.release()
+
+    # -- backfill -------------------------------------------------------------------------------------------------
+    def _backfill(self, workspace: str) -> None:
+        """Fold what stands beside the live groups, in a thread of its own: nothing live waits for it."""
+        _pin(self, workspace)
+        self.backfill.run(workspace)
+
+    def _prepare_backfill(self, workspace: str) -> None:
+        _pin(self, workspace)
+        while not self.stopping.is_set():
+            marks = self.node.ledger.watermarks(workspace)
+            if self.backfill_preparer.run(workspace, marks, lane=self.backfill.lane) == 0:
+                return
 
 
 def _pin(worker: Worker, workspace: str) -> None:

@@ -19,8 +19,9 @@ from streamfold.core.clock import US
 from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import CorruptCheckpoint, EventError, Fenced, LedgerUnavailable
 from streamfold.core.events.model import Event
+from streamfold.core.fold.pace import Pace
 from streamfold.core.fold.prepared import PreparedValues
-from streamfold.core.fold.stores import FoldStores, GroupStores, recover
+from streamfold.core.fold.stores import FoldStores, GroupStores, fold_stores, recover
 from streamfold.core.ledger.abc import NORMAL, DeadLetter, GroupState, Lease, LogRow
 from streamfold.core.policy import Policy
 
@@ -30,11 +31,24 @@ log = logging.getLogger("streamfold.fold")
 class PolicyFailure(Exception):
     """A policy raised something else than ``EventError``: the group is halted."""
 
-    def __init__(self, policy: str, seq: int, error: BaseException) -> None:
-        super().__init__(f"{policy} failed at position {seq}: {error!r}")
+    def __init__(self, policy: str, event: Event, error: BaseException) -> None:
+        super().__init__(f"{policy} failed at position {event.seq}: {error!r}")
         self.policy = policy
-        self.seq = seq
+        self.event = event
+        self.seq = event.seq
         self.error = error
+
+
+def halt_reason(policy: str, event: Event, error: BaseException, *, step: str) -> str:
+    """Say which policy failed at which event, what to do next, and the traceback."""
+    name = policy.partition("@")[0]
+    text = "".join(traceback.format_exception(error))
+    return (
+        f"{policy} raised at position {event.seq} in {step} (event {event.id!r} of {event.source!r}, {event.type}): "
+        f"{error!r}. It is tried again with a growing pause. What to do: look at the event with `streamfold trace "
+        f"{event.id}`; fix the policy and restart; or leave this one event out with `streamfold policies skip {name} "
+        f'{event.id} --reason "..."`.\n{text[-4000:]}'
+    )
 
 
 @dataclass(slots=True)
@@ -65,6 +79,7 @@ class GroupFold:
         self._backoff_s = 0.5
         self._halted = False
         self._idle_moved = 0.0
+        self._pace = Pace(group.rate)
         self.feed_bytes = 0
         self.checkpoint_bytes = 0
         self._renewed = 0.0
@@ -116,11 +131,9 @@ class GroupFold:
             raise Fenced(f"group {self.group.name} moved on while it was recovered: take the lease again")
         self._stores = stores
         self.lease = lease
-        self._fold_stores = {}
-        for runtime in reversed(self.group.runtimes):  # what is read is made before its readers
-            reads = {name: _Reader(stores, self._member(name)) for name in runtime.policy.reads}
-            self._fold_stores[runtime.key] = FoldStores(runtime, stores.by_runtime[runtime.key], reads)  # type: ignore[arg-type]  # _Reader is a ReadOnly
-            self._skipped[runtime.key] = ctx.ledger.skipped_seqs(self.workspace, runtime.key)
+        self._fold_stores = fold_stores(self.group, stores)
+        for runtime in self.group.runtimes:
+            self._skipped[runtime.key] = ctx.ledger.skipped_seqs(self.workspace, runtime.instance.lineage)
         state = ctx.ledger.group(self.workspace, self.group.name)
         self.feed_bytes = state.feed_bytes
         self._halted = state.halted is not None
@@ -141,9 +154,6 @@ class GroupFold:
             ctx.ledger.reset_group(self.workspace, self.group.name, watermark=self.group.start_seq)
         self.lease = None
         raise Fenced(f"group {self.group.name} has to be recovered again: {error}") from error
-
-    def _member(self, name: str) -> Runtime:
-        return next(r for r in self.group.runtimes if r.instance.name == name)
 
     def drop(self) -> None:
         """Drop lease knowledge and warm stores: the next turn recovers from checkpoint + feed."""
@@ -198,7 +208,11 @@ class GroupFold:
         ctx, lease = self.context, self.lease
         assert lease is not None
         assert self._stores is not None
-        limit = ctx.settings.fold.batch_events
+        if self._pace.rate != self.group.rate:
+            self._pace = Pace(self.group.rate)
+        limit = self._pace.allows(ctx.settings.fold.batch_events)
+        if not limit:
+            return Turn()
         page = ctx.ledger.read(
             self.workspace, lease.watermark, limit, upto=self._upto, types=sorted(self.group.handles)
         )
@@ -216,6 +230,7 @@ class GroupFold:
         dead = self._fold_rows(rows, values)
         changes = self._stores.drain()
         self._commit(lease, end, changes, dead, len(rows))
+        self._pace.took(len(rows))
         return Turn(events=len(rows), more=full or waits or page.head > end, waits=waits)
 
     def _may_idle_move(self) -> bool:
@@ -237,7 +252,8 @@ class GroupFold:
             values = self.prepared.load(self.workspace, runtime, seqs)
             found[runtime.key] = values
             for index, row in enumerate(rows[:cut]):
-                if row.type in runtime.handles and row.effect == NORMAL and row.seq not in values:
+                waits = row.type in runtime.handles and row.effect == NORMAL and row.seq not in values
+                if waits and row.seq not in self._skipped[runtime.key]:
                     cut = index
                     break
         return found, rows[:cut], cut < len(rows)
@@ -267,7 +283,7 @@ class GroupFold:
         for event in events:
             only = retries.get(event.seq)
             for runtime in self.group.runtimes:
-                if event.type in runtime.handles and (only is None or runtime.key in only):
+                if event.type in runtime.handles and (only is None or runtime.instance.lineage in only):
                     self._fold_one(runtime, event, values.get(runtime.key), dead)
         return dead
 
@@ -334,7 +350,7 @@ class GroupFold:
             self._skip(runtime, event, stage, error, dead)
             return
         except Exception as error:
-            raise PolicyFailure(key, event.seq, error) from error
+            raise PolicyFailure(key, event, error) from error
         for store in live:
             store.keep()
         self._skips_in_a_row[key] = 0
@@ -345,7 +361,7 @@ class GroupFold:
         if self._skips_in_a_row[key] > self.context.settings.fold.max_skips:
             raise PolicyFailure(
                 key,
-                event.seq,
+                event,
                 RuntimeError(f"more than {self.context.settings.fold.max_skips} skips in a row; last: {error}"),
             )
         self._withdraw(runtime, event)
@@ -355,6 +371,7 @@ class GroupFold:
                 code=error.code,
                 detail=str(error),
                 policy=key,
+                skipped_by=runtime.instance.lineage,
                 position=event.seq,
                 event_id=event.id,
                 source=event.source,
@@ -370,7 +387,7 @@ class GroupFold:
         try:
             runtime.policy.skipped(event, self._fold_stores[runtime.key])
         except Exception as failure:
-            raise PolicyFailure(runtime.key, event.seq, failure) from failure
+            raise PolicyFailure(runtime.key, event, failure) from failure
         for store in live:
             store.keep()
 
@@ -422,13 +439,9 @@ class GroupFold:
         if failure.seq - 1 > watermark:
             self._upto = failure.seq - 1
             return False
-        text = "".join(traceback.format_exception(failure.error))
-        reason = (
-            f"{failure.policy} raised at position {failure.seq}: {failure.error!r}. It is tried again with "
-            f"a growing pause; fix the policy and restart.\n{text[-4000:]}"
-        )
+        reason = halt_reason(failure.policy, failure.event, failure.error, step="fold")
         log.error("group_halted workspace=%s group=%s %s", self.workspace, self.group.name, reason)
-        ctx.ledger.set_halted(self.workspace, self.group.name, reason)
+        ctx.ledger.set_halted(self.workspace, self.group.name, reason, policy=failure.policy, position=failure.seq)
         self._halted = True
         self._backoff_until = time.monotonic() + self._backoff_s
         self._backoff_s = min(self._backoff_s * 2, 60.0)
@@ -444,15 +457,3 @@ class GroupFold:
     @property
     def backing_off(self) -> bool:
         return time.monotonic() < self._backoff_until
-
-
-class _Reader:
-    """Stores and server of a member that another member reads: as before this event, since dependents fold first."""
-
-    def __init__(self, stores: GroupStores, runtime: Runtime) -> None:
-        self._named = stores.by_runtime[runtime.key]
-        self.tools = None
-        self.server = runtime.policy.serve(self)  # type: ignore[arg-type]  # the member's own stores are its view here
-
-    def __getitem__(self, name: str) -> object:
-        return self._named[name]

@@ -13,12 +13,16 @@ from collections.abc import Callable
 
 from streamfold.core.context import Context, Group
 from streamfold.core.errors import LedgerUnavailable
+from streamfold.core.fold import versions
 from streamfold.core.fold.checkpoint import checkpoint_group
 from streamfold.core.fold.group import GroupFold
+from streamfold.core.fold.lanes import LANES, Lane, in_lane
 from streamfold.core.fold.prepare import Preparer
 from streamfold.core.fold.prepared import PreparedValues
 
 log = logging.getLogger("streamfold.runner")
+_LOOK_AFTER_S = 0.1
+_BACKFILL_EVERY_S = 0.05
 
 
 class FoldRunner:
@@ -28,6 +32,7 @@ class FoldRunner:
     ----------
     on_commit : called with (workspace, group name) after a turn that moved a watermark.
     on_prepare_needed : called with a workspace when a fold waits for prepare.
+    lane : which groups it folds; ``None``: all.
     """
 
     def __init__(
@@ -37,9 +42,11 @@ class FoldRunner:
         *,
         on_commit: Callable[[str, str], None] = lambda workspace, group: None,
         on_prepare_needed: Callable[[str], None] = lambda workspace: None,
+        lane: Lane | None = None,
     ) -> None:
         self.context = context
         self.prepared = prepared
+        self.lane = lane
         self.on_commit = on_commit
         self.on_prepare_needed = on_prepare_needed
         self._folds: dict[tuple[str, str], GroupFold] = {}
@@ -47,13 +54,22 @@ class FoldRunner:
         self._checkpointing: set[tuple[str, str]] = set()
         self._checkpointers: list[threading.Thread] = []
         self._stopped = threading.Event()
+        self._looked_after: dict[tuple[str, ...], float] = {}
+
+    def groups(self, workspace: str) -> list[Group]:
+        """The groups of this runner's lane."""
+        return in_lane(self.context.groups(workspace), self.lane)
 
     def run(self, workspace: str) -> bool:
         """Fold what there is in a workspace, in turns; True when something is left to do soon."""
         left = False
+        if self.lane != "live" and self._is_due("sweep", (workspace, "")):
+            versions.sweep(self.context, workspace)
         for _ in range(10_000):
             again = False
-            for group in self.context.groups(workspace):
+            groups = self.groups(workspace)
+            self._let_go(workspace, {group.name for group in groups})
+            for group in groups:
                 if self._stopped.is_set():
                     return False
                 with self._lock:
@@ -66,7 +82,9 @@ class FoldRunner:
     def _turn(self, workspace: str, group: Group) -> bool:
         key = (workspace, group.name)
         fold = self._folds.get(key)
-        if fold is None or fold.group is not group:
+        if fold is not None and fold.group.runtimes is group.runtimes:
+            fold.group = group  # its slot or rate may have changed
+        else:
             if fold is not None:
                 fold.drop()
             fold = self._folds[key] = GroupFold(self.context, workspace, group, self.prepared)
@@ -77,33 +95,23 @@ class FoldRunner:
         if fold.lease is not None and fold.lease.watermark != before:
             self.on_commit(workspace, group.name)
         self._maybe_checkpoint(workspace, group, fold)
-        if group.slot == "shadow" and turn.watermark and not turn.more:
-            self._maybe_replace(workspace, group, turn.watermark)
+        if group.slot == "shadow" and fold.lease is not None and not turn.more and self._is_due("advance", key):
+            versions.advance(self.context, workspace, group, fold.lease.watermark)
         return turn.more and not turn.waits
 
-    def _maybe_replace(self, workspace: str, group: Group, watermark: int) -> None:
-        """Let a declared policy's changed instance take over once it has caught up (``on_change = "replace"``)."""
-        ctx = self.context
-        if ctx.settings.on_change != "replace":
-            return
-        names = {r.instance.name for r in group.runtimes}
-        old = {i.group for i in ctx.ledger.instances(workspace) if i.slot == "live" and i.name in names}
-        marks = ctx.ledger.watermarks(workspace)
-        if any(marks.get(name, (0, 0))[0] > watermark for name in old):
-            return
-        ctx.ledger.set_slot(workspace, group.name, "live")
-        for name in old:
-            ctx.ledger.set_slot(workspace, name, "retired")
-        ctx.ledger.audit(
-            workspace,
-            actor="settings",
-            action="replace",
-            target=group.name,
-            reason=f"declared policy changed; replaces {', '.join(sorted(old))}",
-            at_us=ctx.clock.now_us(),
-        )
-        log.info("replaced workspace=%s group=%s old=%s", workspace, group.name, sorted(old))
-        ctx.groups(workspace, fresh=True)
+    def _is_due(self, what: str, key: tuple[str, str]) -> bool:
+        """Look after shadows a few times a second, not at each turn (without a lane: whenever driven)."""
+        now = time.monotonic()
+        if self.lane is not None and now - self._looked_after.get((what, *key), -1.0) < _LOOK_AFTER_S:
+            return False
+        self._looked_after[what, *key] = now
+        return True
+
+    def _let_go(self, workspace: str, wanted: set[str]) -> None:
+        """Drop the warm stores of groups that were retired or changed lanes."""
+        for key in [key for key in self._folds if key[0] == workspace and key[1] not in wanted]:
+            with self._lock:
+                self._folds.pop(key).drop()
 
     def _maybe_checkpoint(self, workspace: str, group: Group, fold: GroupFold) -> None:
         key = (workspace, group.name)
@@ -131,7 +139,7 @@ class FoldRunner:
         """Whether any group of the workspace is behind the log's head (one cheap query each)."""
         head = self.context.ledger.head(workspace)
         marks = self.context.ledger.watermarks(workspace)
-        return any(marks.get(g.name, (0, 0))[0] < head for g in self.context.groups(workspace))
+        return any(marks.get(g.name, (0, 0))[0] < head for g in self.groups(workspace))
 
     def stop(self) -> None:
         """Finish the turn in hand, give the leases back."""
@@ -148,20 +156,30 @@ class FoldRunner:
 
 
 class EmbeddedRunner:
-    """Threads of the embedded service: one folds, one prepares; both woken by the ledger's writer, and by a sweep."""
+    """Threads of the embedded service: per lane one folds, one prepares.
+
+    Those of the live lane are woken by the ledger's writer, and by a sweep; those of the backfill lane look often.
+    """
 
     def __init__(self, context: Context, prepared: PreparedValues, *, on_commit: Callable[[str, str], None]) -> None:
         self.context = context
         self.preparer = Preparer(context, prepared)
+        self._backfill_preparer = Preparer(context, prepared)
         self._fold_wake = threading.Condition()
         self._pending: set[str] = set()
         self._prepare_pending: set[str] = set()
         self._prepare_wake = threading.Condition()
         self._stop = threading.Event()
-        self.runner = FoldRunner(context, prepared, on_commit=on_commit, on_prepare_needed=self.wake_prepare)
+        live, backfill = LANES
+        self.runner = FoldRunner(context, prepared, on_commit=on_commit, on_prepare_needed=self.wake_prepare, lane=live)
+        self.backfill = FoldRunner(context, prepared, on_commit=on_commit, lane=backfill)
         self._threads = [
             threading.Thread(target=self._fold_loop, name="fold", daemon=True),
             threading.Thread(target=self._prepare_loop, name="prepare", daemon=True),
+            threading.Thread(target=self._backfill, args=(self.backfill.run,), name="backfill", daemon=True),
+            threading.Thread(
+                target=self._backfill, args=(self._prepare_backfill,), name="backfill-prepare", daemon=True
+            ),
         ]
 
     def start(self) -> None:
@@ -207,12 +225,27 @@ class EmbeddedRunner:
             for workspace in pending:
                 try:
                     while not self._stop.is_set() and self.preparer.run(
-                        workspace, self.context.ledger.watermarks(workspace)
+                        workspace, self.context.ledger.watermarks(workspace), lane=self.runner.lane
                     ):
                         self.wake(workspace)
                 except Exception:
                     log.exception("prepare_loop_failed; going on in 1 s")
                     self._stop.wait(1.0)
+
+    def _backfill(self, work: Callable[[str], object]) -> None:
+        while not self._stop.wait(_BACKFILL_EVERY_S):
+            try:
+                for workspace in self.context.opened():
+                    work(workspace)
+            except Exception:
+                log.exception("backfill_loop_failed; going on in 1 s")
+                self._stop.wait(1.0)
+
+    def _prepare_backfill(self, workspace: str) -> None:
+        while not self._stop.is_set() and any(r.prepares for g in self.backfill.groups(workspace) for r in g.runtimes):
+            marks = self.context.ledger.watermarks(workspace)
+            if not self._backfill_preparer.run(workspace, marks, lane=self.backfill.lane):
+                return
 
     def stop(self) -> None:
         """Stop gracefully: the turn in hand is committed, leases are given back."""
@@ -224,3 +257,4 @@ class EmbeddedRunner:
         for thread in self._threads:
             thread.join(timeout=30)
         self.runner.stop()
+        self.backfill.stop()

@@ -116,6 +116,28 @@ class FoldStores:
         return np.random.default_rng([self.seq, *self._instance_id.encode()])
 
 
+class _Reader:
+    """Stores and server of a member that another member reads: as before this event, since dependents fold first."""
+
+    def __init__(self, stores: GroupStores, runtime: Runtime) -> None:
+        self._named = stores.by_runtime[runtime.key]
+        self.tools = None
+        self.server = runtime.policy.serve(self)  # type: ignore[arg-type]  # the member's own stores are its view here
+
+    def __getitem__(self, name: str) -> object:
+        return self._named[name]
+
+
+def fold_stores(group: Group, stores: GroupStores) -> dict[str, FoldStores]:
+    """What each member's ``fold`` gets, by its key."""
+    made = {}
+    for runtime in reversed(group.runtimes):  # what is read is made before its readers
+        members = {r.instance.name: r for r in group.runtimes}
+        reads: dict[str, ReadOnly] = {name: _Reader(stores, members[name]) for name in runtime.policy.reads}
+        made[runtime.key] = FoldStores(runtime, stores.by_runtime[runtime.key], reads)
+    return made
+
+
 def recover(context: Context, workspace: str, group: Group, stores: GroupStores) -> tuple[int, int]:
     """Fill fresh stores from the newest checkpoint and the feed after it; returns (commit number, watermark).
 

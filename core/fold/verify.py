@@ -10,7 +10,7 @@ from streamfold.core.codec import pack, unpack
 from streamfold.core.context import Context, Group
 from streamfold.core.errors import CorruptCheckpoint, EventError
 from streamfold.core.fold.prepare import prepare_inline
-from streamfold.core.fold.stores import FoldStores, GroupStores, recover
+from streamfold.core.fold.stores import GroupStores, fold_stores, recover
 from streamfold.core.ledger.abc import NORMAL
 
 
@@ -77,12 +77,14 @@ def refold(
     stores: GroupStores,
     *,
     upto: int,
+    after: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Fold the log from the group's start up to a position into fresh stores, honouring recorded skips and retries."""
-    folds = {r.key: FoldStores(r, stores.by_runtime[r.key], {}) for r in group.runtimes}
-    skipped = {r.key: context.ledger.skipped_seqs(workspace, r.key) for r in group.runtimes}
-    after, count = group.start_seq, 0
+    """Fold the log from the group's start (or ``after``) up to a position into fresh stores, honouring recorded skips
+    and retries."""
+    folds = fold_stores(group, stores)
+    skipped = {r.key: context.ledger.skipped_seqs(workspace, r.instance.lineage) for r in group.runtimes}
+    after, count = group.start_seq if after is None else after, 0
     limit = 2048
     while True:
         page = context.ledger.read(workspace, after, limit, upto=upto, types=sorted(group.handles))
@@ -102,7 +104,7 @@ def refold(
             only = set(context.ledger.skips_of(workspace, event.retry_of)) if event.retry_of is not None else None
             for runtime in group.runtimes:
                 key = runtime.key
-                if event.type not in runtime.handles or (only is not None and key not in only):
+                if event.type not in runtime.handles or (only is not None and runtime.instance.lineage not in only):
                     continue
                 view = folds[key]
                 view.seq, view.now_us = event.seq, event.recorded_us

@@ -51,7 +51,11 @@ def log_columns() -> Select[Any]:
 
 
 def add_dead(tx: Tx, workspace: str, dead: Sequence[DeadLetter]) -> int:
-    """Keep dead letters, and remember which events which instances skipped; return how many are skips."""
+    """Keep dead letters, and remember which events which instances skipped; return how many are new skips.
+
+    An event that was skipped before (by another generation of the same instance) has its letter already.
+    """
+    dead = [d for d in dead if d.policy is None or d.position is None or _add_skip(tx, workspace, d)]
     if not dead:
         return 0
     first = tx.count(workspace, "dead_letter", len(dead))
@@ -75,10 +79,12 @@ def add_dead(tx: Tx, workspace: str, dead: Sequence[DeadLetter]) -> int:
         for i, d in enumerate(dead)
     ]
     tx.sa.execute(insert(s.dead_letters), rows)
-    skipped = [(workspace, d.policy, d.position) for d in dead if d.policy is not None and d.position is not None]
-    if skipped:
-        tx.many("insert into skips (workspace, policy, position) values (?, ?, ?) on conflict do nothing", skipped)
-    return len(skipped)
+    return sum(1 for d in dead if d.policy is not None and d.position is not None)
+
+
+def _add_skip(tx: Tx, workspace: str, letter: DeadLetter) -> bool:
+    sql = "insert into skips (workspace, policy, position) values (?, ?, ?) on conflict do nothing"
+    return tx.run(sql, (workspace, letter.skipped_by or letter.policy, letter.position)) == 1
 
 
 def _headers(letter: DeadLetter) -> str:

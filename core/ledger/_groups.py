@@ -41,6 +41,7 @@ class GroupMixin(Base):
             c.version == instance.version,
             c.config_hash == instance.config_hash,
             c.start_seq == instance.start_seq,
+            c.generation == instance.generation,
         )
 
         def job(tx: Tx) -> Instance:
@@ -51,6 +52,7 @@ class GroupMixin(Base):
                 values |= {"workspace": workspace, "grp": instance.group, "instance_id": number}
                 tx.sa.execute(insert(s.instances).values(values))
                 row = tx.sa.execute(same).one()
+                slots_changed(tx, workspace)
             pinned = Instance(**row._asdict())
             tx.run(
                 "insert into fold_groups (workspace, grp, watermark, checkpoint_watermark) values (?, ?, ?, ?) "
@@ -62,8 +64,14 @@ class GroupMixin(Base):
         return self._write(job)
 
     def set_slot(self, workspace: str, group: str, slot: Slot) -> None:
-        c = s.instances.c
-        self._update(update(s.instances).where(c.workspace == workspace, c.grp == group).values(slot=slot), group)
+        sql = "update instances set slot = ? where workspace = ? and grp = ?"
+
+        def job(tx: Tx) -> None:
+            if tx.run(sql, (slot, workspace, group)) == 0:
+                raise LedgerError(f"no group {group!r}; add_instance makes it")
+            slots_changed(tx, workspace)
+
+        self._write(job)
 
     # -- groups ------------------------------------------------------------------------------------------------
     def groups(self, workspace: str) -> list[GroupState]:
@@ -78,8 +86,17 @@ class GroupMixin(Base):
             raise LedgerError(f"workspace {workspace!r} has no group {group!r}; add_instance makes it")
         return GroupState(**rows[0]._asdict())
 
-    def set_halted(self, workspace: str, group: str, reason: str | None) -> None:
-        self._set_group(workspace, group, halted=None if reason is None else safe_text(reason))
+    def set_halted(
+        self,
+        workspace: str,
+        group: str,
+        reason: str | None,
+        *,
+        policy: str | None = None,
+        position: int | None = None,
+    ) -> None:
+        text = None if reason is None else safe_text(reason)
+        self._set_group(workspace, group, halted=text, halted_by=policy, halted_at=position)
 
     def set_paused(self, workspace: str, group: str, paused: bool) -> None:
         """Pausing takes the lease away: the owner's next commit is fenced, and nobody gets it before a resume."""
@@ -214,7 +231,7 @@ class GroupMixin(Base):
         """
         reset = """update fold_groups set epoch = epoch + 1, owner = null, lease_until_us = 0, watermark = ?,
             commit_no = commit_no + 1, checkpoint = null, checkpoint_commit = commit_no + 1,
-            checkpoint_watermark = ?, halted = null, feed_bytes = 0, state_bytes = 0
+            checkpoint_watermark = ?, halted = null, halted_by = null, halted_at = null, feed_bytes = 0, state_bytes = 0
             where workspace = ? and grp = ?"""
 
         def job(tx: Tx) -> int:
@@ -231,6 +248,11 @@ _FEED = """select grp, commit_no, watermark, changes, at_us from (
         sum(length(changes)) over (order by commit_no) - length(changes) as before
         from commits where workspace = ? and grp = ? and commit_no > ?) as sized
     where before < ? or before = 0 order by commit_no"""
+
+
+def slots_changed(tx: Tx, workspace: str) -> None:
+    """Say that instances or slots changed; also makes all who change them wait for each other."""
+    tx.count(workspace, "slots")
 
 
 def fenced(workspace: str, lease: Lease) -> Fenced:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, select
 
 from streamfold.core.ledger import schema as s
-from streamfold.core.ledger._base import Base
+from streamfold.core.ledger._base import Base, safe_text
 from streamfold.core.ledger._tx import Tx
-from streamfold.core.ledger.abc import DeadLetter
+from streamfold.core.ledger.abc import AuditEntry, DeadLetter
 
 _c = s.dead_letters.c
 _LETTER = [c for c in _c if c.name not in ("workspace", "source_offset")] + [_c.source_offset.label("offset")]
@@ -58,13 +58,24 @@ class LetterMixin(Base):
         return {row[0] for row in self._all(sql, (workspace, policy))}
 
     def audit(self, workspace: str, *, actor: str, action: str, target: str, reason: str, at_us: int) -> None:
-        values = {"actor": actor, "action": action, "target": target, "reason": reason, "at_us": at_us}
+        entry = AuditEntry(actor=actor, action=action, target=target, reason=reason, at_us=at_us)
+        self._write(lambda tx: add_audit(tx, workspace, entry))
 
-        def job(tx: Tx) -> None:
-            number = tx.count(workspace, "audit")
-            tx.sa.execute(insert(s.audit).values(workspace=workspace, audit_id=number, **values))
+    def audits(self, workspace: str, *, before: int | None = None, limit: int = 50) -> list[AuditEntry]:
+        c = s.audit.c
+        query = select(*(column for column in c if column.name != "workspace")).where(c.workspace == workspace)
+        if before is not None:
+            query = query.where(c.audit_id < before)
+        return [AuditEntry(**row._asdict()) for row in self._select(query.order_by(c.audit_id.desc()).limit(limit))]
 
-        self._write(job)
+
+def add_audit(tx: Tx, workspace: str, entry: AuditEntry) -> None:
+    """Keep an entry in the transaction of what it tells of."""
+    texts = (entry.actor, entry.action, entry.target, entry.reason)
+    tx.run(
+        "insert into audit (workspace, audit_id, at_us, actor, action, target, reason) values (?, ?, ?, ?, ?, ?, ?)",
+        (workspace, tx.count(workspace, "audit"), entry.at_us, *map(safe_text, texts)),
+    )
 
 
 def _letter(row: Any) -> DeadLetter:

@@ -77,6 +77,8 @@ class DeadLetter:
     at_us: int = 0
     dead_letter_id: int = 0
     """Set by the ledger."""
+    skipped_by: str | None = None
+    """Who skipped the event, as ``Instance.lineage`` (default: ``policy``); not kept in the letter itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,25 @@ class Instance:
     slot: Slot
     group: str
     created_us: int = 0
+    generation: int = 0
+    """Which fold of the same policy, version and configuration this is: a rebuild makes the next one."""
+    rate: int = 0
+    """Most events per second that a shadow folds; 0: no limit."""
+
+    @property
+    def key(self) -> str:
+        """``name@version``, as in dead letters and REST."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def label(self) -> str:
+        """The version in full: with the configuration's hash, and the generation past the first."""
+        return f"{self.version}-{self.config_hash[:8]}{f'.{self.generation}' if self.generation else ''}"
+
+    @property
+    def lineage(self) -> str:
+        """What all generations have in common: skips are recorded under it, so that a rebuild honours them."""
+        return f"{self.name}@{self.version}-{self.config_hash[:8]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +150,39 @@ class GroupState:
     state_bytes: int = 0
     feed_bytes: int = 0
     """Bytes of the feed since the last checkpoint."""
+    auto: bool = False
+    """A shadow that takes over by itself once it has caught up (a changed declaration)."""
+    replaces: str | None = None
+    """The group whose place a rebuilt one takes once it has caught up."""
+    live_from: int = 0
+    """The position of its promotion: a view that served another group before switches when it has reached it."""
+    retire_us: int = 0
+    """A demoted group folds on, ready for a rollback, until this time; 0: it was not demoted."""
+    halted_by: str | None = None
+    """``name@version`` of the policy that failed, and the position of the event it failed at."""
+    halted_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promoted:
+    """What a promotion did: at which position, and which groups it demoted."""
+
+    group: str
+    position: int
+    demoted: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """Who did what to what, when and why."""
+
+    actor: str
+    action: str
+    target: str
+    reason: str
+    at_us: int
+    audit_id: int = 0
+    """Set by the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,16 +288,77 @@ class Ledger(Protocol):
     def instances(self, workspace: str) -> list[Instance]: ...
 
     def add_instance(self, workspace: str, instance: Instance) -> Instance:
-        """Pin an instance (idempotent on name, version, config hash, start seq); returns it with its id. Creates
-        the group's row with watermark = start_seq when missing."""
+        """Pin an instance (idempotent on name, version, config hash, start seq, generation); returns it with its id.
+        Creates the group's row with watermark = start_seq when missing."""
 
     def set_slot(self, workspace: str, group: str, slot: Slot) -> None: ...
+
+    # -- versions ----------------------------------------------------------------------------------------------
+    def slots_revision(self, workspace: str) -> int:
+        """A number that grows with every change of instances and slots: one cheap query that views poll."""
+
+    def add_group(
+        self,
+        workspace: str,
+        members: Sequence[Instance],
+        *,
+        auto: bool = False,
+        replaces: str | None = None,
+        unless_exists: bool = False,
+        audit: AuditEntry | None = None,
+    ) -> list[Instance]:
+        """Pin all members of a group, or none, in one transaction.
+
+        ``members[0].group`` is the group's name without a generation; the next free generation is taken.
+        ``unless_exists``: nothing is done (and nothing returned) when any generation of the group exists.
+        """
+
+    def promote(self, workspace: str, group: str, *, retire_us: int, at_least: int = 0, audit: AuditEntry) -> Promoted:
+        """Make a shadow live and demote the live groups of the same names to shadows that are retired at ``retire_us``,
+        in one transaction at one position: the demoted groups' watermark, or ``at_least``.
+
+        Raises ``VersionConflict`` when the group is not a shadow, ``NotCaughtUp`` when it has not reached the position.
+        """
+
+    def replace_group(self, workspace: str, group: str, *, audit: AuditEntry) -> Promoted:
+        """Let a rebuilt group take the slot of the one it ``replaces``, which is retired, in one transaction.
+
+        Raises as ``promote`` does.
+        """
+
+    def retire(self, workspace: str, group: str, *, audit: AuditEntry, due_us: int | None = None) -> None:
+        """Retire a group: it is folded and served no more, its feed and prepared values are dropped.
+
+        ``due_us``: only if it was demoted and its time is over by then. Raises ``VersionConflict``.
+        """
+
+    def drop_checkpoint(self, workspace: str, group: str) -> None:
+        """A retired group's checkpoint files are gone: forget their name."""
+
+    def skip(self, workspace: str, group: str, letter: DeadLetter, *, audit: AuditEntry) -> None:
+        """Record that the instance of ``letter`` skips the event at which its group is halted, fencing whoever tries it
+        just now. Raises ``VersionConflict`` when the group is not halted there, or has skipped it already."""
+
+    def commit_of(self, workspace: str, group: str, position: int) -> tuple[int, int] | None:
+        """(commit number, time) of the commit that covers a position, while it is in the feed."""
+
+    def count_types(self, workspace: str, after: int, upto: int) -> dict[str, int]:
+        """How many events of each type lie in a range of the log. O(range)."""
 
     def groups(self, workspace: str) -> list[GroupState]: ...
 
     def group(self, workspace: str, group: str) -> GroupState: ...
 
-    def set_halted(self, workspace: str, group: str, reason: str | None) -> None: ...
+    def set_halted(
+        self,
+        workspace: str,
+        group: str,
+        reason: str | None,
+        *,
+        policy: str | None = None,
+        position: int | None = None,
+    ) -> None:
+        """Say why a group does not go on (``None``: it does), which policy failed and at which event."""
 
     def set_paused(self, workspace: str, group: str, paused: bool) -> None: ...
 
@@ -342,14 +457,17 @@ class Ledger(Protocol):
     def drop_dead_letter(self, workspace: str, dead_letter_id: int) -> bool: ...
 
     def skips_of(self, workspace: str, position: int) -> list[str]:
-        """Names of the instances ("name@version") that skipped the event at ``position`` (kept though the dead letter
-        was dropped or retried)."""
+        """Who skipped the event at ``position``, as ``Instance.lineage`` (kept though the dead letter was dropped or
+        retried)."""
 
     def skipped_seqs(self, workspace: str, policy: str) -> set[int]:
-        """All positions that the instance "name@version" skipped: replay honours them."""
+        """All positions that were skipped by an ``Instance.lineage``: replay honours them."""
 
     # -- audit -------------------------------------------------------------------------------------------------
     def audit(self, workspace: str, *, actor: str, action: str, target: str, reason: str, at_us: int) -> None: ...
+
+    def audits(self, workspace: str, *, before: int | None = None, limit: int = 50) -> list[AuditEntry]:
+        """A page of the audit trail, newest first, ids < before."""
 
     def size_bytes(self) -> dict[str, int]:
         """Bytes per part of the ledger: log, feed, results, dead letters, total."""

@@ -30,6 +30,7 @@ from streamfold.core.ledger._letters import LetterMixin
 from streamfold.core.ledger._log import LogMixin
 from streamfold.core.ledger._prepare import PrepareMixin
 from streamfold.core.ledger._tx import PostgresTx, Tx
+from streamfold.core.ledger._versions import VersionMixin
 from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove, Lease
 
 T = TypeVar("T")
@@ -144,7 +145,7 @@ def _upgrade(connection: Connection) -> None:
         migrations.upgrade(connection)
 
 
-class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
+class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin):
     """See ``streamfold.core.ledger.abc.Ledger``."""
 
     def __init__(self, engine: Engine) -> None:

@@ -136,7 +136,9 @@ instances = Table(
     _text("slot"),
     _text("grp"),
     _int("created_us"),
-    Index("instances_identity", "workspace", "name", "version", "config_hash", "start_seq", unique=True),
+    _int("generation"),
+    _int("rate"),
+    Index("instances_identity", "workspace", "name", "version", "config_hash", "start_seq", "generation", unique=True),
 )
 
 fold_groups = Table(
@@ -157,6 +159,12 @@ fold_groups = Table(
     _int("skips"),
     _int("state_bytes"),
     _int("feed_bytes"),
+    Column("auto", Boolean, nullable=False, server_default=text("false")),
+    _text("replaces", null=True),
+    _int("live_from"),
+    _int("retire_us"),
+    _text("halted_by", null=True),
+    _int("halted_at", null=True),
     postgresql_with=HOT,
 )
 

@@ -31,6 +31,7 @@ from streamfold.core.ledger._log import LogMixin
 from streamfold.core.ledger._prepare import PrepareMixin
 from streamfold.core.ledger._sqlite_files import Checkpointer, ProcessLock
 from streamfold.core.ledger._tx import SqliteTx, Tx
+from streamfold.core.ledger._versions import VersionMixin
 from streamfold.core.ledger._writer import GroupWriter, unavailable
 from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove
 
@@ -70,7 +71,7 @@ def make_engine(path: Path) -> Engine:
     return engine
 
 
-class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
+class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin):
     """See ``streamfold.core.ledger.abc.Ledger``. ``held`` is this process's lock on the file."""
 
     def __init__(self, path: Path, engine: Engine, held: ProcessLock) -> None:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +19,11 @@ from streamfold.core.fold.tools import InstanceTools
 from streamfold.core.ledger.abc import GroupState
 from streamfold.core.policy import ReadOnly, Tools
 from streamfold.core.views.lock import ReadWriteLock
+from streamfold.core.views.switch import Switch
 
 log = logging.getLogger("streamfold.views")
+_KEEP_GONE_S = 60.0
+"""A retired group's stores stay open so long for requests that had chosen it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +104,8 @@ class GroupView:
         see the files.
         """
         ledger, name = self.workspace.context.ledger, self.workspace.name
+        if any(i.group == self.group.name and i.slot == "retired" for i in ledger.instances(name)):
+            raise error  # retired meanwhile: its feed is gone on purpose
         if first is not None and ledger.group(name, self.group.name).checkpoint == first:
             log.error("checkpoint_corrupt group=%s: %s; folding afresh from the log", self.group.name, error)
             ledger.reset_group(name, self.group.name, watermark=self.group.start_seq)
@@ -119,6 +124,11 @@ class GroupView:
                 self.commit_no, self.watermark = commit.commit_no, commit.watermark
             self.watermark = max(self.watermark, mark)
 
+    def close(self) -> None:
+        """Close the stores once nobody reads them."""
+        with self.lock.write():
+            self.stores.close()
+
 
 class WorkspaceView:
     """All groups of a workspace that this process serves."""
@@ -127,6 +137,7 @@ class WorkspaceView:
         self.context = context
         self.name = name
         self.groups: dict[str, GroupView] = {}
+        self.switch = Switch()
         self.changed = threading.Condition()
         self.listeners: list[Callable[[], None]] = []
         self.head = 0
@@ -136,6 +147,10 @@ class WorkspaceView:
         self.deleted: dict[tuple[str, str], int] = {}
         self._deletions_read = 0
         self._samples = samples
+        self._revision = -1
+        self._seen: list[Group] = []
+        self._serving: dict[str, str] = {}
+        self._gone: deque[tuple[float, GroupView]] = deque()
         self._lock = threading.Lock()
         self.accepted: deque[tuple[int, float, frozenset[str]]] = deque(maxlen=20_000)
         """(position, monotonic time, types) of what this process appended, to measure event → visible."""
@@ -149,34 +164,29 @@ class WorkspaceView:
             return self._follow()
 
     def _follow(self) -> bool:
+        """Read how far the groups are before who serves: then nothing past a promotion is applied to what it demotes.
+
+        A promotion's position is at least the watermark that its demoted groups have when it is made, and they are
+        held at that until this view has switched (see ``switch``).
+        """
         ctx = self.context
-        if time.monotonic() - self.states_at > 1.0:
-            ctx.groups(self.name, fresh=True)
-            self.states = {s.group: s for s in ctx.ledger.groups(self.name)}
-            self.states_at = time.monotonic()
         head = ctx.ledger.head(self.name)
         marks = ctx.ledger.watermarks(self.name)
-        for group in ctx.groups(self.name):
-            if group.name in marks:
-                have = self.groups.get(group.name)
-                if have is None:
-                    self.groups[group.name] = GroupView(self, group)
-                elif have.group is not group:
-                    have.group = group
-        for gone in set(self.groups) - {g.name for g in ctx.groups(self.name)}:
-            del self.groups[gone]
-        moved = {n: v for n, v in self.groups.items() if n in marks and marks[n][1] > v.commit_no}
-        reset = [v for n, v in self.groups.items() if n in marks and marks[n][1] < v.commit_no]
+        groups = self._look_around(marks)
+        held = self.switch.leaving(groups)
+        moved = {n: v for n, v in self.groups.items() if n not in held and n in marks and marks[n][1] > v.commit_no}
+        reset = [v for n, v in self.groups.items() if n not in held and n in marks and marks[n][1] < v.commit_no]
         for view in reset:
             view.load()
         feed: dict[str, list[Any]] = {}
         if moved:
             for commit in ctx.ledger.feed(self.name, {n: v.commit_no for n, v in moved.items()}):
-                feed.setdefault(commit.group, []).append(commit)
+                if commit.commit_no <= marks[commit.group][1]:
+                    feed.setdefault(commit.group, []).append(commit)
         # Deletions are read after the marks and before the commits are applied: what was deleted is hidden at once.
         changed = self._read_deletions(min((v.watermark for v in self.groups.values()), default=0), head)
         for name, view in self.groups.items():
-            if name not in marks:
+            if name not in marks or name in held:
                 continue
             watermark, commit_no = marks[name]
             commits = feed.get(name, [])
@@ -192,6 +202,7 @@ class WorkspaceView:
                 except CorruptCheckpoint:
                     view.load()
                 changed = True
+        changed |= self._switch(groups)
         self.head = head
         self.followed_at = time.monotonic()
         if changed:
@@ -201,6 +212,44 @@ class WorkspaceView:
             for listener in list(self.listeners):
                 listener()
         return changed
+
+    def _look_around(self, marks: Mapping[str, tuple[int, int]]) -> list[Group]:
+        """Read instances and states where they may have changed; open a view of each group, let go of what is gone."""
+        ctx = self.context
+        revision = ctx.ledger.slots_revision(self.name)
+        if revision != self._revision or time.monotonic() - self.states_at > 1.0:
+            # States after rows: a group that is seen live has the position of its promotion. Both are kept here, since
+            # the context's are renewed by others too.
+            self._seen = ctx.groups(self.name, fresh=True)
+            self._serving = {row.name: row.group for row in ctx.instances(self.name) if row.slot == "live"}
+            self.states = {s.group: s for s in ctx.ledger.groups(self.name)}
+            self.states_at = time.monotonic()
+            self._revision = revision
+        views = dict(self.groups)
+        for group in self._seen:
+            have = views.get(group.name)
+            if have is not None:
+                have.group = group
+            elif group.name in marks:
+                view = views[group.name] = GroupView(self, group)
+                self._deletions_read = min(self._deletions_read, view.watermark)  # those past it are to be hidden
+        wanted = {group.name for group in self._seen} | self.switch.live
+        for name in set(views) - wanted:
+            self._gone.append((time.monotonic(), views.pop(name)))
+        while self._gone and time.monotonic() - self._gone[0][0] > _KEEP_GONE_S:
+            self._gone.popleft()[1].close()
+        self.groups = views  # readers go through it without a lock: it is replaced, never changed
+        return self._seen
+
+    def _switch(self, groups: Sequence[Group]) -> bool:
+        """Serve what is live now, once this view has its position."""
+        opened = {group.name for group in groups if group.name in self.groups}
+        behind = {
+            name
+            for name in opened
+            if (state := self.states.get(name)) is not None and self.groups[name].watermark < state.live_from
+        }
+        return self.switch.step(groups, opened, behind, self._serving)
 
     def _read_deletions(self, lowest: int, head: int) -> bool:
         if head == self._deletions_read and not self.deleted:
@@ -226,9 +275,15 @@ class WorkspaceView:
             self.accepted.popleft()
             self._samples(self.name, now - since)
 
+    def close(self) -> None:
+        """Close all stores; nobody reads them any longer."""
+        for group in [*self.groups.values(), *(group for _, group in self._gone)]:
+            group.stores.close()
+
     # -- reading --------------------------------------------------------------------------------------------------
     def live(self) -> list[GroupView]:
-        return [v for v in self.groups.values() if v.group.slot == "live"]
+        live = self.switch.live
+        return [v for n, v in self.groups.items() if n in live]
 
     def halted(self, view: GroupView) -> bool:
         state = self.states.get(view.group.name)
@@ -254,29 +309,33 @@ class WorkspaceView:
         return True
 
     def member(self, policy: str) -> MemberView:
-        """A live policy's view by ``name``, or any slot's by ``name@version``. Raises KeyError."""
-        for view in sorted(self.groups.values(), key=lambda v: v.group.slot != "live"):
-            for member in view.members.values():
-                key = member.runtime.key
-                if policy == key or (policy == member.runtime.instance.name and view.group.slot == "live"):
-                    return member
+        """A live policy's view by ``name``, or any slot's by ``name@version`` (in full or not). Raises KeyError."""
+        for _, member in self._members(policy):
+            return member
         raise KeyError(policy)
 
     def servers(self, kind: type, policy: str | None = None) -> list[tuple[GroupView, MemberView]]:
         """Members whose server is of a kind (a runtime-checkable protocol), live ones, or the one named."""
-        found = []
-        for view in self.groups.values():
-            for member in view.members.values():
-                named = (
-                    policy in (member.runtime.key, member.runtime.instance.name)
-                    if policy
-                    else view.group.slot == "live"
-                )
-                if named and member.server is not None and isinstance(member.server, kind):
-                    found.append((view, member))
-        if policy:
-            found.sort(key=lambda pair: (pair[1].runtime.key != policy, pair[0].group.slot != "live"))
-        return found
+        return [
+            (view, member)
+            for view, member in self._members(policy)
+            if member.server is not None and isinstance(member.server, kind)
+        ]
+
+    def _members(self, policy: str | None) -> list[tuple[GroupView, MemberView]]:
+        """Live members, or those that a name means: live ones by their ``name``, any by ``name@version``, live first.
+
+        One look at who is live: a promotion meanwhile does not mix with it.
+        """
+        live, views = self.switch.live, self.groups
+        found = [
+            (view, member)
+            for name, view in views.items()
+            for member in view.members.values()
+            if (name in live and policy in (None, member.runtime.instance.name))
+            or (policy is not None and policy in member.runtime.names)
+        ]
+        return sorted(found, key=lambda pair: pair[0].group.name not in live)
 
     @contextmanager
     def reading(self, views: Iterable[GroupView]) -> Iterator[Cut]:
@@ -291,6 +350,7 @@ class WorkspaceView:
         used = list(views)
         position = min((v.watermark for v in used), default=self.head)
         degraded = [f"halted:{v.group.name}" for v in self.live() if self.halted(v)]
+        degraded += [f"missing:{name}" for name in self.switch.awaited]
         return Cut(
             position=position,
             age_ms=self.age_ms(position),
@@ -375,5 +435,4 @@ class Views:
         if self._thread.is_alive():
             self._thread.join(timeout=10)
         for view in self.opened():
-            for group in view.groups.values():
-                group.stores.close()
+            view.close()

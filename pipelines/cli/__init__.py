@@ -7,7 +7,8 @@
 - :mod:`~streamfold.pipelines.cli.ask`: ``query trending``
 - :mod:`~streamfold.pipelines.cli.watch`: ``status trace tail plugins``
 - :mod:`~streamfold.pipelines.cli.size`: ``size``
-- :mod:`~streamfold.pipelines.cli.letters`: ``dead-letters``; :mod:`~streamfold.pipelines.cli.policies`: ``policies``
+- :mod:`~streamfold.pipelines.cli.letters`: ``dead-letters``; :mod:`~streamfold.pipelines.cli.policies`: ``policies``,
+  :mod:`~streamfold.pipelines.cli.versions`: its versions, ``audit``
 
 Everything heavy is imported inside the command that needs it, so that ``--help`` answers at once.
 """

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streamfold.pipelines.cli import versions
 from streamfold.pipelines.cli.state import FAILED, CliError, Globals, console
 
-HELP = """List the policies; pause, resume, verify or rebuild one.
+if TYPE_CHECKING:
+    from streamfold.pipelines.cli.client import Client
+
+HELP = """List the policies; add a version, promote it, roll back; pause, resume, verify, rebuild, skip.
 
 \b
 Examples:
   streamfold policies list
   streamfold policies verify trending
   streamfold policies pause vector_index --reason "disk is being moved"
+  streamfold policies add trending --set half_lives_s=[3600] --reason "one hour, not one day"
+  streamfold policies promote trending --reason "better on clicks"
 """
 VERIFY_HELP = """Fold the log afresh beside the live policy and compare: equal, or what differs (exit code 1)."""
 BY_HAND = "by hand: streamfold policies"
@@ -33,7 +39,8 @@ def register(app: typer.Typer) -> None:
     group.command("pause", help="Stop folding; the log grows on.")(pause)
     group.command("resume", help="Go on folding, also after a failure.")(resume)
     group.command("verify", help=VERIFY_HELP)(verify)
-    group.command("rebuild", help="Fold a fresh state from the log.")(rebuild)
+    group.command("rebuild", help="Fold it afresh from the log while it serves, then take its place.")(rebuild)
+    versions.register(group, app)
     app.add_typer(group, name="policies")
 
 
@@ -43,8 +50,9 @@ def list_(ctx: typer.Context) -> None:
     options: Globals = ctx.obj
     with options.client() as client:
         body = client.get("/v1/policies")
-    names = ("policy", "version", "slot", "state", "watermark", "lag_events", "last_error")
-    table = Table(*(name.replace("_", " ") for name in names), box=None, header_style="dim")
+    names = ("policy", "label", "slot", "state", "watermark", "lag_events", "last_error")
+    heads = {"label": "version"}
+    table = Table(*(heads.get(name, name).replace("_", " ") for name in names), box=None, header_style="dim")
     for item in body["items"]:
         table.add_row(*("" if item.get(name) is None else str(item[name]).replace("[", "\\[") for name in names))
     options.render(table, body)
@@ -93,15 +101,20 @@ def start(client: Any, name: str, action: str, *, reason: str, **more: str) -> s
 def _start(
     options: Globals, name: str, action: str, version: str, reason: str, wait: float, **more: str
 ) -> Mapping[str, Any]:
-    from rich.progress import Progress
-
     with options.client() as client:
         job_id = start(client, name, action, reason=reason, version=version, **more)
         if not wait:
             return {"job_id": job_id, "state": "queued"}
-        with Progress(console=console(stderr=True), disable=options.quiet, transient=True) as progress:
-            task = progress.add_task(f"{action} {name}", total=1.0)
-            return client.wait_job(job_id, timeout_s=wait, progress=lambda done: progress.update(task, completed=done))
+        return follow(options, client, job_id, f"{action} {name}", wait)
+
+
+def follow(options: Globals, client: Client, job_id: str, what: str, wait: float) -> Mapping[str, Any]:
+    """Follow a job to its end, with a bar on stderr."""
+    from rich.progress import Progress
+
+    with Progress(console=console(stderr=True), disable=options.quiet, transient=True) as progress:
+        task = progress.add_task(what, total=1.0)
+        return client.wait_job(job_id, timeout_s=wait, progress=lambda done: progress.update(task, completed=done))
 
 
 def _run(

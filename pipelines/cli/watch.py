@@ -124,7 +124,10 @@ def trace_table(body: Mapping[str, Any]) -> Any:
         error = _plain(": ".join(map(str, problem.values())) if isinstance(problem, Mapping) else str(problem))
         name, slot, at = str(row["policy"]), str(row.get("slot")), str(row.get("at") or "")
         table.add_row(name, slot, f"[{_COLOURS.get(state, 'yellow')}]{state}[/]", at, error, dead_letter)
-    return Group(Text(head), table)
+    steps = Table("step", "policy", "at", box=None, header_style="dim")
+    for step in body.get("steps") or ():
+        steps.add_row(str(step["step"]), str(step.get("policy") or ""), str(step.get("at") or ""))
+    return Group(Text(head), table, *([steps] if body.get("steps") else []))
 
 
 def tail(

@@ -149,7 +149,10 @@ class Call:
         if sent is None:
             return first
         try:
-            return msgspec.json.decode(base64.urlsafe_b64decode(sent.encode() + b"=" * (-len(sent) % 4)), type=kind)
+            place = msgspec.json.decode(base64.urlsafe_b64decode(sent.encode() + b"=" * (-len(sent) % 4)), type=kind)
+            if isinstance(place, int) and not 0 <= place < 2**63:
+                raise ValueError("no position of ours")
+            return place
         except (*DECODING_ERRORS, binascii.Error):
             raise Problem("bad-cursor", "pass next_cursor of the page before unchanged") from None
 

@@ -193,7 +193,7 @@ def _trace(call: Call, event_id: str, source: str | None) -> dict[str, Any]:
     if not rows:
         raise Problem("not-found", f"no event with id '{event_id[:100]}' was logged in this workspace")
     row = rows[0]
-    marks = ledger.watermarks(call.workspace)
+    groups = {state.group: state for state in ledger.groups(call.workspace)}
     skips = set(ledger.skips_of(call.workspace, row.seq))
     only = None if row.retry_of is None else set(ledger.skips_of(call.workspace, row.retry_of))
     letters = _letters(call, row.seq) if skips else {}
@@ -201,28 +201,58 @@ def _trace(call: Call, event_id: str, source: str | None) -> dict[str, Any]:
     for instance in ledger.instances(call.workspace):
         if instance.slot == "retired":
             continue
-        key = f"{instance.name}@{instance.version}"
-        state = _state(call, instance, row, key, marks.get(instance.group, (0, 0))[0], skips, only)
-        letter = letters.get(key) if state == "skipped" else None
+        group = groups[instance.group]
+        state = _state(call, instance, row, group.watermark, skips, only)
+        letter = letters.get(instance.key) if state == "skipped" else None
+        commit = ledger.commit_of(call.workspace, instance.group, row.seq) if state == "folded" else None
+        error = None if letter is None else {"code": letter.code, "detail": letter.detail}
+        if group.halted_at == row.seq and group.halted_by == instance.key:
+            error = {"code": "halted", "detail": group.halted}
+        view = call.view.groups.get(instance.group)
         policies.append(
             {
-                "policy": key,
+                "policy": instance.key,
+                "label": instance.label,
                 "slot": instance.slot,
                 "state": state,
-                "at": None if letter is None else rfc3339(letter.at_us),
-                "error": None if letter is None else {"code": letter.code, "detail": letter.detail},
+                "at": rfc3339(letter.at_us) if letter is not None else rfc3339(commit[1]) if commit else None,
+                "commit": commit[0] if commit else None,
+                "visible": view is not None and view.watermark >= row.seq,
+                "error": error,
                 "dead_letter_id": None if letter is None else letter.dead_letter_id,
             }
         )
+    logged = _logged(call.service, row)
     others = [_logged(call.service, other) for other in rows[1:]]
-    return _logged(call.service, row) | {"policies": policies} | ({"others": others} if others else {})
+    steps = {"steps": _steps(logged, policies)}
+    return logged | {"policies": policies} | steps | ({"others": others} if others else {})
+
+
+def _steps(logged: dict[str, Any], policies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what happened to an event in order, with times where they are known.
+
+    A commit's time is known while the commit is in the feed, that is until the next checkpoint.
+    """
+    steps: list[dict[str, Any]] = []
+    event = logged["event"]
+    if event is not None and event.get("time"):
+        steps.append({"step": "happened", "policy": None, "at": event["time"]})
+    steps.append({"step": "logged", "policy": None, "at": logged["recordedtime"]})
+    for line in policies:
+        if line["state"] == "ignored":
+            continue
+        steps.append({"step": line["state"], "policy": line["policy"], "at": line["at"]})
+        if line["state"] == "folded" and line["visible"]:
+            steps.append({"step": "visible", "policy": line["policy"], "at": None})
+        elif line["error"] is not None and line["error"]["code"] == "halted":
+            steps.append({"step": "halted", "policy": line["policy"], "at": None})
+    return steps
 
 
 def _state(
     call: Call,
     instance: Instance,
     row: LogRow,
-    key: str,
     watermark: int,
     skips: set[str],
     only: set[str] | None,
@@ -230,13 +260,13 @@ def _state(
     if row.effect != NORMAL:
         return _EFFECTS[row.effect]
     found = next(
-        (r for g in call.service.node.context.groups(call.workspace) for r in g.runtimes if r.key == key
-         and r.instance.instance_id == instance.instance_id),
+        (r for g in call.service.node.context.groups(call.workspace) for r in g.runtimes
+         if r.instance.instance_id == instance.instance_id),
         None,
     )  # fmt: skip
-    if key in skips:
+    if instance.lineage in skips:
         return "skipped"
-    if found is not None and (row.type not in found.handles or (only is not None and key not in only)):
+    if found is not None and (row.type not in found.handles or (only is not None and instance.lineage not in only)):
         return "ignored"
     if row.seq <= instance.start_seq:
         return "ignored"

@@ -38,8 +38,24 @@ _LOGGED = {
 EVENTS = {"items": [_LOGGED], "next_cursor": None}
 TRACE = _LOGGED | {
     "policies": [
-        {"policy": "trending@1", "slot": "live", "state": "folded", "at": None, "error": None, "dead_letter_id": None}
-    ]
+        {
+            "policy": "trending@1",
+            "label": "1-5d0ef1c2",
+            "slot": "live",
+            "state": "folded",
+            "at": "2026-01-31T12:00:00.131000Z",
+            "commit": 311,
+            "visible": True,
+            "error": None,
+            "dead_letter_id": None,
+        }
+    ],
+    "steps": [
+        {"step": "happened", "policy": None, "at": "2026-01-31T12:00:00Z"},
+        {"step": "logged", "policy": None, "at": "2026-01-31T12:00:00.120000Z"},
+        {"step": "folded", "policy": "trending@1", "at": "2026-01-31T12:00:00.131000Z"},
+        {"step": "visible", "policy": "trending@1", "at": None},
+    ],
 }
 _STORED = {
     "document_id": "pump",
@@ -127,6 +143,7 @@ STATUS = {
         {
             "policy": "trending",
             "version": "1",
+            "label": "1-5d0ef1c2",
             "slot": "live",
             "state": "running",
             "watermark": 1042,
@@ -134,6 +151,10 @@ STATUS = {
             "lag_s": 0.0,
             "owner": "5be1",
             "last_error": None,
+            "halt": None,
+            "rate": None,
+            "replaces": None,
+            "retires_at": None,
             "state_bytes": 4096,
             "skips": 0,
             "rebuildable_from": 0,
@@ -142,4 +163,37 @@ STATUS = {
     ],
     "view": {"position": 1042, "lag_ms": 0},
     "dead_letters": 0,
+}
+ADD = {
+    "name": "trending",
+    "config": {"half_lives_s": [3600.0]},
+    "from": "start",
+    "rate": 2000,
+    "reason": "attention of the last hour, not of the day",
+}
+ADDED = {
+    "job_id": "0f3a",
+    "policy": "trending@1-5d0ef1c2",
+    "estimate": {
+        "events": 800_000,
+        "positions": 1_000_000,
+        "seconds": 400.0,
+        "events_per_s": 2000.0,
+        "state_bytes": 64_000_000,
+        "sampled_events": 100,
+        "note": "",
+    },
+}
+AUDIT = {
+    "items": [
+        {
+            "audit_id": 7,
+            "at": "2026-01-31T12:00:00.120000Z",
+            "actor": "key:5b0c1d2e",
+            "action": "promote",
+            "target": "trending@1-5d0ef1c2",
+            "reason": "better on the click log of January",
+        }
+    ],
+    "next_cursor": None,
 }

@@ -1,4 +1,4 @@
-"""Background jobs of this process (verify, rebuild, retries): kept in memory, the newest thousand."""
+"""Background jobs of this process (verify, backfills, retries): kept in memory, the newest thousand."""
 
 from __future__ import annotations
 
@@ -61,15 +61,33 @@ class Jobs:
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
         self._pool = ThreadPoolExecutor(1, "jobs")
+        self._followers: list[threading.Thread] = []
         self._log = logger()
 
     def start(self, kind: str, workspace: str, work: Callable[[Progress], Any]) -> Job:
         """Queue a job; ``work`` gets a progress callback and returns the result."""
-        job = Job(kind, workspace)
+        job = self._keep(Job(kind, workspace))
+        self._pool.submit(self._run, job, work)
+        return job
+
+    def follow(self, kind: str, workspace: str, work: Callable[[Progress], Any]) -> Job:
+        """Follow work that others do: ``work`` only looks now and then, so it need not wait for its turn."""
+        job = self._keep(Job(kind, workspace))
+        thread = threading.Thread(target=self._run, args=(job, work), name=f"job-{kind}", daemon=True)
+        self._followers = [t for t in self._followers if t.is_alive()] + [thread]
+        thread.start()
+        return job
+
+    def done(self, kind: str, workspace: str, result: Any) -> Job:
+        """Keep a job that was done at once."""
+        job = self._keep(Job(kind, workspace))
+        job.result, job.progress, job.state = result, 1.0, "done"
+        return job
+
+    def _keep(self, job: Job) -> Job:
         self._jobs[job.job_id] = job
         while len(self._jobs) > _KEPT:
             del self._jobs[next(iter(self._jobs))]
-        self._pool.submit(self._run, job, work)
         return job
 
     def _run(self, job: Job, work: Callable[[Progress], Any]) -> None:
@@ -98,3 +116,5 @@ class Jobs:
         for job in self._jobs.values():
             job.cancelled.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        for thread in self._followers:
+            thread.join(timeout=5)

@@ -1,34 +1,20 @@
-"""What an operator needs: status, policies and their actions, jobs, event types, plugins."""
+"""What an operator needs to see: status, policies, jobs, event types, plugins. Actions are in ``versions``."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
 
-from streamfold.core.context import Group
-from streamfold.core.errors import InvalidEvent, nearest
-from streamfold.core.fold import verify_group
+from streamfold.core.errors import InvalidEvent
 from streamfold.core.hooks import PROJECT
-from streamfold.core.ledger.abc import GroupState, Instance
+from streamfold.core.ledger.abc import ERASED, GroupState, Instance
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import Call, Endpoint, answer, page, rfc3339
-from streamfold.pipelines.serve.jobs import Progress
-from streamfold.pipelines.serve.problems import Problem, at
-
-ACTIONS = ("pause", "resume", "verify", "rebuild")
-
-
-class Action(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Body of ``POST /v1/policies/{name}/{action}``."""
-
-    version: str | int | None = None
-    reason: str | None = None
-    event_id: str | None = None
-    force: bool = False
+from streamfold.pipelines.serve.problems import Problem
 
 
 # -- status --------------------------------------------------------------------------------------
@@ -92,6 +78,7 @@ def policies(call: Call, head: int) -> list[dict[str, Any]]:
             {
                 "policy": instance.name,
                 "version": str(instance.version),
+                "label": instance.label,
                 "use": instance.use,
                 "slot": instance.slot,
                 "state": _word(instance, state, head, instance.instance_id in missing),
@@ -100,11 +87,15 @@ def policies(call: Call, head: int) -> list[dict[str, Any]]:
                 "lag_s": _lag_s(call, watermark, head),
                 "owner": state.owner,
                 "last_error": state.halted,
+                "halt": _halt(call, state),
                 "state_bytes": state.state_bytes,
                 "skips": state.skips,
                 "rebuildable_from": instance.start_seq,
                 "missing_on": [node.context.owner] if instance.instance_id in missing else [],
                 "group": instance.group,
+                "rate": instance.rate or None,
+                "replaces": state.replaces,
+                "retires_at": rfc3339(state.retire_us),
                 "config": msgspec.json.decode(instance.config),
             }
         )
@@ -119,6 +110,27 @@ def _word(instance: Instance, state: GroupState, head: int, missing: bool) -> st
     if state.paused:
         return "paused"
     return "backfilling" if instance.slot == "shadow" and state.watermark < head else "running"
+
+
+def _halt(call: Call, state: GroupState) -> dict[str, Any] | None:
+    """Return which policy failed at which event, and what to do next; the traceback is in ``last_error``."""
+    if state.halted is None:
+        return None
+    node, found = call.service.node, None
+    if state.halted_at is not None:
+        rows = node.ledger.rows(call.workspace, [state.halted_at])
+        with suppress(InvalidEvent):  # erased, or of a plugin that is gone
+            found = node.registry.event_types.decode(rows[0]) if rows and rows[0].effect != ERASED else None
+    return {
+        "policy": state.halted_by,
+        "position": state.halted_at,
+        "event_id": None if found is None else found.id,
+        "source": None if found is None else found.source,
+        "type": None if found is None else found.type,
+        "next": "fix the policy and restart, or skip this one event: POST /v1/policies/{name}/skip {event_id, reason}"
+        if found is not None
+        else "see last_error",
+    }
 
 
 def _lag_s(call: Call, watermark: int, head: int) -> float:
@@ -136,51 +148,7 @@ async def list_policies(call: Call) -> Response:
     return answer(page(await call.ask(lambda: policies(call, head(call.workspace))), None))
 
 
-# -- actions -------------------------------------------------------------------------------------
-def _action(action: str) -> Callable[[Call], Awaitable[Response]]:
-    async def act(call: Call) -> Response:
-        body = await call.struct(Action, default=b"{}")
-        if action != "verify" and not (body.reason or "").strip():
-            raise at("/reason", "invalid-value", f"give a reason: {action} changes what is served, and is audited")
-        group = await call.ask(_group, call, body)
-        node, workspace = call.service.node, call.workspace
-        name = call.path["name"]
-
-        def work(step: Progress) -> Any:
-            node.ledger.audit(
-                workspace,
-                actor=call.principal.name,
-                action=action,
-                target=f"policy:{name}:{group.name}",
-                reason=body.reason or "",
-                at_us=node.context.clock.now_us(),
-            )
-            if action == "verify":
-                return msgspec.to_builtins(verify_group(node.context, workspace, group, step), str_keys=True)
-            if action == "rebuild":
-                node.ledger.reset_group(workspace, group.name, watermark=group.start_seq)
-            else:
-                node.ledger.set_paused(workspace, group.name, action == "pause")
-            node.appended(workspace)
-            return {"group": group.name}
-
-        return answer({"job_id": call.service.jobs.start(action, workspace, work).job_id}, 202)
-
-    return act
-
-
-def _group(call: Call, body: Action) -> Group:
-    """Return the group of a policy, live before shadow, or of the version named."""
-    context, name = call.service.node.context, call.path["name"]
-    groups = context.groups(call.workspace, fresh=True)
-    wanted = name if body.version is None else f"{name.partition('@')[0]}@{body.version}"
-    try:
-        return context.group(call.workspace, wanted)
-    except KeyError:
-        names = {r.instance.name for g in groups for r in g.runtimes} | {r.key for g in groups for r in g.runtimes}
-        raise Problem("not-found", f"no policy '{wanted[:64]}'{nearest(wanted[:64], names)}") from None
-
-
+# -- jobs --------------------------------------------------------------------------------------
 async def get_job(call: Call) -> Response:
     """A job's state."""
     job = call.service.jobs.get(call.workspace, call.path["id"])
@@ -244,14 +212,6 @@ ENDPOINTS = [
     Endpoint(
         method="GET", path="/v1/policies", run=list_policies, summary="The policies and their state",
         returns={"items": examples.STATUS["policies"], "next_cursor": None},
-    ),
-    *(
-        Endpoint(
-            method="POST", path=f"/v1/policies/{{name}}/{action}", run=_action(action), scope="admin", body=Action,
-            summary=f"{action.capitalize()} a policy's group", example={"reason": "why"}, status=202,
-            returns=examples.JOB_STARTED, errors=(404, 422),
-        )
-        for action in ACTIONS
     ),
     Endpoint(
         method="GET", path="/v1/jobs/{id}", run=get_job, summary="A job's state", returns=examples.JOB, errors=(404,)

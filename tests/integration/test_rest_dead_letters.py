@@ -61,9 +61,11 @@ def skip(client: httpx.Client, node: Node, event_id: str, item_id: str) -> int:
     """Record that trending skipped an event (as a fold's commit would)."""
     client.post("/v1/events?wait=visible", json=view_event(event_id, type="item.upserted", data={"item_id": item_id}))
     position: int = client.get(f"/v1/events/{event_id}").json()["position"]
+    [instance] = [i for i in node.ledger.instances("default") if i.name == "trending"]
     letter = DeadLetter(
-        stage="fold", code="full", detail="test", policy="trending@1", position=position, event_id=event_id
-    )
+        stage="fold", code="full", detail="test", policy=instance.key, skipped_by=instance.lineage, position=position,
+        event_id=event_id,
+    )  # fmt: skip
     node.ledger.append("default", [], recorded_us=1, dead=[letter])
     return position
 

@@ -286,5 +286,5 @@ def test_a_changed_policy_replaces_its_old_instance_once_it_has_caught_up(tmp_pa
     with World(tmp_path / "c", [plugin([Newer])], {"trending": {}}) as world:
         assert [i.slot for i in world.ledger.instances(world.workspace)] == ["live", "shadow"]
         world.fold()
-        assert [i.slot for i in world.ledger.instances(world.workspace)] == ["retired", "live"]
+        assert [i.slot for i in world.ledger.instances(world.workspace)] == ["shadow", "live"]
         assert len(world.store("trending", "score")) == 2
