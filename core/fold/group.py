@@ -136,7 +136,7 @@ class GroupFold:
             self._skipped[runtime.key] = ctx.ledger.skipped_seqs(self.workspace, runtime.instance.lineage)
         state = ctx.ledger.group(self.workspace, self.group.name)
         self.feed_bytes = state.feed_bytes
-        self._halted = state.halted is not None
+        self._halted = state.halted is not None and state.halted_at is None
         log.info(
             "group_warm workspace=%s group=%s watermark=%d commit=%d",
             self.workspace,
@@ -415,7 +415,7 @@ class GroupFold:
             if letter.policy and letter.position:
                 self._skipped[letter.policy].add(letter.position)
         if self._halted:
-            ctx.ledger.set_halted(self.workspace, self.group.name, None)
+            ctx.ledger.set_halted(self.workspace, self.group.name, None)  # one that names no position to pass
             self._halted = False
         if events:
             for runtime in self.group.runtimes:
@@ -442,7 +442,6 @@ class GroupFold:
         reason = halt_reason(failure.policy, failure.event, failure.error, step="fold")
         log.error("group_halted workspace=%s group=%s %s", self.workspace, self.group.name, reason)
         ctx.ledger.set_halted(self.workspace, self.group.name, reason, policy=failure.policy, position=failure.seq)
-        self._halted = True
         self._backoff_until = time.monotonic() + self._backoff_s
         self._backoff_s = min(self._backoff_s * 2, 60.0)
         ctx.registry.hook.failed(

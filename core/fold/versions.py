@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from streamfold.core.clock import US
 from streamfold.core.context import Context, Group, group_name, pinned
-from streamfold.core.errors import ConfigError, EventError, GateFailed, NotCaughtUp, VersionConflict, nearest
+from streamfold.core.errors import ConfigError, GateFailed, NotCaughtUp, VersionConflict, nearest
 from streamfold.core.fold.stores import checkpoint_root
 from streamfold.core.ledger.abc import AuditEntry, DeadLetter, Instance, LogRow, Promoted, Slot
 from streamfold.core.registry import Declared
@@ -142,12 +142,11 @@ def promote(
     GateFailed : a rule of the ``promotion_gate`` hook failed and ``force`` was not given.
     """
     _refuse_blocked(context, workspace, group)
-    failed = [rule for rule in gate(context, workspace, group) if not rule["passed"]]
+    rules = gate(context, workspace, group)
+    failed = [rule for rule in rules if not rule["passed"]]
     if failed and not force:
-        raise GateFailed(
-            f"{group.name}: {', '.join(str(rule['rule']) for rule in failed)} failed; force=true overrides",
-            gate(context, workspace, group),
-        )
+        names = ", ".join(str(rule["rule"]) for rule in failed)
+        raise GateFailed(f"{group.name}: {names} failed; force=true overrides", rules)
     forced = f" (forced past {', '.join(str(rule['rule']) for rule in failed)})" if failed else ""
     return _take_over(context, workspace, group, _entry(context, actor, "promote", group.name, f"{reason}{forced}"))
 

@@ -19,7 +19,10 @@ _INSTANCE = [c for c in s.instances.c if c.name not in ("workspace", "grp")] + [
 _GROUP = [c for c in s.fold_groups.c if c.name not in ("workspace", "grp")] + [s.fold_groups.c.grp.label("group")]
 
 ADVANCE = """update fold_groups set watermark = ?, commit_no = commit_no + ?, lease_until_us = ?, skips = skips + ?,
-    state_bytes = ?, feed_bytes = feed_bytes + ?
+    state_bytes = ?, feed_bytes = feed_bytes + ?,
+    halted = case when halted_at <= ? then null else halted end,
+    halted_by = case when halted_at <= ? then null else halted_by end,
+    halted_at = case when halted_at <= ? then null else halted_at end
     where workspace = ? and grp = ? and epoch = ? and watermark = ? and commit_no = ?"""
 KEEP = "insert into commits (workspace, grp, commit_no, watermark, changes, at_us) values (?, ?, ?, ?, ?, ?)"
 
@@ -157,7 +160,8 @@ class GroupMixin(Base):
         after = replace(lease, watermark=watermark, commit_no=lease.commit_no + step)
         skips = sum(1 for d in dead if d.policy is not None and d.position is not None)
         cas = (workspace, lease.group, lease.epoch, lease.watermark, lease.commit_no)
-        advance = (watermark, step, now_us + ttl_us, skips, state_bytes, len(changes or b""), *cas)
+        passed = (watermark,) * 3  # past the event at which the group was halted it is halted no more
+        advance = (watermark, step, now_us + ttl_us, skips, state_bytes, len(changes or b""), *passed, *cas)
         keep = None if changes is None else (workspace, lease.group, after.commit_no, watermark, changes, now_us)
         self._commit(workspace, lease, advance, keep, dead)
         crash.point("commit.after")

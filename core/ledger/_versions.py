@@ -205,7 +205,8 @@ def _set_slot(tx: Tx, workspace: str, group: str, slot: str) -> None:
 def _make_live(tx: Tx, workspace: str, group: str, position: int) -> None:
     _set_slot(tx, workspace, group, "live")
     tx.run(
-        "update fold_groups set live_from = ?, retire_us = 0, auto = ?, replaces = null where workspace = ? and grp = ?",
+        """update fold_groups set live_from = ?, retire_us = 0, auto = ?, replaces = null
+        where workspace = ? and grp = ?""",
         (position, False, workspace, group),
     )
 

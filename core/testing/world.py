@@ -44,6 +44,7 @@ class World:
     plugins : modules or objects with hook implementations (see :func:`plugin`).
     policies : the settings' ``policies`` table.
     backends : the settings' ``backends`` table.
+    settings : further settings.
     ledger : an open ledger to share between worlds; default: SQLite in the folder.
     """
 
@@ -58,9 +59,11 @@ class World:
         clock: ManualClock | None = None,
         fold: Mapping[str, Any] | None = None,
         owner: str = "world",
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.workspace = "default"
-        settings = Settings(
+        made = Settings(
+            **(settings or {}),
             data=folder,
             policies={name: dict(table) for name, table in policies.items()},
             backends={kind: dict(table) for kind, table in (backends or {}).items()},
@@ -69,10 +72,10 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         self.clock = clock or ManualClock()
         self.own_ledger = ledger is None
-        self.ledger = ledger or open_ledger(settings.ledger_url)
-        self.registry = Registry(settings, list(plugins))
+        self.ledger = ledger or open_ledger(made.ledger_url)
+        self.registry = Registry(made, list(plugins))
         self.context = Context(
-            settings=settings,
+            settings=made,
             registry=self.registry,
             ledger=self.ledger,
             clock=self.clock,

@@ -1,9 +1,9 @@
 """Which groups a view serves as live. It follows the ledger's slots, but switches at a promotion's position.
 
 A promotion is one transaction at position P: the demoted group had folded to P or less, the promoted one to P or more.
-A view that learns of it holds the demoted group where it is (at most P, since it reads watermarks before slots), applies
-the promoted one's feed up to P, which the ledger has, and only then serves it. So each replica goes from an old state at
-or before P to a new one at or after P, whatever becomes of either fold meanwhile, and no answer's position goes back.
+A view that learns of it holds the demoted group where it is (at most P, since it reads watermarks before slots),
+applies the promoted one's feed up to P, which the ledger has, and only then serves it. So each replica goes from an old
+state at or before P to a new one at or after P, whatever becomes of either fold meanwhile, and no position goes back.
 """
 
 from __future__ import annotations

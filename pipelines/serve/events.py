@@ -205,7 +205,9 @@ def _trace(call: Call, event_id: str, source: str | None) -> dict[str, Any]:
         state = _state(call, instance, row, group.watermark, skips, only)
         letter = letters.get(instance.key) if state == "skipped" else None
         commit = ledger.commit_of(call.workspace, instance.group, row.seq) if state == "folded" else None
-        error = None if letter is None else {"code": letter.code, "detail": letter.detail}
+        error: dict[str, str | None] | None = None
+        if letter is not None:
+            error = {"code": letter.code, "detail": letter.detail}
         if group.halted_at == row.seq and group.halted_by == instance.key:
             error = {"code": "halted", "detail": group.halted}
         view = call.view.groups.get(instance.group)
@@ -224,8 +226,8 @@ def _trace(call: Call, event_id: str, source: str | None) -> dict[str, Any]:
         )
     logged = _logged(call.service, row)
     others = [_logged(call.service, other) for other in rows[1:]]
-    steps = {"steps": _steps(logged, policies)}
-    return logged | {"policies": policies} | steps | ({"others": others} if others else {})
+    value = logged | {"policies": policies, "steps": _steps(logged, policies)}
+    return value | ({"others": others} if others else {})
 
 
 def _steps(logged: dict[str, Any], policies: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -231,6 +231,15 @@ def test_one_event_of_a_halted_group_is_skipped_once(ledger: Ledger) -> None:
     assert [a.action for a in ledger.audits(WORKSPACE)] == ["skip"]
 
 
+def test_a_commit_past_the_event_that_halted_a_group_ends_the_halt(ledger: Ledger) -> None:
+    lease = add(ledger, 1, at=1)
+    ledger.set_halted(WORKSPACE, lease.group, "broken", policy="memory@1", position=5)
+    for watermark, halted in ((4, ("broken", "memory@1", 5)), (5, (None, None, None))):
+        lease = ledger.commit(WORKSPACE, lease, watermark=watermark, changes=b"x", now_us=0, ttl_us=TTL_US)
+        state = ledger.group(WORKSPACE, lease.group)
+        assert (state.halted, state.halted_by, state.halted_at) == halted
+
+
 def test_two_generations_that_skip_an_event_leave_one_dead_letter(ledger: Ledger) -> None:
     for group in ("memory@1-c", "memory@1-c.1"):
         ledger.add_group(WORKSPACE, [member(slot="shadow")])
