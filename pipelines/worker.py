@@ -234,7 +234,7 @@ class Worker:
 
     def _prepare_backfill(self, workspace: str) -> None:
         _pin(self, workspace)
-        while not self.stopping.is_set():
+        while not self.stopping.is_set() and self.backfill.prepares(workspace):
             marks = self.node.ledger.watermarks(workspace)
             if self.backfill_preparer.run(workspace, marks, lane=self.backfill.lane) == 0:
                 return

@@ -22,7 +22,9 @@ from streamfold.core.fold.prepared import PreparedValues
 
 log = logging.getLogger("streamfold.runner")
 _LOOK_AFTER_S = 0.1
+_SWEEP_S = 1.0
 _BACKFILL_EVERY_S = 0.05
+_EVERYTHING = 2**63 - 1
 
 
 class FoldRunner:
@@ -54,16 +56,20 @@ class FoldRunner:
         self._checkpointing: set[tuple[str, str]] = set()
         self._checkpointers: list[threading.Thread] = []
         self._stopped = threading.Event()
-        self._looked_after: dict[tuple[str, ...], float] = {}
+        self._looked_after: dict[tuple[str, str], float] = {}
 
     def groups(self, workspace: str) -> list[Group]:
         """The groups of this runner's lane."""
         return in_lane(self.context.groups(workspace), self.lane)
 
+    def prepares(self, workspace: str) -> bool:
+        """Whether anything of this lane has a prepare step."""
+        return any(runtime.prepares for group in self.groups(workspace) for runtime in group.runtimes)
+
     def run(self, workspace: str) -> bool:
         """Fold what there is in a workspace, in turns; True when something is left to do soon."""
         left = False
-        if self.lane != "live" and self._is_due("sweep", (workspace, "")):
+        if self.lane != "live" and self._is_due((workspace, ""), _SWEEP_S):
             versions.sweep(self.context, workspace)
         for _ in range(10_000):
             again = False
@@ -95,23 +101,27 @@ class FoldRunner:
         if fold.lease is not None and fold.lease.watermark != before:
             self.on_commit(workspace, group.name)
         self._maybe_checkpoint(workspace, group, fold)
-        if group.slot == "shadow" and fold.lease is not None and not turn.more and self._is_due("advance", key):
+        if group.slot == "shadow" and fold.lease is not None and not turn.more and self._is_due(key, _LOOK_AFTER_S):
             versions.advance(self.context, workspace, group, fold.lease.watermark)
         return turn.more and not turn.waits
 
-    def _is_due(self, what: str, key: tuple[str, str]) -> bool:
-        """Look after shadows a few times a second, not at each turn (without a lane: whenever driven)."""
+    def _is_due(self, key: tuple[str, str], every_s: float) -> bool:
+        """Look after versions now and then, not at each turn (without a lane: whenever driven)."""
         now = time.monotonic()
-        if self.lane is not None and now - self._looked_after.get((what, *key), -1.0) < _LOOK_AFTER_S:
+        if self.lane is not None and now - self._looked_after.get(key, -every_s) < every_s:
             return False
-        self._looked_after[what, *key] = now
+        self._looked_after[key] = now
         return True
 
     def _let_go(self, workspace: str, wanted: set[str]) -> None:
         """Drop the warm stores of groups that were retired or changed lanes."""
         for key in [key for key in self._folds if key[0] == workspace and key[1] not in wanted]:
             with self._lock:
-                self._folds.pop(key).drop()
+                fold = self._folds.pop(key)
+                fold.drop()
+            if not any(group.name == key[1] for group in self.context.groups(workspace)):
+                for runtime in fold.group.runtimes:
+                    self.prepared.drop(workspace, runtime, _EVERYTHING)
 
     def _maybe_checkpoint(self, workspace: str, group: Group, fold: GroupFold) -> None:
         key = (workspace, group.name)
@@ -242,7 +252,7 @@ class EmbeddedRunner:
                 self._stop.wait(1.0)
 
     def _prepare_backfill(self, workspace: str) -> None:
-        while not self._stop.is_set() and any(r.prepares for g in self.backfill.groups(workspace) for r in g.runtimes):
+        while not self._stop.is_set() and self.backfill.prepares(workspace):
             marks = self.context.ledger.watermarks(workspace)
             if not self._backfill_preparer.run(workspace, marks, lane=self.backfill.lane):
                 return

@@ -297,6 +297,9 @@ def _swapped(context: Context, workspace: str, done: Promoted) -> None:
 def sweep(context: Context, workspace: str) -> None:
     """Retire demoted groups whose time is over, and delete the files of retired ones."""
     ledger, now_us = context.ledger, context.clock.now_us()
+    slots = {instance.group: instance.slot for instance in context.instances(workspace)}
+    if set(slots.values()) <= {"live"}:
+        return  # the usual case costs no query
     for state in ledger.groups(workspace):
         if 0 < state.retire_us <= now_us:
             audit = _entry(context, _SELF, "retire", state.group, "its time for a rollback is over")
@@ -306,11 +309,8 @@ def sweep(context: Context, workspace: str) -> None:
                 continue  # rolled back to, or retired by another process, just now
             log.info("retired workspace=%s group=%s", workspace, state.group)
             context.groups(workspace, fresh=True)
-    slots: dict[str, set[str]] = {}
-    for instance in context.instances(workspace):
-        slots.setdefault(instance.group, set()).add(instance.slot)
-    for state in ledger.groups(workspace):
-        if state.checkpoint is not None and slots.get(state.group) == {"retired"}:
+            slots[state.group] = "retired"
+        if slots.get(state.group) == "retired" and state.checkpoint is not None:
             drop_old_checkpoints(checkpoint_root(context, workspace, state.group), set())
             ledger.drop_checkpoint(workspace, state.group)
 

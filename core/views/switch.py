@@ -9,52 +9,48 @@ state at or before P to a new one at or after P, whatever becomes of either fold
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from streamfold.core.context import Group
 
 
-class Switch:
-    """The groups served as live; ``live`` is replaced as a whole, so one look at it never mixes versions."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """Who answers in this process; replaced as a whole, so one look at it never mixes versions."""
 
-    def __init__(self) -> None:
-        self.live: frozenset[str] = frozenset()
-        self.awaited: tuple[str, ...] = ()
-        """Groups that are live in the ledger, but whose code this process lacks: it goes on with what it has."""
-        self._names: dict[str, frozenset[str]] = {}
-        self._opened = False
+    live: frozenset[str] = frozenset()
+    awaited: tuple[str, ...] = ()
+    """Groups that are live in the ledger, but whose code this process lacks: it goes on with what it has."""
+    policies: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """The names of the policies of each live group."""
 
     def leaving(self, groups: Sequence[Group]) -> frozenset[str]:
         """Groups served here that are live no more in the ledger, while a promoted one is here to take over."""
         now = {group.name for group in groups if group.slot == "live"}
         arriving = {name for group in groups if group.name in now - self.live for name in _names(group)}
-        return frozenset(old for old in self.live - now if self._names[old] & arriving)
+        return frozenset(old for old in self.live - now if self.policies[old] & arriving)
 
-    def step(self, groups: Sequence[Group], opened: set[str], behind: set[str], serving: Mapping[str, str]) -> bool:
-        """Bring ``live`` up to date; True when it changed.
+    def after(self, groups: Sequence[Group], opened: set[str], behind: set[str], rows: Mapping[str, str]) -> Serving:
+        """Who is to answer now; equal to this one most of the time.
 
         Parameters
         ----------
         groups : those that this process has code for.
         opened : those with an open view.
         behind : those whose view has not reached the position of its promotion.
-        serving : policy name → its live group, by the ledger's rows, with or without code here.
+        rows : policy name → its live group, by the ledger's rows, with or without code here.
         """
         now = {group.name: group for group in groups if group.slot == "live"}
-        ready = opened if not self._opened else opened - behind  # at first there is nothing to switch from
+        ready = opened - behind if self.live else opened  # at first there is nothing to switch from
         taken = {name for name in now if name in self.live or name in ready}
         covered = {policy for name in taken for policy in _names(now[name])}
-        kept = {
-            old
-            for old in self.live - set(now)
-            if any(policy in serving and policy not in covered for policy in self._names[old])
-        }
-        self._names |= {name: _names(now[name]) for name in taken}
+        kept = {old for old in self.live - set(now) if any(p in rows and p not in covered for p in self.policies[old])}
         here = {group.name for group in groups}
-        self.awaited = tuple(sorted({group for group in serving.values() if group not in here}))
-        self._opened = True
-        changed = taken | kept != self.live
-        self.live = frozenset(taken | kept)
-        return changed
+        return Serving(
+            live=frozenset(taken | kept),
+            awaited=tuple(sorted({group for group in rows.values() if group not in here})),
+            policies={name: _names(now[name]) for name in taken} | {name: self.policies[name] for name in kept},
+        )
 
 
 def _names(group: Group) -> frozenset[str]:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import CorruptCheckpoint, LedgerUnavailable
@@ -19,9 +19,10 @@ from streamfold.core.fold.tools import InstanceTools
 from streamfold.core.ledger.abc import GroupState
 from streamfold.core.policy import ReadOnly, Tools
 from streamfold.core.views.lock import ReadWriteLock
-from streamfold.core.views.switch import Switch
+from streamfold.core.views.switch import Serving
 
 log = logging.getLogger("streamfold.views")
+T = TypeVar("T")
 _KEEP_GONE_S = 60.0
 """A retired group's stores stay open so long for requests that had chosen it."""
 
@@ -137,7 +138,7 @@ class WorkspaceView:
         self.context = context
         self.name = name
         self.groups: dict[str, GroupView] = {}
-        self.switch = Switch()
+        self.serving = Serving()
         self.changed = threading.Condition()
         self.listeners: list[Callable[[], None]] = []
         self.head = 0
@@ -147,9 +148,10 @@ class WorkspaceView:
         self.deleted: dict[tuple[str, str], int] = {}
         self._deletions_read = 0
         self._samples = samples
+        self._asking = ReadWriteLock()
         self._revision = -1
         self._seen: list[Group] = []
-        self._serving: dict[str, str] = {}
+        self._live_rows: dict[str, str] = {}
         self._gone: deque[tuple[float, GroupView]] = deque()
         self._lock = threading.Lock()
         self.accepted: deque[tuple[int, float, frozenset[str]]] = deque(maxlen=20_000)
@@ -167,13 +169,13 @@ class WorkspaceView:
         """Read how far the groups are before who serves: then nothing past a promotion is applied to what it demotes.
 
         A promotion's position is at least the watermark that its demoted groups have when it is made, and they are
-        held at that until this view has switched (see ``switch``).
+        held at that until this view has switched (see ``switch.py``).
         """
         ctx = self.context
         head = ctx.ledger.head(self.name)
         marks = ctx.ledger.watermarks(self.name)
         groups = self._look_around(marks)
-        held = self.switch.leaving(groups)
+        held = self.serving.leaving(groups)
         moved = {n: v for n, v in self.groups.items() if n not in held and n in marks and marks[n][1] > v.commit_no}
         reset = [v for n, v in self.groups.items() if n not in held and n in marks and marks[n][1] < v.commit_no]
         for view in reset:
@@ -221,7 +223,7 @@ class WorkspaceView:
             # States after rows: a group that is seen live has the position of its promotion. Both are kept here, since
             # the context's are renewed by others too.
             self._seen = ctx.groups(self.name, fresh=True)
-            self._serving = {row.name: row.group for row in ctx.instances(self.name) if row.slot == "live"}
+            self._live_rows = {row.name: row.group for row in ctx.instances(self.name) if row.slot == "live"}
             self.states = {s.group: s for s in ctx.ledger.groups(self.name)}
             self.states_at = time.monotonic()
             self._revision = revision
@@ -233,7 +235,7 @@ class WorkspaceView:
             elif group.name in marks:
                 view = views[group.name] = GroupView(self, group)
                 self._deletions_read = min(self._deletions_read, view.watermark)  # those past it are to be hidden
-        wanted = {group.name for group in self._seen} | self.switch.live
+        wanted = {group.name for group in self._seen} | self.serving.live
         for name in set(views) - wanted:
             self._gone.append((time.monotonic(), views.pop(name)))
         while self._gone and time.monotonic() - self._gone[0][0] > _KEEP_GONE_S:
@@ -249,7 +251,12 @@ class WorkspaceView:
             for name in opened
             if (state := self.states.get(name)) is not None and self.groups[name].watermark < state.live_from
         }
-        return self.switch.step(groups, opened, behind, self._serving)
+        after = self.serving.after(groups, opened, behind, self._live_rows)
+        if after == self.serving:
+            return False
+        with self._asking.write():
+            self.serving = after
+        return True
 
     def _read_deletions(self, lowest: int, head: int) -> bool:
         if head == self._deletions_read and not self.deleted:
@@ -282,7 +289,7 @@ class WorkspaceView:
 
     # -- reading --------------------------------------------------------------------------------------------------
     def live(self) -> list[GroupView]:
-        live = self.switch.live
+        live = self.serving.live
         return [v for n, v in self.groups.items() if n in live]
 
     def halted(self, view: GroupView) -> bool:
@@ -327,7 +334,7 @@ class WorkspaceView:
 
         One look at who is live: a promotion meanwhile does not mix with it.
         """
-        live, views = self.switch.live, self.groups
+        live, views = self.serving.live, self.groups
         found = [
             (view, member)
             for name, view in views.items()
@@ -336,6 +343,20 @@ class WorkspaceView:
             or (policy is not None and policy in member.runtime.names)
         ]
         return sorted(found, key=lambda pair: pair[0].group.name not in live)
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Hold who is live from the choice of who answers to the end of the answer.
+
+        Without it a version that was chosen, then demoted, would answer from past the position of the switch.
+        """
+        with self._asking.read():
+            yield
+
+    def asked(self, work: Callable[[], T]) -> T:
+        """Run what chooses who answers, and answers."""
+        with self.asking():
+            return work()
 
     @contextmanager
     def reading(self, views: Iterable[GroupView]) -> Iterator[Cut]:
@@ -350,7 +371,7 @@ class WorkspaceView:
         used = list(views)
         position = min((v.watermark for v in used), default=self.head)
         degraded = [f"halted:{v.group.name}" for v in self.live() if self.halted(v)]
-        degraded += [f"missing:{name}" for name in self.switch.awaited]
+        degraded += [f"missing:{name}" for name in self.serving.awaited]
         return Cut(
             position=position,
             age_ms=self.age_ms(position),

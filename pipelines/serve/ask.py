@@ -82,7 +82,7 @@ async def query(call: Call) -> Response:
             "version": cut.as_json(),
         }
 
-    return answer(await call.ask(work))
+    return answer(await call.ask(view.asked, work))
 
 
 def _known(given: list[str] | None, valid: tuple[str, ...], field: str) -> tuple[str, ...]:
@@ -212,7 +212,7 @@ async def trending(call: Call) -> Response:
             ]
             return {"items": items, "version": cut.as_json()}
 
-    return answer(await call.ask(work))
+    return answer(await call.ask(view.asked, work))
 
 
 def _source(call: Call, view: WorkspaceView) -> tuple[GroupView, MemberView]:

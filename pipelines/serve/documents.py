@@ -115,7 +115,7 @@ async def get_document(call: Call) -> Response:
                 )
             return _shown(found, chunks=True) | {"version": cut.as_json()}
 
-    return answer(await call.ask(read))
+    return answer(await call.ask(view.asked, read))
 
 
 async def get_documents(call: Call) -> Response:
@@ -136,7 +136,7 @@ async def get_documents(call: Call) -> Response:
             place = found[-1].document_id if len(found) == limit else None
             return page(items, place) | {"version": cut.as_json()}
 
-    return answer(await call.ask(read))
+    return answer(await call.ask(view.asked, read))
 
 
 def _shown(document: StoredDocument, *, chunks: bool) -> dict[str, Any]:

@@ -84,6 +84,34 @@ def test_operating(run: Run) -> None:
     assert run("dead-letters", "list") == (0, [{"items": [], "next_cursor": None}])
 
 
+def test_a_version_is_added_promoted_and_rolled_back(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init"]) == 0
+    assert run("send", "sample.jsonl", "--wait")[0] == 0
+    code, [added] = run("policies", "add", "trending", "--set", "half_lives_s=[60]", "--rate", "9000", "--wait", "60")
+    assert (code, added["job"]["state"]) == (0, "done")
+    assert added["estimate"]["events"] >= 4
+    assert "estimated cost: " in run("policies", "add", "trending", "--set", "max_items=7", text=True)[1]
+    code, [refused] = run("policies", "promote", "trending")
+    assert (code, refused["code"]) == (1, "invalid-value"), "two shadows: one must be named"
+    label = added["policy"].partition("@")[2]
+    assert label in run("policies", "list", text=True)[1]
+    code, [other] = run("policies", "add", "trending", "--set", "max_items=9")
+    assert run("policies", "retire", "trending", "--version", other["policy"].partition("@")[2])[0] == 0
+    code, [promoted] = run("policies", "promote", "trending", "--version", label, "--reason", "faster")
+    assert (code, promoted["group"]) == (0, added["policy"])
+    assert run("trending", "-n", "1")[0] == 0
+    code, text = run("policies", "rollback", "trending", text=True)
+    assert (code, "live from position" in text) == (0, True)
+    code, [refused] = run("policies", "skip", "trending", "sample-5")
+    assert (code, refused["code"]) == (1, "policy-conflict"), "it is not halted"
+    assert "faster" in run("audit", "-n", "9", text=True)[1]
+    code, [trail] = run("audit", "--limit", "2")
+    assert [item["action"] for item in trail["items"]] == ["rollback", "promote"]
+    capsys.readouterr()
+    assert run("policies", "add", "trending", "--set", "nonsense")[0] == 2
+    assert run("policies", "add", "nobody")[0] == 1
+
+
 def test_what_is_not_there_fails_with_the_contracts_code(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["trace", "nobody"], ["policies", "verify", "nobody"], ["dead-letters", "show", "999"]):
         code, [body] = run(*arguments)

@@ -33,6 +33,7 @@ COMMANDS = [
     "trace",
     "tail",
     "plugins",
+    "audit",
     "dead-letters",
     "policies",
 ]

@@ -59,9 +59,10 @@ def promote(world: World, group: Group) -> int:
 
 def answer(view: WorkspaceView) -> tuple[str, int]:
     """Who answers, and the position of the answer."""
-    [(group, member)] = view.servers(CandidateSource)
-    with view.reading([group]) as cut:
-        return cut.policies[member.runtime.instance.name], cut.position
+    with view.asking():
+        [(group, member)] = view.servers(CandidateSource)
+        with view.reading([group]) as cut:
+            return cut.policies[member.runtime.instance.name], cut.position
 
 
 def another(world: World) -> WorkspaceView:
