@@ -43,7 +43,7 @@ _MEANINGS = {
     "kafka.group": "Consumer group under which offsets are committed for lag monitors; the ledger decides.",
     "kafka.poll_records": "Most records of one poll.",
     "on_change": "What happens when a declared policy changed: `replace`: the new instance takes over when caught up; "
-    "`manual`: it stays a shadow (promotion by hand is not built yet).",
+    "`manual`: it stays a shadow until `policies promote`.",
     "kafka.topics.NAME.options": "Field mapping of the decoder `json`: `type`, `id`, `source`, `time`, `data`.",
     "kafka.topics.NAME.workspace": "The workspace that the topic's events go to.",
     "kafka.topics.NAME.decoder": "`cloudevents`, `json`, or one of a plugin.",
@@ -353,10 +353,10 @@ def routes() -> list[tuple[str, str]]:
 
 def endpoints() -> list[Any]:
     """Return the declared endpoints, as the application has them."""
-    from streamfold.pipelines.serve import ask, deadletters, documents, events, health, operate
+    from streamfold.pipelines.serve import ask, deadletters, documents, events, health, operate, versions
 
     found: list[Any] = []
-    for module in (events, documents, ask, deadletters, operate, health):
+    for module in (events, documents, ask, deadletters, operate, versions, health):
         found += module.ENDPOINTS
     return [*found, health.openapi_endpoint({})]
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, inspect
+from alembic import command
+from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.pool import NullPool
 
 from streamfold.core.errors import LedgerError
@@ -45,3 +46,31 @@ def test_an_old_database_is_refused_unless_it_may_be_migrated(url: str) -> None:
 def test_every_key_starts_with_the_workspace() -> None:
     firsts = {table.name: next(iter(table.primary_key)).name for table in metadata.tables.values()}
     assert {name for name, first in firsts.items() if first != "workspace"} == {"meta"}
+
+
+_INSTANCE = """insert into instances (workspace, instance_id, name, use, version, config_hash, config, code_hash,
+    start_seq, slot, grp) values ('w', :n, 'm', 'm', 1, :hash, '{}', '', 0, :slot, :grp)"""
+
+
+def test_versions_keep_what_an_older_database_holds(url: str) -> None:
+    """0002: every shadow took over by itself, and skips were filed under name and version alone."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        config = migrate._config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for number, slot, hash_ in ((1, "live", "aaaaaaaa11"), (2, "shadow", "bbbbbbbb22")):
+            given = {"n": number, "hash": hash_, "slot": slot, "grp": f"m@1-{hash_[:8]}"}
+            connection.execute(text(_INSTANCE), given)
+            connection.execute(text("insert into fold_groups (workspace, grp) values ('w', :grp)"), given)
+        rows = "('w', 'm@1', 7), ('w', 'x@1', 8)"
+        connection.execute(text(f"insert into skips (workspace, policy, position) values {rows}"))
+    engine.dispose()
+    ledger = open_ledger(url)
+    try:
+        assert [(g.group, g.auto) for g in ledger.groups("w")] == [("m@1-aaaaaaaa", False), ("m@1-bbbbbbbb", True)]
+        assert ledger.skips_of("w", 7) == ["m@1-aaaaaaaa", "m@1-bbbbbbbb"]
+        assert ledger.skips_of("w", 8) == ["x@1"]
+        assert {i.generation for i in ledger.instances("w")} == {0}
+    finally:
+        ledger.close()
