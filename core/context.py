@@ -132,6 +132,21 @@ class Context:
         known = {r.instance.instance_id for g in self.groups(workspace) for r in g.runtimes}
         return [i for i in self.ledger.instances(workspace) if i.slot != "retired" and i.instance_id not in known]
 
+    def outdated(self, workspace: str) -> list[Group]:
+        """Live groups of versions whose code is gone, made with the code of today: for serving their last state."""
+        known = {group.name for group in self.groups(workspace)}
+        by_group: dict[str, list[Instance]] = {}
+        for row in self.instances(workspace):
+            if row.slot == "live" and row.group not in known:
+                by_group.setdefault(row.group, []).append(row)
+        found = []
+        for rows in by_group.values():
+            try:
+                found.append(self.make_group(rows))
+            except ConfigError:
+                continue  # it takes another configuration now, or its plugin is gone
+        return found
+
     def make_group(self, rows: Sequence[Instance]) -> Group:
         """A group of instances that this process has code for."""
         return _group([self._runtime(row) for row in rows])

@@ -16,13 +16,15 @@ from streamfold.core.errors import CorruptCheckpoint, LedgerUnavailable
 from streamfold.core.events.model import Subject
 from streamfold.core.fold.stores import GroupStores, recover
 from streamfold.core.fold.tools import InstanceTools
-from streamfold.core.ledger.abc import GroupState
+from streamfold.core.ledger.abc import Commit, GroupState
 from streamfold.core.policy import ReadOnly, Tools
 from streamfold.core.views.lock import ReadWriteLock
 from streamfold.core.views.switch import Serving
 
 log = logging.getLogger("streamfold.views")
 T = TypeVar("T")
+_FEED_BYTES, _BACKFILL_BYTES = 8_000_000, 1_000_000
+"""Most of the feed that is applied in one go; what is live does not wait for what stands beside it."""
 _KEEP_GONE_S = 60.0
 """A retired group's stores stay open so long for requests that had chosen it."""
 
@@ -60,9 +62,11 @@ class MemberView:
 class GroupView:
     """One group's stores at a commit."""
 
-    def __init__(self, workspace: WorkspaceView, group: Group) -> None:
+    def __init__(self, workspace: WorkspaceView, group: Group, *, outdated: bool = False) -> None:
         self.workspace = workspace
         self.group = group
+        self.outdated = outdated
+        """Whether the code of this version is gone, and today's serves its last state."""
         self.lock = ReadWriteLock()
         self.commit_no = 0
         self.watermark = 0
@@ -81,7 +85,7 @@ class GroupView:
                 break
             except CorruptCheckpoint as error:
                 stores.close()
-                if attempt == 4:
+                if attempt == 4 or self.outdated:  # the state of another version is none of ours to fold afresh
                     raise
                 if attempt == 3 and context.settings.is_embedded:
                     self._refold(first, error)
@@ -151,6 +155,8 @@ class WorkspaceView:
         self._asking = ReadWriteLock()
         self._revision = -1
         self._seen: list[Group] = []
+        self._outdated: list[Group] = []
+        self._unreadable: set[str] = set()
         self._live_rows: dict[str, str] = {}
         self._gone: deque[tuple[float, GroupView]] = deque()
         self._lock = threading.Lock()
@@ -180,29 +186,22 @@ class WorkspaceView:
         reset = [v for n, v in self.groups.items() if n not in held and n in marks and marks[n][1] < v.commit_no]
         for view in reset:
             view.load()
-        feed: dict[str, list[Any]] = {}
-        if moved:
-            for commit in ctx.ledger.feed(self.name, {n: v.commit_no for n, v in moved.items()}):
-                if commit.commit_no <= marks[commit.group][1]:
-                    feed.setdefault(commit.group, []).append(commit)
+        feed = self._read_feed({n: v.commit_no for n, v in moved.items()}, marks)
         # Deletions are read after the marks and before the commits are applied: what was deleted is hidden at once.
         changed = self._read_deletions(min((v.watermark for v in self.groups.values()), default=0), head)
-        for name, view in self.groups.items():
+        for name, view in list(self.groups.items()):
             if name not in marks or name in held:
                 continue
-            watermark, commit_no = marks[name]
-            commits = feed.get(name, [])
-            if name in moved and not commits:  # a checkpoint dropped what this view lacks
-                view.load()
-                changed = True
-                continue
-            reached = commits[-1].commit_no if commits else view.commit_no
-            mark = watermark if reached >= commit_no else 0
-            if commits or mark > view.watermark:
-                try:
-                    view.apply(commits, mark)
-                except CorruptCheckpoint:
-                    view.load()
+            if name in moved and name not in feed:
+                continue  # its turn comes: others' commits were enough for this time
+            try:
+                changed |= self._advance(view, feed.get(name, []), marks[name], moved=name in moved)
+            except LedgerUnavailable:
+                raise
+            except Exception as error:
+                if not view.outdated:
+                    raise
+                self._give_up(name, error)
                 changed = True
         changed |= self._switch(groups)
         self.head = head
@@ -215,6 +214,45 @@ class WorkspaceView:
                 listener()
         return changed
 
+    def _read_feed(self, cuts: Mapping[str, int], marks: Mapping[str, tuple[int, int]]) -> dict[str, list[Commit]]:
+        """The groups' next commits up to their marks: the live groups' first, then a little of a backfill's.
+
+        A group whose commits are gone (a checkpoint dropped them) has none here; one that has to wait is left out.
+        """
+        found: dict[str, list[Commit]] = {}
+        live = {name: cut for name, cut in cuts.items() if name in self.serving.live}
+        others = {name: cut for name, cut in cuts.items() if name not in live}
+        for part, limit_bytes in ((live, _FEED_BYTES), (others, _BACKFILL_BYTES)):
+            commits = self.context.ledger.feed(self.name, part, limit_bytes=limit_bytes) if part else []
+            full = sum(len(commit.changes) for commit in commits) >= limit_bytes
+            for name in part:
+                mine = [c for c in commits if c.group == name and c.commit_no <= marks[name][1]]
+                if mine or not full:
+                    found[name] = mine
+        return found
+
+    def _advance(self, view: GroupView, commits: list[Commit], mark: tuple[int, int], *, moved: bool) -> bool:
+        """Bring one group up to date; True when it changed."""
+        watermark, commit_no = mark
+        if moved and not commits:  # a checkpoint dropped what this view lacks
+            view.load()
+            return True
+        reached = commits[-1].commit_no if commits else view.commit_no
+        passed = watermark if reached >= commit_no else 0
+        if not commits and passed <= view.watermark:
+            return False
+        try:
+            view.apply(commits, passed)
+        except CorruptCheckpoint:
+            view.load()
+        return True
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        """Serve an outdated version no more, since today's code cannot read its stores."""
+        log.warning("outdated_not_served workspace=%s group=%s: %r", self.name, name, error)
+        self._unreadable.add(name)
+        self.groups = {group: view for group, view in self.groups.items() if group != name}
+
     def _look_around(self, marks: Mapping[str, tuple[int, int]]) -> list[Group]:
         """Read instances and states where they may have changed; open a view of each group, let go of what is gone."""
         ctx = self.context
@@ -223,25 +261,43 @@ class WorkspaceView:
             # States after rows: a group that is seen live has the position of its promotion. Both are kept here, since
             # the context's are renewed by others too.
             self._seen = ctx.groups(self.name, fresh=True)
+            self._outdated = ctx.outdated(self.name)
             self._live_rows = {row.name: row.group for row in ctx.instances(self.name) if row.slot == "live"}
             self.states = {s.group: s for s in ctx.ledger.groups(self.name)}
             self.states_at = time.monotonic()
             self._revision = revision
         views = dict(self.groups)
-        for group in self._seen:
+        outdated = {group.name for group in self._outdated}
+        for group in (*self._seen, *self._outdated):
             have = views.get(group.name)
             if have is not None:
                 have.group = group
             elif group.name in marks:
-                view = views[group.name] = GroupView(self, group)
-                self._deletions_read = min(self._deletions_read, view.watermark)  # those past it are to be hidden
-        wanted = {group.name for group in self._seen} | self.serving.live
+                view = self._open(group, outdated=group.name in outdated)
+                if view is not None:
+                    views[group.name] = view
+                    self._deletions_read = min(self._deletions_read, view.watermark)  # those past it are to be hidden
+        wanted = {group.name for group in self._seen} | outdated | self.serving.live
         for name in set(views) - wanted:
             self._gone.append((time.monotonic(), views.pop(name)))
         while self._gone and time.monotonic() - self._gone[0][0] > _KEEP_GONE_S:
             self._gone.popleft()[1].close()
         self.groups = views  # readers go through it without a lock: it is replaced, never changed
-        return self._seen
+        return [*self._seen, *(group for group in self._outdated if group.name in views)]
+
+    def _open(self, group: Group, *, outdated: bool) -> GroupView | None:
+        """Open a view; one of an outdated version only if today's code can read its stores (it is tried once)."""
+        if not outdated:
+            return GroupView(self, group)
+        if group.name in self._unreadable:
+            return None
+        try:
+            return GroupView(self, group, outdated=True)
+        except LedgerUnavailable:
+            raise
+        except Exception as error:
+            self._give_up(group.name, error)
+            return None
 
     def _switch(self, groups: Sequence[Group]) -> bool:
         """Serve what is live now, once this view has its position."""
@@ -293,8 +349,9 @@ class WorkspaceView:
         return [v for n, v in self.groups.items() if n in live]
 
     def halted(self, view: GroupView) -> bool:
+        """Whether a group stands still: its policy failed, or its code is gone."""
         state = self.states.get(view.group.name)
-        return state is not None and (state.halted is not None)
+        return view.outdated or (state is not None and state.halted is not None)
 
     def visible_position(self, types: Iterable[str] | None) -> int:
         """The position up to which every live, unhalted group that handles one of the types has folded, here."""
@@ -370,7 +427,8 @@ class WorkspaceView:
     def cut(self, views: Iterable[GroupView]) -> Cut:
         used = list(views)
         position = min((v.watermark for v in used), default=self.head)
-        degraded = [f"halted:{v.group.name}" for v in self.live() if self.halted(v)]
+        stand = [v for v in self.live() if self.halted(v)]
+        degraded = [f"{'missing' if v.outdated else 'halted'}:{v.group.name}" for v in stand]
         degraded += [f"missing:{name}" for name in self.serving.awaited]
         return Cut(
             position=position,

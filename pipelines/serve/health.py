@@ -49,7 +49,7 @@ def _checks(call: Call) -> list[dict[str, Any]]:
     view = call.view
     free = shutil.disk_usage(service.settings.data).free
     lag = live_lag(view)
-    halted = {v.group.name: view.states[v.group.name].halted for v in view.live() if view.halted(v)}
+    halted = {v.group.name: view.states[v.group.name].halted for v in view.live() if not v.outdated and view.halted(v)}
     missing = [f"{i.name}@{i.version}" for i in service.node.context.missing(call.workspace) if i.slot == "live"]
     error = service.node.views.error if service.node.views is not None else None
 

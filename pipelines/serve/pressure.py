@@ -26,7 +26,7 @@ def live_lag(view: WorkspaceView) -> int:
     behind = [
         view.head - group.watermark
         for group in view.live()
-        if (state := view.states.get(group.group.name)) is None or not (state.halted or state.paused)
+        if not view.halted(group) and ((state := view.states.get(group.group.name)) is None or not state.paused)
     ]
     return max(0, *behind) if behind else 0
 

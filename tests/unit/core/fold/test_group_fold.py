@@ -285,6 +285,34 @@ def test_a_changed_policy_replaces_its_old_instance_once_it_has_caught_up(tmp_pa
 
     with World(tmp_path / "c", [plugin([Newer])], {"trending": {}}) as world:
         assert [i.slot for i in world.ledger.instances(world.workspace)] == ["live", "shadow"]
+        view = world.view
+        assert len(world.store("trending", "score")) == 2, "the old state serves until then"
+        assert [d.partition(":")[0] for d in view.cut(view.live()).degraded] == ["missing"]
+        assert view.visible_position(None) == view.head, "nobody waits for what cannot be folded"
         world.fold()
+        assert world.view.cut(world.view.live()).degraded == []
         assert [i.slot for i in world.ledger.instances(world.workspace)] == ["shadow", "live"]
         assert len(world.store("trending", "score")) == 2
+
+
+def test_a_version_that_todays_code_cannot_read_is_not_served_and_not_touched(tmp_path: Path) -> None:
+    with World(tmp_path / "c", [plugin([Trending])], {"trending": {}}) as world:
+        world.send_many([click("a"), click("b")])
+        world.fold()
+
+    class Other(Trending):
+        version = 2
+        stores = (Table("other", key=int, value=str),)
+
+        def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
+            stores["other"].put(event.seq, event.type)
+
+        def serve(self, view: View) -> None:
+            return None
+
+    with World(tmp_path / "c", [plugin([Other])], {"trending": {}}) as world:
+        before = world.ledger.groups(world.workspace)
+        assert world.view.live() == []
+        assert world.ledger.groups(world.workspace) == before
+        world.fold()
+        assert len(world.store("trending", "other")) == 2
