@@ -101,7 +101,7 @@ def lines(client: httpx.Client) -> dict[str, dict[str, Any]]:
 
 
 def top(client: httpx.Client, **params: Any) -> dict[str, Any]:
-    response = client.get("/v1/trending", params=params)
+    response = client.get("/v1/trending", params={"wait_ms": 20_000} | params)
     assert response.status_code == 200, response.text
     body: dict[str, Any] = response.json()
     return body
@@ -262,8 +262,8 @@ def test_a_halt_tells_policy_event_and_what_to_do_and_one_event_is_skipped(tmp_p
         skipped = act(client, "skip", event_id="poison")
         assert (skipped.status_code, skipped.json()["position"]) == (202, 1)
         is_problem(act(client, "skip", event_id="poison"), 409, "policy-conflict")
-        send(client, 0, 3)
-        assert scores(top(client)) == {"i0": 1.0, "i1": 1.0, "i2": 1.0}
+        answer = top(client, min_position=4)  # "visible" leaves halted groups out for up to a second
+        assert scores(answer) == {"i0": 1.0, "i1": 1.0, "i2": 1.0}
         [letter] = client.get("/v1/dead-letters").json()["items"]
         assert (letter["policy"], letter["position"], letter["code"]) == ("shop@1", 1, "skipped-by-hand")
         trace = client.get("/v1/events/poison").json()

@@ -34,6 +34,7 @@ COMMANDS = [
     "tail",
     "plugins",
     "audit",
+    "size",
     "dead-letters",
     "policies",
 ]
