@@ -29,6 +29,7 @@ from streamfold.pipelines.serve.problems import Problem, at
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LOOK_S = 0.1
+_SWITCH_S = 5.0
 _HALTED_S = 10.0
 """A backfill that is halted for so long fails its job; the folds go on trying."""
 
@@ -125,6 +126,7 @@ def _promote(call: Call, body: Action, group: Group, reason: str) -> Job:
     done = versions.promote(
         call.service.node.context, call.workspace, group, actor=call.principal.name, reason=reason, force=body.force
     )
+    _switch(call, done.group)
     return _done(call, "promote", asdict(done))
 
 
@@ -213,6 +215,7 @@ async def rollback(call: Call) -> Response:
         context, workspace = call.service.node.context, call.workspace
         _named(call, name)
         done = versions.rollback(context, workspace, name, wanted, actor=call.principal.name, reason=reason)
+        _switch(call, done.group)
         return _done(call, "rollback", asdict(done))
 
     with _refusals():
@@ -288,6 +291,18 @@ def _wake(call: Call) -> None:
     node.appended(call.workspace)
     if node.views is not None:
         node.views.wake()
+
+
+def _switch(call: Call, group: str) -> None:
+    """Have this process serve a promoted group before the answer: whoever asks here next is answered by it.
+
+    Other replicas switch when they next look (``fold.view_poll_ms``).
+    """
+    view = call.view
+    deadline = time.monotonic() + _SWITCH_S
+    while group not in view.serving.live and time.monotonic() < deadline:
+        if not view.follow():
+            time.sleep(_LOOK_S / 10)
 
 
 def _follow(call: Call, kind: str, group: Group) -> Job:
