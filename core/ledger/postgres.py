@@ -25,12 +25,13 @@ from streamfold.core.ledger._append import (
     superseded,
 )
 from streamfold.core.ledger._base import add_dead, no_workspace
+from streamfold.core.ledger._erased import EraseMixin, Screen
 from streamfold.core.ledger._groups import ADVANCE, GroupMixin, fenced
 from streamfold.core.ledger._letters import LetterMixin
 from streamfold.core.ledger._log import LogMixin
 from streamfold.core.ledger._prepare import PrepareMixin
 from streamfold.core.ledger._tx import PostgresTx, Tx
-from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove, Lease
+from streamfold.core.ledger.abc import Appended, DeadLetter, ErasedGroup, IntakeMove, Lease
 
 T = TypeVar("T")
 _OPTIONS = "-c statement_timeout=60s -c lock_timeout=20s -c idle_in_transaction_session_timeout=5s -c timezone=UTC"
@@ -144,12 +145,13 @@ def _upgrade(connection: Connection) -> None:
         migrations.upgrade(connection)
 
 
-class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
+class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin, EraseMixin):
     """See ``streamfold.core.ledger.abc.Ledger``."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.timeline_id = str(self._all("select value from meta where name = 'timeline_id'")[0][0])
+        self.timeline_id = self._meta("timeline_id")
+        self.erasure_key = self._meta("erasure_key").encode()
 
     def close(self) -> None:
         self._engine.dispose()
@@ -200,10 +202,11 @@ class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
         dead: Sequence[DeadLetter] = (),
     ) -> Appended:
         def job(tx: Tx) -> Appended:
-            row = tx.one("select seq from log_head where workspace = ? for no key update", (workspace,))
+            row = tx.one("select seq, erased_us from log_head where workspace = ? for no key update", (workspace,))
             if row is None:
                 raise no_workspace(workspace)
-            done = _append(tx, workspace, events, int(row[0]), recorded_us)
+            screen = Screen(tx, workspace, self.erasure_key, row[1], recorded_us)
+            done = _append(tx, workspace, events, int(row[0]), recorded_us, screen)
             move_intakes(tx, workspace, moves, done.outcomes, recorded_us)
             add_dead(tx, workspace, dead)
             crash.point("append.in")
@@ -222,10 +225,11 @@ class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
         advance: Sequence[Any],
         keep: Sequence[Any] | None,
         dead: Sequence[DeadLetter],
+        erased: Sequence[ErasedGroup],
     ) -> None:
         """Fence and effects in one statement; in several with dead letters, or for a fault test's moment within."""
-        if dead or crash.ARMED:
-            super()._commit(workspace, lease, advance, keep, dead)
+        if dead or erased or crash.ARMED:
+            super()._commit(workspace, lease, advance, keep, dead, erased)
             return
         sql, params = (ADVANCE, advance) if keep is None else (_COMMIT, (*advance, *keep))
         if self._lend(lambda tx: tx.run(sql, params)) != 1:
@@ -233,6 +237,14 @@ class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
 
     def _serialise_claims(self, tx: Tx, workspace: str, instance_id: int) -> None:
         tx.all("select pg_advisory_xact_lock(hashtextextended(?, ?))::text", (workspace, instance_id))
+
+    def _contains(self, column: str) -> str:
+        return f"position(?::bytea in {column}) > 0"
+
+    def settle(self) -> None:
+        """Vacuum the tables that held traces: their dead tuples' space is given up for new rows."""
+        tables = "log, dedup, commits, prepared, results, dead_letters, deletions, sequences, erasures"
+        self._lend(lambda tx: tx.raw.execute(f"vacuum {tables}"))
 
     def size_bytes(self) -> dict[str, int]:
         sql = """select pg_total_relation_size('log'), pg_total_relation_size('commits'),
@@ -242,10 +254,13 @@ class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
         return dict(zip(parts, self._all(sql)[0], strict=True))
 
 
-def _append(tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recorded_us: int) -> Appended:
-    batch = distinct(events)
+def _append(
+    tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recorded_us: int, screen: Screen
+) -> Appended:
+    batch, refused = screen.pass_(distinct(events), head + 1)
     known = _insert(tx, workspace, batch, head, recorded_us) if batch else {}
     fresh = [event for event in batch if event.dedup not in known] if known else batch
+    known |= refused
     first = head + 1
     result, positions = outcomes(events, known, first)
     retries = [(e.retry_of, workspace, first + i) for i, e in enumerate(fresh) if e.retry_of is not None]
@@ -255,6 +270,7 @@ def _append(tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recor
     if late:
         mark_superseded(tx, workspace, [first + i for i in late])
     index_deletions(tx, workspace, fresh, first, late)
+    screen.enter(fresh, first, late)
     return Appended(result, positions, len(late), head + len(fresh))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from streamfold.core.ledger._append import (
     superseded,
 )
 from streamfold.core.ledger._base import add_dead, no_workspace
+from streamfold.core.ledger._erased import EraseMixin, Screen
 from streamfold.core.ledger._groups import GroupMixin
 from streamfold.core.ledger._letters import LetterMixin
 from streamfold.core.ledger._log import LogMixin
@@ -70,7 +72,7 @@ def make_engine(path: Path) -> Engine:
     return engine
 
 
-class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
+class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin, EraseMixin):
     """See ``streamfold.core.ledger.abc.Ledger``. ``held`` is this process's lock on the file."""
 
     def __init__(self, path: Path, engine: Engine, held: ProcessLock) -> None:
@@ -83,7 +85,8 @@ class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
         writing.raw.execute(_WRITER_CACHE)
         self._writer = GroupWriter(writing)
         self._checkpointer = Checkpointer(path, self._connect_plain, lambda: self._writer.commits, self._writer.lock)
-        self.timeline_id = str(self._all("select value from meta where name = 'timeline_id'")[0][0])
+        self.timeline_id = self._meta("timeline_id")
+        self.erasure_key = self._meta("erasure_key").encode()
 
     def close(self) -> None:
         if self._closed:
@@ -148,10 +151,11 @@ class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
         dead: Sequence[DeadLetter] = (),
     ) -> Appended:
         def job(tx: Tx) -> Appended:
-            row = tx.one("select seq from log_head where workspace = ?", (workspace,))
+            row = tx.one("select seq, erased_us from log_head where workspace = ?", (workspace,))
             if row is None:
                 raise no_workspace(workspace)
-            done = _append(tx, workspace, events, int(row[0]), recorded_us)
+            screen = Screen(tx, workspace, self.erasure_key, row[1], recorded_us)
+            done = _append(tx, workspace, events, int(row[0]), recorded_us, screen)
             move_intakes(tx, workspace, moves, done.outcomes, recorded_us)
             add_dead(tx, workspace, dead)
             crash.point("append.in")
@@ -161,6 +165,25 @@ class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
         done = self._write(job)
         crash.point("append.after")
         return done
+
+    def _contains(self, column: str) -> str:
+        return f"instr({column}, ?) > 0"
+
+    def settle(self) -> None:
+        """Copy the write-ahead log into the database and truncate it: the old pages' images go with it."""
+        connection = self._connect_plain()
+        try:
+            for _ in range(200):
+                with self._writer.lock:
+                    busy = connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
+                if not busy:
+                    return
+                time.sleep(0.05)  # a reader still needs the log
+        except sqlite3.OperationalError as error:
+            raise unavailable(error) from error
+        finally:
+            connection.close()
+        raise LedgerUnavailable("the write-ahead log is read all the time: it cannot be truncated now, try again")
 
     def size_bytes(self) -> dict[str, int]:
         """Estimate from the newest rows, because SQLite would read everything to say; the total is exact."""
@@ -191,7 +214,9 @@ class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin):
         return self._read(job)
 
 
-def _append(tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recorded_us: int) -> Appended:
+def _append(
+    tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recorded_us: int, screen: Screen
+) -> Appended:
     first = head + 1
     fresh = distinct(events)
     known: dict[bytes, tuple[int, bytes]] = {
@@ -199,6 +224,8 @@ def _append(tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recor
     }
     if known:
         fresh = [event for event in fresh if event.dedup not in known]
+    fresh, refused = screen.pass_(fresh, first)
+    known |= refused
     result, positions = outcomes(events, known, first)
     if not fresh:
         return Appended(result, positions, 0, head)
@@ -207,6 +234,7 @@ def _append(tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recor
     if late:
         mark_superseded(tx, workspace, [first + i for i in late])
     index_deletions(tx, workspace, fresh, first, late)
+    screen.enter(fresh, first, late)
     head += len(fresh)
     tx.run("update log_head set seq = ? where workspace = ?", (head, workspace))
     return Appended(result, positions, len(late), head)

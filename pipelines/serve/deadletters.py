@@ -198,7 +198,9 @@ def _skipped(call: Call, letter: DeadLetter) -> NewEvent:
     except InvalidEvent as error:
         raise of_invalid(error) from error
     body = msgspec.structs.replace(_envelope(event.body), time_us=envelope.time_us)
-    return dataclasses.replace(event, retry_of=letter.position, body=msgspec.msgpack.encode(body))
+    return dataclasses.replace(
+        event, retry_of=letter.position, body=msgspec.msgpack.encode(body), time_us=envelope.time_us
+    )
 
 
 def _undecoded(call: Call, letter: DeadLetter) -> NewEvent:
