@@ -7,6 +7,7 @@ checkpoint exercises recovery. The pointer moves only under the writer's epoch.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from streamfold.core import crash
 from streamfold.core.context import Context, Group
@@ -18,6 +19,17 @@ from streamfold.core.stores.checkpoint import drop_old_checkpoints, write_checkp
 log = logging.getLogger("streamfold.checkpoint")
 
 
+def checkpoint_meta(context: Context, workspace: str, group: str, *, commit_no: int, watermark: int) -> dict[str, Any]:
+    """Return what a checkpoint says about itself."""
+    return {
+        "workspace": workspace,
+        "group": group,
+        "commit_no": commit_no,
+        "watermark": watermark,
+        "timeline_id": context.ledger.timeline_id,
+    }
+
+
 def checkpoint_group(context: Context, workspace: str, group: Group, lease: Lease) -> int:
     """Write a checkpoint of a group at its newest commit; returns the state's bytes (0: nothing was written)."""
     stores = GroupStores(context, group, side="view")
@@ -27,13 +39,7 @@ def checkpoint_group(context: Context, workspace: str, group: Group, lease: Leas
         if commit_no == state.checkpoint_commit:
             return 0
         root = checkpoint_root(context, workspace, group.name)
-        meta = {
-            "workspace": workspace,
-            "group": group.name,
-            "commit_no": commit_no,
-            "watermark": watermark,
-            "timeline_id": context.ledger.timeline_id,
-        }
+        meta = checkpoint_meta(context, workspace, group.name, commit_no=commit_no, watermark=watermark)
         name = write_checkpoint(stores.stores, root, meta=meta)
         crash.point("checkpoint.written")
         context.ledger.set_checkpoint(workspace, lease, name=name, commit_no=commit_no, watermark=watermark)

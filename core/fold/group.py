@@ -16,12 +16,14 @@ from typing import NoReturn
 
 from streamfold.core import crash
 from streamfold.core.clock import US
+from streamfold.core.codec import pack
 from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import CorruptCheckpoint, EventError, Fenced, LedgerUnavailable
 from streamfold.core.events.model import Event
+from streamfold.core.fold.erasure import ForgetFailed, forget
 from streamfold.core.fold.prepared import PreparedValues
-from streamfold.core.fold.stores import FoldStores, GroupStores, recover
-from streamfold.core.ledger.abc import NORMAL, DeadLetter, GroupState, Lease, LogRow
+from streamfold.core.fold.stores import FoldStores, GroupStores, fold_stores, recover
+from streamfold.core.ledger.abc import NORMAL, DeadLetter, ErasedGroup, Erasure, GroupState, Lease, LogRow
 from streamfold.core.policy import Policy
 
 log = logging.getLogger("streamfold.fold")
@@ -68,6 +70,8 @@ class GroupFold:
         self.feed_bytes = 0
         self.checkpoint_bytes = 0
         self._renewed = 0.0
+        self._erasing = context.registry.event_types.erasing()
+        self._types = sorted(group.handles | self._erasing)
 
     # -- ownership ------------------------------------------------------------------------------------------------
     def acquire(self) -> bool:
@@ -116,10 +120,8 @@ class GroupFold:
             raise Fenced(f"group {self.group.name} moved on while it was recovered: take the lease again")
         self._stores = stores
         self.lease = lease
-        self._fold_stores = {}
-        for runtime in reversed(self.group.runtimes):  # what is read is made before its readers
-            reads = {name: _Reader(stores, self._member(name)) for name in runtime.policy.reads}
-            self._fold_stores[runtime.key] = FoldStores(runtime, stores.by_runtime[runtime.key], reads)  # type: ignore[arg-type]  # _Reader is a ReadOnly
+        self._fold_stores = fold_stores(self.group, stores)
+        for runtime in self.group.runtimes:
             self._skipped[runtime.key] = ctx.ledger.skipped_seqs(self.workspace, runtime.key)
         state = ctx.ledger.group(self.workspace, self.group.name)
         self.feed_bytes = state.feed_bytes
@@ -141,9 +143,6 @@ class GroupFold:
             ctx.ledger.reset_group(self.workspace, self.group.name, watermark=self.group.start_seq)
         self.lease = None
         raise Fenced(f"group {self.group.name} has to be recovered again: {error}") from error
-
-    def _member(self, name: str) -> Runtime:
-        return next(r for r in self.group.runtimes if r.instance.name == name)
 
     def drop(self) -> None:
         """Drop lease knowledge and warm stores: the next turn recovers from checkpoint + feed."""
@@ -199,12 +198,15 @@ class GroupFold:
         assert lease is not None
         assert self._stores is not None
         limit = ctx.settings.fold.batch_events
-        page = ctx.ledger.read(
-            self.workspace, lease.watermark, limit, upto=self._upto, types=sorted(self.group.handles)
-        )
+        page = ctx.ledger.read(self.workspace, lease.watermark, limit, upto=self._upto, types=self._types)
         rows = page.rows
         full = len(rows) == limit
         end = rows[-1].seq if full else min(page.head, self._upto or page.head)
+        if erasures := self._erasures(rows):
+            first = next(i for i, row in enumerate(rows) if row.seq in erasures)
+            if first == 0:
+                return self._forget(rows[0], erasures[rows[0].seq], lease)
+            rows, end, full = rows[:first], rows[first].seq - 1, True
         values, rows, waits = self._prepared(rows)
         if waits:
             end = rows[-1].seq if rows else lease.watermark
@@ -217,6 +219,35 @@ class GroupFold:
         changes = self._stores.drain()
         self._commit(lease, end, changes, dead, len(rows))
         return Turn(events=len(rows), more=full or waits or page.head > end, waits=waits)
+
+    def _erasures(self, rows: Sequence[LogRow]) -> dict[int, Erasure]:
+        """The erasures among some rows; each is a step of its own."""
+        if not any(row.type in self._erasing and row.effect == NORMAL for row in rows):
+            return {}
+        there = {row.seq for row in rows}
+        return {e.position: e for e in self.context.ledger.erasures(self.workspace) if e.position in there}
+
+    def _forget(self, row: LogRow, erasure: Erasure, lease: Lease) -> Turn:
+        """Forget a subject at its erasure. What has to be folded afresh for it takes the event as a deletion for now.
+
+        The commit always has a number, so that a checkpoint past it can be told from one before.
+        """
+        stores = self._stores
+        assert stores is not None
+        values, rows, waits = self._prepared([row])
+        if waits:
+            return Turn(waits=True)
+        try:
+            done = forget(self.context, self.workspace, self.group, stores, self._fold_stores, erasure, row)
+        except ForgetFailed as failure:
+            raise PolicyFailure(failure.policy, row.seq, failure.error) from failure
+        dead: list[DeadLetter] = []
+        if done.method == "rebuild":
+            dead = self._fold_rows([r for r in rows if r.type in self.group.handles], values)
+        log.info("forgot group=%s position=%d method=%s events=%d", done.group, row.seq, done.method, done.removed)
+        self._commit(lease, row.seq, stores.drain() or pack({}), dead, 1, erased=[done])
+        crash.point("erase.forgotten")
+        return Turn(events=1, more=True)
 
     def _may_idle_move(self) -> bool:
         """A watermark that moves past events which nobody here handles need not be written for each of them."""
@@ -374,7 +405,16 @@ class GroupFold:
         for store in live:
             store.keep()
 
-    def _commit(self, lease: Lease, watermark: int, changes: bytes | None, dead: list[DeadLetter], events: int) -> None:
+    def _commit(
+        self,
+        lease: Lease,
+        watermark: int,
+        changes: bytes | None,
+        dead: list[DeadLetter],
+        events: int,
+        *,
+        erased: Sequence[ErasedGroup] = (),
+    ) -> None:
         ctx = self.context
         assert self._stores is not None
         started = time.perf_counter()
@@ -384,6 +424,7 @@ class GroupFold:
             watermark=watermark,
             changes=changes,
             dead=dead,
+            erased=erased,
             state_bytes=self._stores.state_bytes(),
             now_us=ctx.clock.now_us(),
             ttl_us=int(ctx.settings.fold.lease_s * US),
@@ -445,14 +486,3 @@ class GroupFold:
     def backing_off(self) -> bool:
         return time.monotonic() < self._backoff_until
 
-
-class _Reader:
-    """Stores and server of a member that another member reads: as before this event, since dependents fold first."""
-
-    def __init__(self, stores: GroupStores, runtime: Runtime) -> None:
-        self._named = stores.by_runtime[runtime.key]
-        self.tools = None
-        self.server = runtime.policy.serve(self)  # type: ignore[arg-type]  # the member's own stores are its view here
-
-    def __getitem__(self, name: str) -> object:
-        return self._named[name]

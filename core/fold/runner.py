@@ -9,14 +9,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from streamfold.core.context import Context, Group
-from streamfold.core.errors import LedgerUnavailable
+from streamfold.core.errors import Fenced, LedgerUnavailable
 from streamfold.core.fold.checkpoint import checkpoint_group
+from streamfold.core.fold.eraser import Eraser
 from streamfold.core.fold.group import GroupFold
 from streamfold.core.fold.prepare import Preparer
 from streamfold.core.fold.prepared import PreparedValues
+from streamfold.core.fold.stores import checkpoint_root
+from streamfold.core.stores.checkpoint import drop_old_checkpoints
 
 log = logging.getLogger("streamfold.runner")
 
@@ -64,12 +68,7 @@ class FoldRunner:
         return left
 
     def _turn(self, workspace: str, group: Group) -> bool:
-        key = (workspace, group.name)
-        fold = self._folds.get(key)
-        if fold is None or fold.group is not group:
-            if fold is not None:
-                fold.drop()
-            fold = self._folds[key] = GroupFold(self.context, workspace, group, self.prepared)
+        fold = self._fold_of(workspace, group)
         before = fold.lease.watermark if fold.lease else -1
         turn = fold.turn()
         if turn.waits:
@@ -80,6 +79,48 @@ class FoldRunner:
         if group.slot == "shadow" and turn.watermark and not turn.more:
             self._maybe_replace(workspace, group, turn.watermark)
         return turn.more and not turn.waits
+
+    def _fold_of(self, workspace: str, group: Group) -> GroupFold:
+        key = (workspace, group.name)
+        fold = self._folds.get(key)
+        if fold is None or fold.group is not group:
+            if fold is not None:
+                fold.drop()
+            fold = self._folds[key] = GroupFold(self.context, workspace, group, self.prepared)
+        return fold
+
+    @contextmanager
+    def holding(self, workspace: str, group: Group) -> Iterator[GroupFold | None]:
+        """Keep this process's folds still, with the group's lease; None: another process has it, or it is busy."""
+        with self._lock:
+            fold = None
+            if not self._stopped.is_set() and (workspace, group.name) not in self._checkpointing:
+                fold = self._fold_of(workspace, group)
+                try:
+                    fold = fold if fold.acquire() else None
+                except Fenced:
+                    fold = None
+            yield fold
+
+    def checkpoint(self, workspace: str, group: Group, least: int) -> bool:
+        """Make sure of a checkpoint at or past a position and drop all others; False: not now, or not here."""
+        key, ledger = (workspace, group.name), self.context.ledger
+        with self.holding(workspace, group) as fold:
+            if fold is None or fold.lease is None:
+                return False
+            lease = fold.lease
+            self._checkpointing.add(key)
+        try:
+            state = ledger.group(workspace, group.name)
+            if state.checkpoint is None or state.checkpoint_watermark < least:
+                fold.checkpoint_bytes = checkpoint_group(self.context, workspace, group, lease) or fold.checkpoint_bytes
+                state = ledger.group(workspace, group.name)
+            if state.checkpoint is None or state.checkpoint_watermark < least:
+                return False
+            drop_old_checkpoints(checkpoint_root(self.context, workspace, group.name), {state.checkpoint})
+            return True
+        finally:
+            self._checkpointing.discard(key)
 
     def _maybe_replace(self, workspace: str, group: Group, watermark: int) -> None:
         """Let a declared policy's changed instance take over once it has caught up (``on_change = "replace"``)."""
@@ -159,9 +200,12 @@ class EmbeddedRunner:
         self._prepare_wake = threading.Condition()
         self._stop = threading.Event()
         self.runner = FoldRunner(context, prepared, on_commit=on_commit, on_prepare_needed=self.wake_prepare)
+        self.eraser = Eraser(context, self.runner)
+        self._erase_wake = threading.Event()
         self._threads = [
             threading.Thread(target=self._fold_loop, name="fold", daemon=True),
             threading.Thread(target=self._prepare_loop, name="prepare", daemon=True),
+            threading.Thread(target=self._erase_loop, name="erase", daemon=True),
         ]
 
     def start(self) -> None:
@@ -214,9 +258,25 @@ class EmbeddedRunner:
                     log.exception("prepare_loop_failed; going on in 1 s")
                     self._stop.wait(1.0)
 
+    def wake_erase(self) -> None:
+        """An erasure was logged."""
+        self._erase_wake.set()
+
+    def _erase_loop(self) -> None:
+        while not self._stop.is_set():
+            self._erase_wake.wait(self.context.settings.fold.sweep_s / 5)
+            self._erase_wake.clear()
+            try:
+                for workspace in self.context.ledger.erasing_workspaces():
+                    self.eraser.run(workspace)
+            except Exception:
+                log.exception("erase_loop_failed; going on in 1 s")
+                self._stop.wait(1.0)
+
     def stop(self) -> None:
         """Stop gracefully: the turn in hand is committed, leases are given back."""
         self._stop.set()
+        self._erase_wake.set()
         with self._fold_wake:
             self._fold_wake.notify_all()
         with self._prepare_wake:

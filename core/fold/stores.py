@@ -116,6 +116,28 @@ class FoldStores:
         return np.random.default_rng([self.seq, *self._instance_id.encode()])
 
 
+class _Reader:
+    """Stores and server of a member that another member reads: as before this event, since dependents fold first."""
+
+    def __init__(self, stores: GroupStores, runtime: Runtime) -> None:
+        self._named = stores.by_runtime[runtime.key]
+        self.tools = None
+        self.server = runtime.policy.serve(self)  # type: ignore[arg-type]  # the member's own stores are its view here
+
+    def __getitem__(self, name: str) -> object:
+        return self._named[name]
+
+
+def fold_stores(group: Group, stores: GroupStores) -> dict[str, FoldStores]:
+    """Make what each member's ``fold`` gets; what is read is made before its readers."""
+    by_name = {r.instance.name: r for r in group.runtimes}
+    made: dict[str, FoldStores] = {}
+    for runtime in reversed(group.runtimes):
+        reads = {name: _Reader(stores, by_name[name]) for name in runtime.policy.reads}
+        made[runtime.key] = FoldStores(runtime, stores.by_runtime[runtime.key], reads)  # type: ignore[arg-type]  # _Reader is a ReadOnly
+    return made
+
+
 def recover(context: Context, workspace: str, group: Group, stores: GroupStores) -> tuple[int, int]:
     """Fill fresh stores from the newest checkpoint and the feed after it; returns (commit number, watermark).
 

@@ -244,7 +244,15 @@ class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin, EraseMixin
     def settle(self) -> None:
         """Vacuum the tables that held traces: their dead tuples' space is given up for new rows."""
         tables = "log, dedup, commits, prepared, results, dead_letters, deletions, sequences, erasures"
-        self._lend(lambda tx: tx.raw.execute(f"vacuum {tables}"))
+
+        def job(tx: Tx) -> None:
+            tx.raw.execute("set statement_timeout = 0")
+            try:
+                tx.raw.execute(f"vacuum {tables}")
+            finally:
+                tx.raw.execute("reset statement_timeout")
+
+        self._lend(job)
 
     def size_bytes(self) -> dict[str, int]:
         sql = """select pg_total_relation_size('log'), pg_total_relation_size('commits'),

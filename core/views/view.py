@@ -135,6 +135,8 @@ class WorkspaceView:
         self.followed_at = 0.0
         self.deleted: dict[tuple[str, str], int] = {}
         self._deletions_read = 0
+        self._pruned = 0
+        self._unforgotten: dict[tuple[str, str], set[str]] = {}
         self._samples = samples
         self._lock = threading.Lock()
         self.accepted: deque[tuple[int, float, frozenset[str]]] = deque(maxlen=20_000)
@@ -203,15 +205,27 @@ class WorkspaceView:
         return changed
 
     def _read_deletions(self, lowest: int, head: int) -> bool:
-        if head == self._deletions_read and not self.deleted:
+        """Learn of new deletions, forget those that every group has passed; know them again when one falls back."""
+        if lowest < self._pruned:
+            self._deletions_read = lowest
+        self._pruned = lowest
+        if head == self._deletions_read and not self.deleted and not self._unforgotten:
             return False
         found = self.context.ledger.deletions(self.name, self._deletions_read) if head > self._deletions_read else []
         for seq, kind, subject_id in found:
             self.deleted[(kind, subject_id)] = seq
         self._deletions_read = max(head, self._deletions_read)
+        self._read_unforgotten()
         if self.deleted:
             self.deleted = {k: seq for k, seq in self.deleted.items() if seq > lowest}
         return bool(found)
+
+    def _read_unforgotten(self) -> None:
+        """Learn who holds an erased subject past the erasure, until it is folded afresh: there it stays hidden."""
+        held: dict[tuple[str, str], set[str]] = {}
+        for kind, subject_id, group in self.context.ledger.unforgotten(self.name):
+            held.setdefault((kind, subject_id), set()).add(group)
+        self._unforgotten = held
 
     def _measure(self) -> None:
         """Sample event → visible of what this process appended: seen by the groups that handle its types."""
@@ -311,9 +325,13 @@ class WorkspaceView:
         return max(since, (self.context.clock.now_us() - rows[0].recorded_us) // 1000)
 
     def hidden(self, view: GroupView, subjects: Iterable[Subject]) -> bool:
-        """Whether a result with these source subjects is hidden: one was deleted past the group's watermark."""
-        deleted = self.deleted
-        return bool(deleted) and any(deleted.get((s.kind, s.id), 0) > view.watermark for s in subjects)
+        """Whether a result with these source subjects is hidden: one was deleted past the group's watermark, or is
+        erased and the group has not forgotten it."""
+        deleted, held = self.deleted, self._unforgotten
+        return bool(deleted or held) and any(
+            deleted.get((s.kind, s.id), 0) > view.watermark or view.group.name in held.get((s.kind, s.id), ())
+            for s in subjects
+        )
 
 
 class Views:

@@ -1,0 +1,251 @@
+"""Complete erasures: every group without the subject, its state written afresh, then the ledger's traces emptied.
+
+An erasure goes from *accepted* (logged; hidden from every answer by the views' next look) to *hidden*, and once every
+group has forgotten and nothing of it is left in checkpoints and feed, to *scrubbed* (log, digests, results, letters
+emptied in one transaction) and *complete* (looked through, the erasing event itself emptied). Each step is found from
+the ledger and may be repeated, so a killed process's successor goes on wherever it died.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from streamfold.core import crash
+from streamfold.core.context import Context, Group, Runtime
+from streamfold.core.errors import EventError
+from streamfold.core.events.accept import dedup_key
+from streamfold.core.events.model import Envelope
+from streamfold.core.fold.checkpoint import checkpoint_meta
+from streamfold.core.fold.erasure import positions
+from streamfold.core.fold.refold import Refold
+from streamfold.core.fold.residue import choose_needles, letters_about, look_through_ledger, look_through_stores
+from streamfold.core.fold.stores import GroupStores, checkpoint_root
+from streamfold.core.fold.tools import RecordingTools
+from streamfold.core.ledger.abc import NORMAL, ErasedGroup, Erasure, LogRow, Traces
+from streamfold.core.policy import prepares
+from streamfold.core.stores.checkpoint import drop_old_checkpoints, write_checkpoint
+
+if TYPE_CHECKING:
+    from streamfold.core.fold.runner import FoldRunner
+
+log = logging.getLogger("streamfold.erase")
+_CLOSE = 4096
+"""Events behind the live fold at which a rebuild stops it to catch up."""
+_envelope = msgspec.msgpack.Decoder(Envelope).decode
+
+
+class Eraser:
+    """Does what there is to do for erasures in the groups whose leases this process has; used by one thread."""
+
+    def __init__(self, context: Context, runner: FoldRunner) -> None:
+        self.context = context
+        self.runner = runner
+
+    def run(self, workspace: str) -> bool:
+        """Go on with a workspace's erasures; True when one was completed."""
+        ledger = self.context.ledger
+        pending = ledger.erasures(workspace)
+        self._hide(workspace, pending)
+        self._reset_retired(workspace, pending)
+        for group in self.context.groups(workspace):
+            self._forget(workspace, group, pending)
+        done = False
+        for erasure in ledger.erasures(workspace):
+            done |= self._complete(workspace, erasure)
+        return done
+
+    def _hide(self, workspace: str, pending: Sequence[Erasure]) -> None:
+        """Every view looks at the log's head each ``view_poll_ms``; after two of them all have seen the erasure."""
+        now_us = self.context.clock.now_us()
+        for erasure in pending:
+            if not erasure.hidden_us and now_us - erasure.requested_us >= 2000 * self.context.settings.fold.view_poll_ms:
+                self.context.ledger.set_hidden(workspace, erasure.position, now_us)
+
+    # -- groups -------------------------------------------------------------------------------------------------------
+    def _reset_retired(self, workspace: str, pending: Sequence[Erasure]) -> None:
+        """Nobody folds a retired group's log on: it loses its state, which the log can give again."""
+        ledger = self.context.ledger
+        folded = {group.name for group in self.context.groups(workspace)}
+        instances = ledger.instances(workspace)
+        used = {i.group for i in instances if i.slot != "retired"}
+        for name in sorted({i.group for i in instances} - used - folded):
+            open_ = [e for e in pending if not self._is_done(workspace, e, name)]
+            if not open_:
+                continue
+            start = min(i.start_seq for i in instances if i.group == name)
+            ledger.reset_group(workspace, name, watermark=start)
+            drop_old_checkpoints(checkpoint_root(self.context, workspace, name), set())
+            ledger.note_groups(workspace, [ErasedGroup(e.position, name, "rebuild", "done", 0) for e in open_])
+
+    def _is_done(self, workspace: str, erasure: Erasure, group: str) -> bool:
+        notes = self.context.ledger.erased_groups(workspace, erasure.position)
+        return any(note.group == group and note.state == "done" for note in notes)
+
+    def _forget(self, workspace: str, group: Group, pending: Sequence[Erasure]) -> None:
+        """Bring a group's part of all pending erasures to its end: one rebuild, or one checkpoint, for all of them."""
+        ledger = self.context.ledger
+        notes = {
+            note.position: note
+            for e in pending
+            for note in ledger.erased_groups(workspace, e.position)
+            if note.group == group.name
+        }
+        rebuild = [e for e in pending if (n := notes.get(e.position)) is not None and n.state == "rebuild"]
+        if rebuild:
+            self._rebuild(workspace, group, rebuild, notes)
+        newest = max((n.position for n in notes.values() if n.state == "checkpoint"), default=0)
+        if newest and self.runner.checkpoint(workspace, group, newest):
+            crash.point("erase.checkpointed")
+            written = [n for n in notes.values() if n.state == "checkpoint" and n.position <= newest]
+            ledger.note_groups(workspace, [_with(n, state="done") for n in written])
+
+    def _rebuild(
+        self, workspace: str, group: Group, erasures: Sequence[Erasure], notes: dict[int, ErasedGroup]
+    ) -> None:
+        """Fold the log afresh without the subjects while the old state serves, then put the new one in its place."""
+        context, ledger = self.context, self.context.ledger
+        with self.runner.holding(workspace, group) as owner:
+            if owner is None:
+                return
+        without = {p for e in erasures for p in (e.position, *positions(context, workspace, e))}
+        stores = GroupStores(context, group, side="view")
+        try:
+            fold = Refold(
+                context, workspace, group, stores, without=frozenset(without), batched=True, keep_skips=True
+            )  # fmt: skip
+            while (mark := ledger.group(workspace, group.name).watermark) - fold.after > _CLOSE:
+                fold.run(mark)
+            with self.runner.holding(workspace, group) as owner:
+                if owner is None or owner.lease is None:
+                    return
+                lease = owner.lease
+                fold.run(lease.watermark)
+                root = checkpoint_root(context, workspace, group.name)
+                at = {"commit_no": lease.commit_no + 1, "watermark": lease.watermark}
+                name = write_checkpoint(stores.stores, root, meta=checkpoint_meta(context, workspace, group.name, **at))
+                crash.point("erase.rebuilt")
+                ledger.swap_state(
+                    workspace,
+                    lease,
+                    checkpoint=name,
+                    state_bytes=stores.state_bytes(),
+                    dead=fold.dead,
+                    done=[_with(notes[e.position], state="checkpoint") for e in erasures],
+                )
+                owner.drop()
+            log.info("rebuilt group=%s without=%d events=%d", group.name, len(without), fold.count)
+        finally:
+            stores.close()
+        for e in erasures:
+            notes[e.position] = _with(notes[e.position], state="checkpoint")
+        self.runner.on_commit(workspace, group.name)
+
+    # -- the ledger ---------------------------------------------------------------------------------------------------
+    def _complete(self, workspace: str, erasure: Erasure) -> bool:
+        ledger = self.context.ledger
+        if erasure.state != "scrubbed":
+            if not erasure.hidden_us or not self._all_done(workspace, erasure):
+                return False
+            if not self._scrub(workspace, erasure):
+                return False
+            crash.point("erase.scrubbed")
+        again = ledger.erasure(workspace, erasure.position)
+        assert again is not None
+        ledger.settle()
+        report = json.loads(again.report)
+        report["stores"] += look_through_ledger(self.context, workspace, erasure)
+        left = [line["store"] for line in report["stores"] if line["residue"]]
+        crash.point("erase.looked")
+        ledger.finish_erasure(
+            workspace,
+            erasure.position,
+            state="failed" if left else "complete",
+            report=json.dumps(report, sort_keys=True),
+            at_us=self.context.clock.now_us(),
+        )
+        ledger.settle()
+        log.info("erased workspace=%s position=%d left=%s", workspace, erasure.position, left)
+        return True
+
+    def _all_done(self, workspace: str, erasure: Erasure) -> bool:
+        notes = {n.group: n.state for n in self.context.ledger.erased_groups(workspace, erasure.position)}
+        return all(notes.get(state.group) == "done" for state in self.context.ledger.groups(workspace))
+
+    def _scrub(self, workspace: str, erasure: Erasure) -> bool:
+        context, ledger = self.context, self.context.ledger
+        seqs = positions(context, workspace, erasure)
+        rows = ledger.rows(workspace, seqs)
+        needles = choose_needles(context, workspace, erasure, rows)
+        looked = look_through_stores(context, workspace, needles)
+        if self._retry_by_rebuild(workspace, erasure, {line.group for line in looked if line.residue}):
+            return False
+        crash.point("erase.before_scrub")
+        results = used_results(context, workspace, [row for row in rows if row.effect == NORMAL])
+        traces = Traces(
+            subject=erasure.subject,
+            seqs=seqs,
+            dedups=[_dedup(row) for row in [*rows, *ledger.rows(workspace, [erasure.position])]],
+            results=sorted(results),
+            letters=letters_about(context, workspace, erasure.subject, set(seqs)),
+        )
+        report: dict[str, Any] = {
+            "stores": [
+                {"store": f"{line.group}/{line.store}", "scanned": line.scanned, "residue": line.residue}
+                for line in looked
+            ],
+            "looked_for": {"id": needles.subject is not None, "texts": len(needles.texts)},
+            "removed": {"events": len(seqs), "results": len(results), "dead_letters": len(traces.letters)},
+        }
+        return ledger.scrub(workspace, erasure.position, traces, json.dumps(report)) is not None
+
+    def _retry_by_rebuild(self, workspace: str, erasure: Erasure, groups: set[str]) -> bool:
+        """A group that says it forgot exactly and did not is folded afresh; whoever was already stays reported."""
+        notes = self.context.ledger.erased_groups(workspace, erasure.position)
+        wrong = [n for n in notes if n.group in groups and n.method == "exact"]
+        for note in wrong:
+            log.error("forget_left_traces group=%s position=%d: folding it afresh", note.group, note.position)
+        self.context.ledger.note_groups(workspace, [_with(n, method="rebuild", state="rebuild") for n in wrong])
+        return bool(wrong)
+
+
+def used_results(context: Context, workspace: str, rows: Sequence[LogRow]) -> set[tuple[str, bytes]]:
+    """Return the kept backend results that the events needed: (backend, content hash)."""
+    found: set[tuple[str, bytes]] = set()
+    for runtime in _runtimes(context, workspace):
+        events = [context.registry.event_types.decode(row) for row in rows if row.type in runtime.handles]
+        tools = RecordingTools(context, workspace, runtime)
+        for event in events:
+            try:
+                runtime.policy.prepare_batch([event], tools)
+            except EventError:
+                continue  # it needed what was noted before it was refused
+        found |= tools.used
+    return found
+
+
+def _runtimes(context: Context, workspace: str) -> list[Runtime]:
+    """Every instance that prepares and whose code is here, retired ones too."""
+    made = []
+    for instance in context.ledger.instances(workspace):
+        kind = context.registry.policies.get(instance.use)
+        if kind is not None and kind.version == instance.version:
+            policy = context.registry.make_policy(instance.use, instance.config)
+            if prepares(policy):
+                handles = frozenset(policy.handles)
+                made.append(Runtime(instance=instance, policy=policy, handles=handles, prepares=True))
+    return made
+
+
+def _dedup(row: LogRow) -> bytes:
+    envelope = _envelope(row.body)
+    return dedup_key(envelope.source, envelope.id)
+
+
+def _with(note: ErasedGroup, **changes: Any) -> ErasedGroup:
+    return ErasedGroup(**asdict(note) | changes)
