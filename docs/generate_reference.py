@@ -353,10 +353,10 @@ def routes() -> list[tuple[str, str]]:
 
 def endpoints() -> list[Any]:
     """Return the declared endpoints, as the application has them."""
-    from streamfold.pipelines.serve import ask, deadletters, documents, events, health, operate
+    from streamfold.pipelines.serve import ask, deadletters, documents, erasures, events, health, operate
 
     found: list[Any] = []
-    for module in (events, documents, ask, deadletters, operate, health):
+    for module in (events, documents, ask, deadletters, erasures, operate, health):
         found += module.ENDPOINTS
     return [*found, health.openapi_endpoint({})]
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from streamfold.core.context import Context
 from streamfold.core.errors import ConfigError, LedgerError, LedgerUnavailable
-from streamfold.core.fold import FoldRunner, LedgerPrepared, Preparer
+from streamfold.core.fold import Eraser, FoldRunner, LedgerPrepared, Preparer
 from streamfold.core.settings import Settings, load_settings
 from streamfold.pipelines import tasks
 from streamfold.pipelines.node import Node
@@ -154,6 +154,10 @@ class Worker:
         self._sweeps: dict[str, Sweep] = {}
         if role in ("fold", "all"):
             self._sweeps["fold"] = Sweep("sweep-fold", every_s, ledger.workspaces, self._sweep_fold)
+            eraser = Eraser(context, self.runner)
+            self._sweeps["erase"] = Sweep(
+                "sweep-erase", every_s, ledger.erasing_workspaces, lambda workspace: self._erase(eraser, workspace)
+            )
         if role in ("prepare", "all"):
             self._sweeps["prepare"] = Sweep("sweep-prepare", every_s, ledger.workspaces, self.prepare)
 
@@ -185,6 +189,11 @@ class Worker:
         idle_s = time.monotonic() - self._folded_at.get(workspace, 0.0)
         if idle_s > keep_s or self.runner.lagging(workspace):
             self.fold(workspace)
+
+    def _erase(self, eraser: Eraser, workspace: str) -> None:
+        """Go on with a workspace's erasures, here as far as this process has its groups' leases."""
+        _pin(self, workspace)
+        eraser.run(workspace)
 
     def _prepare_needed(self, workspace: str) -> None:
         """Ask for prepare when a fold waits for it, not more often than is of use."""

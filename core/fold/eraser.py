@@ -63,8 +63,9 @@ class Eraser:
     def _hide(self, workspace: str, pending: Sequence[Erasure]) -> None:
         """Every view looks at the log's head each ``view_poll_ms``; after two of them all have seen the erasure."""
         now_us = self.context.clock.now_us()
+        long_ago_us = now_us - 2000 * self.context.settings.fold.view_poll_ms
         for erasure in pending:
-            if not erasure.hidden_us and now_us - erasure.requested_us >= 2000 * self.context.settings.fold.view_poll_ms:
+            if not erasure.hidden_us and erasure.requested_us <= long_ago_us:
                 self.context.ledger.set_hidden(workspace, erasure.position, now_us)
 
     # -- groups -------------------------------------------------------------------------------------------------------

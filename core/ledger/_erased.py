@@ -120,12 +120,12 @@ class EraseMixin(Base):
     # -- what is to be done ------------------------------------------------------------------------------------
     def erasures(self, workspace: str) -> list[Erasure]:
         c = s.erasures.c
-        query = select(c).where(c.workspace == workspace, c.completed_us == 0).order_by(c.position)
+        query = select(s.erasures).where(c.workspace == workspace, c.completed_us == 0).order_by(c.position)
         return [_erasure(row) for row in self._select(query)]
 
     def erasure(self, workspace: str, position: int) -> Erasure | None:
         c = s.erasures.c
-        rows = self._select(select(c).where(c.workspace == workspace, c.position == position))
+        rows = self._select(select(s.erasures).where(c.workspace == workspace, c.position == position))
         return _erasure(rows[0]) if rows else None
 
     def erasing_workspaces(self) -> list[str]:

@@ -324,6 +324,11 @@ class WorkspaceView:
             return since
         return max(since, (self.context.clock.now_us() - rows[0].recorded_us) // 1000)
 
+    @property
+    def hides_upto(self) -> int:
+        """The position up to which deletions are known here."""
+        return self._deletions_read
+
     def hidden(self, view: GroupView, subjects: Iterable[Subject]) -> bool:
         """Whether a result with these source subjects is hidden: one was deleted past the group's watermark, or is
         erased and the group has not forgotten it."""

@@ -309,7 +309,7 @@ def test_a_retired_groups_state_goes_too(tmp_path: Path) -> None:
     with World(tmp_path / "c", [plugin([Newer])], {"last": {}}) as world:
         world.fold()
         assert old not in {g.name for g in world.context.groups("default", fresh=True)}
-        world.send("user.erased", {"user_id": SECRET})
+        assert world.send("user.erased", {"user_id": SECRET}, id="erase").outcomes == ["accepted"]
         world.erase()
         assert bytes_left(world, SECRET) == []
         assert dict(world.store("last", "last").items()) == {"i2": "u"}
