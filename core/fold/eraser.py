@@ -2,8 +2,9 @@
 
 An erasure goes from *accepted* (logged; hidden from every answer by the views' next look) to *hidden*, and once every
 group has forgotten and nothing of it is left in checkpoints and feed, to *scrubbed* (log, digests, results, letters
-emptied in one transaction) and *complete* (looked through, the erasing event itself emptied). Each step is found from
-the ledger and may be repeated, so a killed process's successor goes on wherever it died.
+emptied in one transaction), *settling* (looked through, the erasing event itself emptied) and *complete* (old versions
+of the rows given up). Each step is found from the ledger and may be repeated, so a killed process's successor goes on
+wherever it died.
 """
 
 from __future__ import annotations
@@ -55,10 +56,24 @@ class Eraser:
         self._reset_retired(workspace, pending)
         for group in self.context.groups(workspace):
             self._forget(workspace, group, pending)
-        done = False
         for erasure in ledger.erasures(workspace):
-            done |= self._complete(workspace, erasure)
-        return done
+            self._complete(workspace, erasure)
+        return self._settle(workspace)
+
+    def _settle(self, workspace: str) -> bool:
+        """End what is done but for the old versions of changed rows, together: giving them up is the same for all."""
+        ledger = self.context.ledger
+        unsettled = ledger.unsettled(workspace)
+        if not unsettled:
+            return False
+        ledger.settle()
+        crash.point("erase.settled")
+        for erasure in unsettled:
+            left = [line["store"] for line in json.loads(erasure.report)["stores"] if line["residue"]]
+            state = "failed" if left else "complete"
+            ledger.end_erasure(workspace, erasure.position, state, self.context.clock.now_us())
+            log.info("erased workspace=%s position=%d left=%s", workspace, erasure.position, left)
+        return True
 
     def _hide(self, workspace: str, pending: Sequence[Erasure]) -> None:
         """Every view looks at the log's head each ``view_poll_ms``; after two of them all have seen the erasure."""
@@ -148,31 +163,20 @@ class Eraser:
         self.runner.on_commit(workspace, group.name)
 
     # -- the ledger ---------------------------------------------------------------------------------------------------
-    def _complete(self, workspace: str, erasure: Erasure) -> bool:
+    def _complete(self, workspace: str, erasure: Erasure) -> None:
         ledger = self.context.ledger
         if erasure.state != "scrubbed":
             if not erasure.hidden_us or not self._all_done(workspace, erasure):
-                return False
+                return
             if not self._scrub(workspace, erasure):
-                return False
+                return
             crash.point("erase.scrubbed")
         again = ledger.erasure(workspace, erasure.position)
         assert again is not None
-        ledger.settle()
         report = json.loads(again.report)
         report["stores"] += look_through_ledger(self.context, workspace, erasure)
-        left = [line["store"] for line in report["stores"] if line["residue"]]
         crash.point("erase.looked")
-        ledger.finish_erasure(
-            workspace,
-            erasure.position,
-            state="failed" if left else "complete",
-            report=json.dumps(report, sort_keys=True),
-            at_us=self.context.clock.now_us(),
-        )
-        ledger.settle()
-        log.info("erased workspace=%s position=%d left=%s", workspace, erasure.position, left)
-        return True
+        ledger.empty_erasure(workspace, erasure.position, json.dumps(report, sort_keys=True))
 
     def _all_done(self, workspace: str, erasure: Erasure) -> bool:
         notes = {n.group: n.state for n in self.context.ledger.erased_groups(workspace, erasure.position)}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 
 from streamfold.core import crash
 from streamfold.core.events.model import NewEvent, Subject
@@ -119,9 +119,15 @@ class EraseMixin(Base):
 
     # -- what is to be done ------------------------------------------------------------------------------------
     def erasures(self, workspace: str) -> list[Erasure]:
+        return self._pending(workspace, s.erasures.c.id != "")
+
+    def unsettled(self, workspace: str) -> list[Erasure]:
+        return self._pending(workspace, s.erasures.c.id == "")
+
+    def _pending(self, workspace: str, which: ColumnElement[bool]) -> list[Erasure]:
         c = s.erasures.c
-        query = select(s.erasures).where(c.workspace == workspace, c.completed_us == 0).order_by(c.position)
-        return [_erasure(row) for row in self._select(query)]
+        query = select(s.erasures).where(c.workspace == workspace, c.completed_us == 0, which)
+        return [_erasure(row) for row in self._select(query.order_by(c.position))]
 
     def erasure(self, workspace: str, position: int) -> Erasure | None:
         c = s.erasures.c
@@ -209,17 +215,21 @@ class EraseMixin(Base):
 
         return self._write(job)
 
-    def finish_erasure(self, workspace: str, position: int, *, state: str, report: str, at_us: int) -> None:
-        done = """update erasures set state = ?, report = ?, completed_us = ?, id = '', found = null
+    def empty_erasure(self, workspace: str, position: int, report: str) -> None:
+        done = """update erasures set state = 'settling', report = ?, id = '', found = null
             where workspace = ? and position = ?"""
 
         def job(tx: Tx) -> None:
             tx.run(_EMPTY, (b"", workspace, position))
             tx.run("delete from deletions where workspace = ? and seq = ?", (workspace, position))
-            tx.run(done, (state, report, at_us, workspace, position))
+            tx.run(done, (report, workspace, position))
             crash.point("erase.finish.in")
 
         self._write(job)
+
+    def end_erasure(self, workspace: str, position: int, state: str, at_us: int) -> None:
+        sql = "update erasures set state = ?, completed_us = ? where workspace = ? and position = ?"
+        self._write(lambda tx: tx.run(sql, (state, at_us, workspace, position)))
 
 
 _EMPTY = f"""update log set effect = {ERASED}, body = ?, subject_kind = '', subject_id = ''

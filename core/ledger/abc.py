@@ -155,9 +155,10 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erasure:
-    """One erasing event and what became of it. ``subject`` has no id once the erasure is complete.
+    """One erasing event and what became of it. ``subject`` has no id from *settling* on.
 
-    ``state``: accepted, hidden, scrubbed (traces gone, report under way), complete, failed (traces were left).
+    ``state``: accepted, hidden, scrubbed (traces gone, report under way), settling (old versions of rows are being
+    given up), complete, failed (traces were left).
     ``found``: positions of the subject's events before the erasure, once they were looked for. ``report``: JSON.
     """
 
@@ -392,7 +393,10 @@ class Ledger(Protocol):
 
     # -- erasures ----------------------------------------------------------------------------------------------
     def erasures(self, workspace: str) -> list[Erasure]:
-        """The erasures that are not complete, in order."""
+        """The erasures whose subject is still known, in order."""
+
+    def unsettled(self, workspace: str) -> list[Erasure]:
+        """The erasures that are done but for ``settle``."""
 
     def erasure(self, workspace: str, position: int) -> Erasure | None: ...
 
@@ -435,11 +439,14 @@ class Ledger(Protocol):
         """Empty log rows and digests, delete the other traces, in one transaction; returns how many rows of what.
         None (nothing was done) while a group has not forgotten."""
 
-    def finish_erasure(self, workspace: str, position: int, *, state: str, report: str, at_us: int) -> None:
+    def empty_erasure(self, workspace: str, position: int, report: str) -> None:
         """Empty the erasing event itself and the erasure's subject."""
 
+    def end_erasure(self, workspace: str, position: int, state: str, at_us: int) -> None: ...
+
     def settle(self) -> None:
-        """Have the database give up old versions of changed rows (SQLite's WAL, PostgreSQL's dead tuples)."""
+        """Have the database give up old versions of changed rows: SQLite's write-ahead log and unused parts of pages,
+        PostgreSQL's dead tuples."""
 
     # -- audit -------------------------------------------------------------------------------------------------
     def audit(self, workspace: str, *, actor: str, action: str, target: str, reason: str, at_us: int) -> None: ...

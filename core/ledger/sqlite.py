@@ -31,7 +31,7 @@ from streamfold.core.ledger._groups import GroupMixin
 from streamfold.core.ledger._letters import LetterMixin
 from streamfold.core.ledger._log import LogMixin
 from streamfold.core.ledger._prepare import PrepareMixin
-from streamfold.core.ledger._sqlite_files import Checkpointer, ProcessLock
+from streamfold.core.ledger._sqlite_files import PAGES, Checkpointer, Gaps, ProcessLock
 from streamfold.core.ledger._tx import SqliteTx, Tx
 from streamfold.core.ledger._writer import GroupWriter, unavailable
 from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove
@@ -85,6 +85,7 @@ class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin, EraseMixin):
         writing.raw.execute(_WRITER_CACHE)
         self._writer = GroupWriter(writing)
         self._checkpointer = Checkpointer(path, self._connect_plain, lambda: self._writer.commits, self._writer.lock)
+        self._gaps = Gaps(path)
         self.timeline_id = self._meta("timeline_id")
         self.erasure_key = self._meta("erasure_key").encode()
 
@@ -97,6 +98,7 @@ class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin, EraseMixin):
             self._writer.close()
             self._sweep()
         self._engine.dispose()
+        self._gaps.close()
         self._held.release()
 
     def _sweep(self) -> None:
@@ -170,16 +172,28 @@ class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin, EraseMixin):
         return f"instr({column}, ?) > 0"
 
     def settle(self) -> None:
-        """Copy the write-ahead log into the database and truncate it: the old pages' images go with it."""
+        """Truncate the write-ahead log, and overwrite what page splits have left between the cells of pages."""
+        self._alone(lambda: None)
+        pages = self._gaps.find()
+        for start in range(0, len(pages), PAGES):
+            part = pages[start : start + PAGES]
+            self._alone(lambda part=part: self._gaps.overwrite(part))  # type: ignore[misc]  # bound now
+
+    def _alone(self, job: Callable[[], None]) -> None:
+        """Run a job while nobody writes, everything is in the database file, and the writer has no page in its cache.
+
+        The cache would bring the old bytes back with the next change of a page.
+        """
         connection = self._connect_plain()
         try:
             for _ in range(200):
                 with self._writer.lock:
-                    busy = connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
-                if not busy:
-                    return
+                    if not connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]:
+                        self._writer.drop_cache()
+                        job()
+                        return
                 time.sleep(0.05)  # a reader still needs the log
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             raise unavailable(error) from error
         finally:
             connection.close()

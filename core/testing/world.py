@@ -117,7 +117,7 @@ class World:
             self.fold()
             self.clock.advance(1)
             eraser.run(self.workspace)
-            if not self.ledger.erasures(self.workspace):
+            if not self.ledger.erasing_workspaces():
                 return
         raise AssertionError("the erasures did not complete in 100 rounds")
 

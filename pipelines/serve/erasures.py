@@ -99,7 +99,7 @@ def _report(call: Call) -> dict[str, Any]:
         "erasure_id": str(found.position),
         "position": found.position,
         "kind": found.subject.kind,
-        "state": "hidden" if found.state == "scrubbed" else found.state,
+        "state": "hidden" if found.state in ("scrubbed", "settling") else found.state,
         "requested_at": rfc3339(found.requested_us),
         "hidden_at": rfc3339(found.hidden_us),
         "completed_at": rfc3339(found.completed_us),
