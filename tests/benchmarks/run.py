@@ -14,6 +14,7 @@ from pathlib import Path
 
 import bench_distributed
 import bench_embedded
+import bench_erasure
 import bench_growth
 import harness
 from harness import Figure
@@ -24,6 +25,7 @@ BENCHES: dict[str, Callable[[bool, int], list[Figure]]] = {
     "in-process": bench_growth.in_process,
     "documents": bench_embedded.documents,
     "growth": bench_growth.growth,
+    "erasure": bench_erasure.erasure,
     "kafka": bench_distributed.throughput,
     "kafka-freshness": bench_distributed.freshness,
 }
