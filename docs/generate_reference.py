@@ -353,10 +353,10 @@ def routes() -> list[tuple[str, str]]:
 
 def endpoints() -> list[Any]:
     """Return the declared endpoints, as the application has them."""
-    from streamfold.pipelines.serve import ask, deadletters, documents, erasures, events, health, operate
+    from streamfold.pipelines.serve import ask, backups, deadletters, documents, erasures, events, health, operate
 
     found: list[Any] = []
-    for module in (events, documents, ask, deadletters, erasures, operate, health):
+    for module in (events, documents, ask, deadletters, erasures, backups, operate, health):
         found += module.ENDPOINTS
     return [*found, health.openapi_endpoint({})]
 
@@ -500,7 +500,8 @@ def cli_page() -> str:
         "# Command line\n",
         "stdout holds the result (`--json`: the REST body), stderr the progress. Global options stand before or after "
         f"the command. Exit codes: {EXIT_CODES}. The key is taken from `STREAMFOLD_API_KEY`. `init`, `doctor`, "
-        "`migrate`, `serve`, `ingest`, `worker` and `demo` need no running service; the others speak HTTP to one.\n",
+        "`migrate`, `restore`, `serve`, `ingest`, `worker` and `demo` need no running service; the others speak HTTP to "
+        "one.\n",
         "## Global options\n",
         *_options(typer.main.get_command(app).params),
     ]

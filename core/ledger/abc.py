@@ -7,9 +7,10 @@ workspace.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from streamfold.core.events.model import NewEvent, Subject
 
@@ -223,6 +224,9 @@ class Ledger(Protocol):
     """Random id made when the database was created; a restored database gets a new one."""
 
     def close(self) -> None: ...
+
+    def backup(self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+        """Write a consistent copy into a new folder while everything goes on; returns its manifest."""
 
     def ensure_workspace(self, workspace: str) -> None:
         """Create the workspace's head row when missing (idempotent)."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
@@ -13,8 +14,9 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, TimeoutError
 
 from streamfold.core import crash
-from streamfold.core.errors import LedgerUnavailable
+from streamfold.core.errors import LedgerError, LedgerUnavailable
 from streamfold.core.events.model import NewEvent
+from streamfold.core.ledger import backup as backups
 from streamfold.core.ledger import migrate as migrations
 from streamfold.core.ledger._append import (
     distinct,
@@ -32,6 +34,7 @@ from streamfold.core.ledger._log import LogMixin
 from streamfold.core.ledger._prepare import PrepareMixin
 from streamfold.core.ledger._tx import PostgresTx, Tx
 from streamfold.core.ledger.abc import Appended, DeadLetter, ErasedGroup, IntakeMove, Lease
+from streamfold.core.ledger.schema import metadata
 
 T = TypeVar("T")
 _OPTIONS = "-c statement_timeout=60s -c lock_timeout=20s -c idle_in_transaction_session_timeout=5s -c timezone=UTC"
@@ -241,6 +244,31 @@ class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin, EraseMixin
     def _contains(self, column: str) -> str:
         return f"position(?::bytea in {column}) > 0"
 
+    def backup(self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+        """Read all tables in one snapshot."""
+        part = backups.start_folder(folder)
+
+        def job(tx: Tx) -> dict[str, int]:
+            raw = tx.raw
+            with raw.transaction():
+                raw.execute("set transaction isolation level repeatable read, read only")
+                raw.execute("set local statement_timeout = 0")
+                raw.execute("set local idle_in_transaction_session_timeout = 0")
+                at = backups.positions(tx)
+                total = sum(at.values())
+                for table in metadata.sorted_tables:
+                    columns = [str(column.name) for column in table.columns]
+                    for count in backups.write_table(part, table.name, columns, _batches(raw, table.name, columns)):
+                        if table.name == "log":
+                            progress(count, total)
+            return at
+
+        try:
+            at = self._lend(job)
+            return backups.finish_folder(part, folder, kind="postgresql", timeline=self.timeline_id, at=at)
+        finally:
+            backups.drop_folder(part)
+
     def settle(self) -> None:
         """Vacuum the tables that held traces: their dead tuples' space is given up for new rows."""
         tables = "log, dedup, commits, prepared, results, dead_letters, deletions, sequences, erasures"
@@ -260,6 +288,52 @@ class PostgresLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin, EraseMixin
             pg_database_size(current_database())"""
         parts = ("log", "feed", "results", "dead_letters", "total")
         return dict(zip(parts, self._all(sql)[0], strict=True))
+
+
+def _batches(raw: Any, table: str, columns: Sequence[str]) -> Iterator[list[Any]]:
+    names = ", ".join(columns)
+    with raw.cursor(name=f"backup_{table}") as cursor:
+        cursor.itersize = backups.ROWS
+        cursor.execute(f"select {names} from {table}")
+        while rows := cursor.fetchmany(backups.ROWS):
+            yield rows
+
+
+def restore(folder: Path, url: str, manifest: dict[str, Any]) -> str:
+    """Load a backup's tables into an empty database, all or nothing, with a timeline of its own; returns that."""
+    if manifest["migration"] != migrations.newest():
+        raise LedgerError(
+            f"{folder} is of migration {manifest['migration']}, this version's newest is {migrations.newest()}: "
+            "restore with the version that made it, then start this one"
+        )
+    engine = make_engine(url)
+    try:
+        with engine.connect() as connection:
+            raw: Any = connection.connection.driver_connection
+            with raw.transaction():
+                migrations.upgrade(connection)
+                tx = PostgresTx(connection)
+                if tx.one("select 1 from log_head limit 1") is not None:
+                    raise LedgerError("the database holds a ledger: name an empty one, nothing was restored")
+                tx.run("set local statement_timeout = 0")
+                for table in metadata.sorted_tables:
+                    raw.execute(f"truncate {table.name}")
+                    _load(raw, table.name, backups.table_file(folder, table.name))
+                return backups.begin_timeline(tx)
+    except DBAPIError as error:
+        raise _unavailable(error) from error
+    finally:
+        engine.dispose()
+
+
+def _load(raw: Any, table: str, file: Path) -> None:
+    with file.open("rb") as opened:
+        frames = backups.read_frames(opened)
+        columns = ", ".join(next(frames))
+        with raw.cursor() as cursor, cursor.copy(f"copy {table} ({columns}) from stdin") as copy:
+            for rows in frames:
+                for row in rows:
+                    copy.write_row(row)
 
 
 def _append(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 import time
 from collections import deque
@@ -15,8 +17,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from streamfold.core import crash
-from streamfold.core.errors import LedgerUnavailable
+from streamfold.core.errors import LedgerError, LedgerUnavailable
 from streamfold.core.events.model import NewEvent
+from streamfold.core.ledger import backup as backups
 from streamfold.core.ledger._append import (
     distinct,
     index_deletions,
@@ -37,6 +40,8 @@ from streamfold.core.ledger._writer import GroupWriter, unavailable
 from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove
 
 T = TypeVar("T")
+DATABASE = "ledger.db"
+"""The database's name in a backup."""
 _PRAGMAS = (
     "pragma journal_mode=wal",
     "pragma synchronous=full",
@@ -171,6 +176,24 @@ class SqliteLedger(LogMixin, GroupMixin, PrepareMixin, LetterMixin, EraseMixin):
     def _contains(self, column: str) -> str:
         return f"instr({column}, ?) > 0"
 
+    def backup(self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+        """Copy the database in one step: a snapshot, which writers do not wait for."""
+        part = backups.start_folder(folder)
+        try:
+            with self._reading() as tx:
+                copy = sqlite3.connect(part / DATABASE)
+                try:
+                    tx.raw.backup(copy, pages=-1, progress=lambda _, left, total: progress(total - left, total))
+                    copy.execute("pragma journal_mode=delete")
+                    at = dict(copy.execute("select workspace, seq from log_head order by workspace").fetchall())
+                finally:
+                    copy.close()
+            return backups.finish_folder(part, folder, kind="sqlite", timeline=self.timeline_id, at=at)
+        except sqlite3.Error as error:
+            raise unavailable(error) from error
+        finally:
+            backups.drop_folder(part)
+
     def settle(self) -> None:
         """Truncate the write-ahead log, and overwrite what page splits have left between the cells of pages."""
         self._alone(lambda: None)
@@ -263,3 +286,26 @@ def _insert(tx: Tx, workspace: str, fresh: Sequence[NewEvent], first: int, recor
         rows.append((workspace, seq, recorded_us, e.type, e.retry_of, subject.kind, subject.id, e.body))
     tx.many(_DEDUP, dedups)
     tx.many(_LOG, rows)
+
+
+def restore(folder: Path, path: Path) -> str:
+    """Put a backup's database at a path where there is none, with a timeline of its own; returns that."""
+    if path.exists():
+        raise LedgerError(f"{path} is already there: move it away first, nothing was restored")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.restoring")
+    part.unlink(missing_ok=True)
+    shutil.copyfile(folder / DATABASE, part)
+    engine = make_engine(part)
+    try:
+        with engine.connect() as connection:
+            tx = SqliteTx(connection)
+            tx.raw.execute("begin immediate")
+            timeline = backups.begin_timeline(tx)
+            tx.raw.execute("commit")
+            tx.raw.execute("pragma wal_checkpoint(truncate)").fetchall()
+            tx.raw.execute("pragma journal_mode=delete").fetchall()
+    finally:
+        engine.dispose()
+    os.rename(part, path)
+    return timeline

@@ -8,6 +8,7 @@
 - :mod:`~streamfold.pipelines.cli.watch`: ``status trace tail plugins``
 - :mod:`~streamfold.pipelines.cli.size`: ``size``
 - :mod:`~streamfold.pipelines.cli.erase`: ``erase``
+- :mod:`~streamfold.pipelines.cli.erase`: ``erase``; :mod:`~streamfold.pipelines.cli.backup`: ``backup restore``
 - :mod:`~streamfold.pipelines.cli.letters`: ``dead-letters``; :mod:`~streamfold.pipelines.cli.policies`: ``policies``
 
 Everything heavy is imported inside the command that needs it, so that ``--help`` answers at once.
@@ -22,7 +23,7 @@ from typing import Annotated
 
 import typer
 
-from streamfold.pipelines.cli import ask, erase, letters, local, policies, send, size, watch
+from streamfold.pipelines.cli import ask, backup, erase, letters, local, policies, send, size, watch
 from streamfold.pipelines.cli.state import EXIT_CODES, FAILED, CliError, Globals, hoist_globals, report_error
 
 __all__ = ["app", "main"]
@@ -56,7 +57,7 @@ def _globals(
     ctx.obj = Globals(config=config, url=url, workspace=workspace, json=as_json, quiet=quiet)
 
 
-for _module in (local, send, ask, watch, letters, policies, erase, size):
+for _module in (local, send, ask, watch, letters, policies, erase, backup, size):
     _module.register(app)
 
 
