@@ -50,10 +50,10 @@ def _target(call: Call, given: str) -> Path:
     """Resolve the target; with a key only below the data folder's ``backups``, because a key is not a login."""
     if not given.strip() or "\0" in given:
         raise at("/target", "invalid-value", "target is empty: name a folder on the server's host")
-    root = (call.service.settings.data / "backups").absolute()
+    root = (call.service.settings.data / "backups").resolve()
     target = (root / given).resolve()
-    inside = target != root.resolve() and target.is_relative_to(root.resolve())
-    if not inside and (call.principal is not LOCAL or not Path(given).is_absolute()):
+    anywhere = call.principal is LOCAL and Path(given).is_absolute()
+    if target == root or not (anywhere or target.is_relative_to(root)):
         raise at("/target", "invalid-value", f"target must be a folder below {root}")
     if target.exists():
         raise at("/target", "invalid-value", f"{target} is already there: name a folder that is not")
