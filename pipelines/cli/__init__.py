@@ -7,7 +7,6 @@
 - :mod:`~streamfold.pipelines.cli.ask`: ``query trending``
 - :mod:`~streamfold.pipelines.cli.watch`: ``status trace tail plugins``
 - :mod:`~streamfold.pipelines.cli.size`: ``size``
-- :mod:`~streamfold.pipelines.cli.erase`: ``erase``
 - :mod:`~streamfold.pipelines.cli.erase`: ``erase``; :mod:`~streamfold.pipelines.cli.backup`: ``backup restore``
 - :mod:`~streamfold.pipelines.cli.letters`: ``dead-letters``; :mod:`~streamfold.pipelines.cli.policies`: ``policies``
 
