@@ -28,7 +28,7 @@ from streamfold.core.fold.refold import Refold
 from streamfold.core.fold.residue import choose_needles, letters_about, look_through_ledger, look_through_stores
 from streamfold.core.fold.stores import GroupStores, checkpoint_root
 from streamfold.core.fold.tools import RecordingTools
-from streamfold.core.ledger.abc import NORMAL, ErasedGroup, Erasure, LogRow, Traces
+from streamfold.core.ledger.abc import ERASED, NORMAL, ErasedGroup, Erasure, LogRow, Traces
 from streamfold.core.policy import prepares
 from streamfold.core.stores.checkpoint import drop_old_checkpoints, write_checkpoint
 
@@ -155,11 +155,13 @@ class Eraser:
                     done=[_with(notes[e.position], state="checkpoint") for e in erasures],
                 )
                 owner.drop()
+                drop_old_checkpoints(root, {name})
+                forgotten = [_with(notes[e.position], state="done") for e in erasures]
+                ledger.note_groups(workspace, forgotten)
             log.info("rebuilt group=%s without=%d events=%d", group.name, len(without), fold.count)
         finally:
             stores.close()
-        for e in erasures:
-            notes[e.position] = _with(notes[e.position], state="checkpoint")
+        notes |= {note.position: note for note in forgotten}
         self.runner.on_commit(workspace, group.name)
 
     # -- the ledger ---------------------------------------------------------------------------------------------------
@@ -184,8 +186,9 @@ class Eraser:
 
     def _scrub(self, workspace: str, erasure: Erasure) -> bool:
         context, ledger = self.context, self.context.ledger
-        seqs = positions(context, workspace, erasure)
-        rows = ledger.rows(workspace, seqs)
+        found = ledger.rows(workspace, positions(context, workspace, erasure))
+        rows = [row for row in found if row.effect != ERASED]  # others may have gone with another subject
+        seqs = [row.seq for row in rows]
         needles = choose_needles(context, workspace, erasure, rows)
         looked = look_through_stores(context, workspace, needles)
         if self._retry_by_rebuild(workspace, erasure, {line.group for line in looked if line.residue}):

@@ -103,20 +103,19 @@ class FoldRunner:
             yield fold
 
     def checkpoint(self, workspace: str, group: Group, least: int) -> bool:
-        """Make sure of a checkpoint at or past a position and drop all others; False: not now, or not here."""
-        key, ledger = (workspace, group.name), self.context.ledger
+        """Write a purged checkpoint at or past a position and drop all others; False: not now, or not here."""
+        key = (workspace, group.name)
         with self.holding(workspace, group) as fold:
             if fold is None or fold.lease is None:
                 return False
             lease = fold.lease
             self._checkpointing.add(key)
         try:
-            state = ledger.group(workspace, group.name)
-            if state.checkpoint is None or state.checkpoint_watermark < least:
-                fold.checkpoint_bytes = checkpoint_group(self.context, workspace, group, lease) or fold.checkpoint_bytes
-                state = ledger.group(workspace, group.name)
-            if state.checkpoint is None or state.checkpoint_watermark < least:
+            written = checkpoint_group(self.context, workspace, group, lease, purge=True)
+            state = self.context.ledger.group(workspace, group.name)
+            if not written or state.checkpoint is None or state.checkpoint_watermark < least:
                 return False
+            fold.checkpoint_bytes = written
             drop_old_checkpoints(checkpoint_root(self.context, workspace, group.name), {state.checkpoint})
             return True
         finally:

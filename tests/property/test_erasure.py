@@ -17,7 +17,7 @@ from streamfold.core.fold.eraser import Eraser
 from streamfold.core.testing import World, plugin
 
 USERS = st.sampled_from(["user-anna", "user-bert", "user-cleo"])
-ITEMS = st.sampled_from(["item-a", "item-b", "item-bad"])
+ITEMS = st.sampled_from(["item-a", "item-b", "bad-one"])
 
 
 class Exact(Policy):
@@ -29,7 +29,7 @@ class Exact(Policy):
     def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
         for table, key in _keys(event):
             stores[table].put(key, stores[table].get(key, 0) + 1)
-        if event.data.item_id == "item-bad":
+        if event.data.item_id == "bad-one":
             raise EventError("bad item")
 
     def forget(self, subject: Subject, events: Any, stores: Stores) -> None:
@@ -142,7 +142,7 @@ class Life(RuleBasedStateMachine):
 
     def _check(self) -> None:
         world = self.world
-        kept = [(user, item) for _, user, item in self.alive if item != "item-bad"]
+        kept = [(user, item) for _, user, item in self.alive if item != "bad-one"]
         for name in ("exact", "alone"):
             assert dict(world.store(name, "users").items()) == dict(Counter(user for user, _ in kept))
             assert dict(world.store(name, "pairs").items()) == dict(Counter(f"{u}/{i}" for u, i in kept))
