@@ -152,7 +152,7 @@ class Eraser:
                     checkpoint=name,
                     state_bytes=stores.state_bytes(),
                     dead=fold.dead,
-                    done=[_with(notes[e.position], state="checkpoint") for e in erasures],
+                    done=[*(_with(notes[e.position], state="checkpoint") for e in erasures), *fold.unforgotten],
                 )
                 owner.drop()
                 drop_old_checkpoints(root, {name})

@@ -71,10 +71,16 @@ def positions(context: Context, workspace: str, erasure: Erasure) -> list[int]:
     return found[erasure.position]
 
 
-def events_of(context: Context, workspace: str, erasure: Erasure) -> list[LogRow]:
-    """Return the rows of the subject's events that a fold has seen."""
-    rows = context.ledger.rows(workspace, positions(context, workspace, erasure))
-    return [row for row in rows if row.effect == NORMAL]
+def events_of(context: Context, workspace: str, erasure: Erasure) -> tuple[list[LogRow], list[Erasure]]:
+    """Return the rows of the subject's events that a fold has seen and not forgotten, and what was to forget others.
+
+    An event of two erased subjects goes with the first erasure; the second is to leave it alone.
+    """
+    own = set(positions(context, workspace, erasure))
+    earlier = [e for e in context.ledger.erasures(workspace) if e.position < erasure.position]
+    shared = {e.position: own.intersection(positions(context, workspace, e)) for e in earlier}
+    rows = context.ledger.rows(workspace, sorted(own.difference(*shared.values())))
+    return [row for row in rows if row.effect == NORMAL], [e for e in earlier if shared[e.position]]
 
 
 # -- forgetting -------------------------------------------------------------------------------------------------------
@@ -91,7 +97,9 @@ def forget(
 
     Raises ``ForgetFailed``. ``at`` is the erasing event's row.
     """
-    rows = events_of(context, workspace, erasure)
+    rows, earlier = events_of(context, workspace, erasure)
+    if any(_waits_for_rebuild(context.ledger, workspace, group.name, e) for e in earlier):
+        return ErasedGroup(erasure.position, group.name, "rebuild", "rebuild", len(rows))
     mine = {r.key: _handled(context, workspace, r, rows) for r in group.runtimes}
     removed = len({row.seq for part in mine.values() for row in part})
     if not removed:
@@ -113,6 +121,11 @@ def forget(
     for store in live:
         store.keep()
     return ErasedGroup(erasure.position, group.name, "exact", "checkpoint", removed)
+
+
+def _waits_for_rebuild(ledger: Ledger, workspace: str, group: str, erasure: Erasure) -> bool:
+    notes = ledger.erased_groups(workspace, erasure.position)
+    return any(note.group == group and note.state == "rebuild" for note in notes)
 
 
 def _forget_one(runtime: Runtime, subject: Subject, batch: list[tuple[Event, Any]], view: FoldStores) -> None:
@@ -138,9 +151,7 @@ def _handled(context: Context, workspace: str, runtime: Runtime, rows: Sequence[
     ]
 
 
-def _prepared(
-    context: Context, workspace: str, runtime: Runtime, rows: Sequence[LogRow]
-) -> list[tuple[Event, Any]]:
+def _prepared(context: Context, workspace: str, runtime: Runtime, rows: Sequence[LogRow]) -> list[tuple[Event, Any]]:
     events = [context.registry.event_types.decode(row) for row in rows]
     if not runtime.prepares:
         return [(event, None) for event in events]

@@ -485,4 +485,3 @@ class GroupFold:
     @property
     def backing_off(self) -> bool:
         return time.monotonic() < self._backoff_until
-

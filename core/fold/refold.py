@@ -13,7 +13,7 @@ from streamfold.core.events.model import Event
 from streamfold.core.fold.erasure import forget
 from streamfold.core.fold.prepare import prepare_inline
 from streamfold.core.fold.stores import FoldStores, GroupStores, fold_stores
-from streamfold.core.ledger.abc import NORMAL, DeadLetter, LogRow
+from streamfold.core.ledger.abc import NORMAL, DeadLetter, ErasedGroup, LogRow
 from streamfold.core.policy import Policy
 
 _PAGE = 2048
@@ -54,6 +54,8 @@ class Refold:
     after: int = 0
     count: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
+    unforgotten: list[ErasedGroup] = field(default_factory=list)
+    """Erasures on the way, not in ``without``, that ask for another time."""
     _folds: dict[str, FoldStores] = field(default_factory=dict)
     _skipped: dict[str, set[int]] = field(default_factory=dict)
 
@@ -85,9 +87,10 @@ class Refold:
         """Forget at an erasing event, as the live fold does; True when the event is to be folded as it is."""
         erasure = self.context.ledger.erasure(self.workspace, row.seq)
         if erasure is not None:
-            args = (self.context, self.workspace, self.group, self.stores, self._folds, erasure, row)
-            if forget(*args).method == "exact":
+            done = forget(self.context, self.workspace, self.group, self.stores, self._folds, erasure, row)
+            if done.method == "exact":
                 return False
+            self.unforgotten.append(done)
         return row.type in self.group.handles
 
     def _fold(self, rows: Sequence[LogRow]) -> None:

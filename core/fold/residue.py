@@ -182,4 +182,3 @@ def look_through_ledger(context: Context, workspace: str, erasure: Erasure) -> l
         {"store": "ledger/log", "scanned": before, "residue": left},
         {"store": "ledger/dead_letters", "scanned": ledger.dead_letter_count(workspace), "residue": len(letters)},
     ]
-

@@ -360,3 +360,14 @@ def test_the_database_is_sound_after_all_this(world: World) -> None:
     with sqlite3.connect(Path(world.context.settings.data) / "ledger.db") as connection:
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
     connection.close()
+
+
+def test_an_event_of_two_erased_subjects_is_forgotten_once(world: World) -> None:
+    world.send_many([click("i1", "u1"), click("i2", "u1"), click("i1", "u2"), click("i3", "u3")])
+    world.fold()
+    world.send("user.erased", {"user_id": "u1"})
+    world.send("item.erased", {"item_id": "i1"})
+    world.erase()
+    assert dict(world.store("seen", "count").items()) == {"i3": 1}
+    assert dict(world.store("last", "last").items()) == {"i3": "u3"}
+    assert is_equal(world)
