@@ -6,6 +6,7 @@ passage. Ids count where a stored string is the id (or that of a document's chun
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -143,14 +144,24 @@ def _files(folder: Path) -> Iterable[tuple[str, Path]]:
 
 
 def _in_file(file: Path, needles: Needles) -> int:
-    data = file.read_bytes()
-    if file.suffix == ".msgpack":
-        return _in_packed(data, needles)
-    return needles.hits(data)  # arrays and blobs: no ids, perhaps texts
+    """Arrays and blobs hold no ids, perhaps texts; packed rows are decoded only where something like a hit is."""
+    packed = file.suffix == ".msgpack"
+    wanted = needles.raw() if packed else [text.encode() for text in needles.texts]
+    if not wanted or not file.stat().st_size:
+        return 0
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        counts = [_count(data, needle) for needle in wanted]
+    return needles.hits(unpack(file.read_bytes())) if packed and any(counts) else 0 if packed else sum(counts)
+
+
+def _count(data: mmap.mmap, needle: bytes) -> int:
+    count, at = 0, data.find(needle)
+    while at >= 0:
+        count, at = count + 1, data.find(needle, at + 1)
+    return count
 
 
 def _in_packed(data: bytes, needles: Needles) -> int:
-    """Decode only what may hold a hit."""
     return needles.hits(unpack(data)) if any(raw in data for raw in needles.raw()) else 0
 
 

@@ -137,6 +137,7 @@ class WorkspaceView:
         self._deletions_read = 0
         self._pruned = 0
         self._unforgotten: dict[tuple[str, str], set[str]] = {}
+        self._held_after: dict[tuple[str, str], set[str]] = {}
         self._samples = samples
         self._lock = threading.Lock()
         self.accepted: deque[tuple[int, float, frozenset[str]]] = deque(maxlen=20_000)
@@ -156,6 +157,7 @@ class WorkspaceView:
             ctx.groups(self.name, fresh=True)
             self.states = {s.group: s for s in ctx.ledger.groups(self.name)}
             self.states_at = time.monotonic()
+        held = self._held() if self._unforgotten else {}  # before the marks: what is not in it now is loaded below
         head = ctx.ledger.head(self.name)
         marks = ctx.ledger.watermarks(self.name)
         for group in ctx.groups(self.name):
@@ -194,6 +196,9 @@ class WorkspaceView:
                 except CorruptCheckpoint:
                     view.load()
                 changed = True
+        for subject, groups in self._held_after.items():
+            held.setdefault(subject, set()).update(groups)
+        self._unforgotten = held
         self.head = head
         self.followed_at = time.monotonic()
         if changed:
@@ -209,23 +214,26 @@ class WorkspaceView:
         if lowest < self._pruned:
             self._deletions_read = lowest
         self._pruned = lowest
+        self._held_after = {}
         if head == self._deletions_read and not self.deleted and not self._unforgotten:
             return False
         found = self.context.ledger.deletions(self.name, self._deletions_read) if head > self._deletions_read else []
         for seq, kind, subject_id in found:
             self.deleted[(kind, subject_id)] = seq
         self._deletions_read = max(head, self._deletions_read)
-        self._read_unforgotten()
+        self._held_after = self._held()
+        for subject, groups in self._held_after.items():
+            self._unforgotten.setdefault(subject, set()).update(groups)
         if self.deleted:
             self.deleted = {k: seq for k, seq in self.deleted.items() if seq > lowest}
         return bool(found)
 
-    def _read_unforgotten(self) -> None:
-        """Learn who holds an erased subject past the erasure, until it is folded afresh: there it stays hidden."""
+    def _held(self) -> dict[tuple[str, str], set[str]]:
+        """Which groups hold an erased subject past its erasure, until they are folded afresh: there it stays hidden."""
         held: dict[tuple[str, str], set[str]] = {}
         for kind, subject_id, group in self.context.ledger.unforgotten(self.name):
             held.setdefault((kind, subject_id), set()).add(group)
-        self._unforgotten = held
+        return held
 
     def _measure(self) -> None:
         """Sample event → visible of what this process appended: seen by the groups that handle its types."""
