@@ -41,6 +41,10 @@ _CLOSE = 4096
 _envelope = msgspec.msgpack.Decoder(Envelope).decode
 
 
+class _Stopping(Exception):
+    """The process is to end: what was begun is begun again by its successor."""
+
+
 class Eraser:
     """Does what there is to do for erasures in the groups whose leases this process has; used by one thread."""
 
@@ -54,8 +58,11 @@ class Eraser:
         pending = ledger.erasures(workspace)
         self._hide(workspace, pending)
         self._reset_retired(workspace, pending)
-        for group in self.context.groups(workspace):
-            self._forget(workspace, group, pending)
+        try:
+            for group in self.context.groups(workspace):
+                self._forget(workspace, group, pending)
+        except _Stopping:
+            return False
         for erasure in ledger.erasures(workspace):
             self._complete(workspace, erasure)
         return self._settle(workspace)
@@ -136,7 +143,7 @@ class Eraser:
                 context, workspace, group, stores, without=frozenset(without), batched=True, keep_skips=True
             )  # fmt: skip
             while (mark := ledger.group(workspace, group.name).watermark) - fold.after > _CLOSE:
-                fold.run(mark)
+                fold.run(mark, self._unless_stopping)
             with self.runner.holding(workspace, group) as owner:
                 if owner is None or owner.lease is None:
                     return
@@ -163,6 +170,10 @@ class Eraser:
             stores.close()
         notes |= {note.position: note for note in forgotten}
         self.runner.on_commit(workspace, group.name)
+
+    def _unless_stopping(self, done: int, total: int) -> None:
+        if self.runner.is_stopping:
+            raise _Stopping
 
     # -- the ledger ---------------------------------------------------------------------------------------------------
     def _complete(self, workspace: str, erasure: Erasure) -> None:

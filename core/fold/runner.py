@@ -173,9 +173,17 @@ class FoldRunner:
         marks = self.context.ledger.watermarks(workspace)
         return any(marks.get(g.name, (0, 0))[0] < head for g in self.context.groups(workspace))
 
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopped.is_set()
+
+    def stop_soon(self) -> None:
+        """Begin no further turn and no further rebuild."""
+        self._stopped.set()
+
     def stop(self) -> None:
         """Finish the turn in hand, give the leases back."""
-        self._stopped.set()
+        self.stop_soon()
         with self._lock:
             for thread in self._checkpointers:
                 thread.join(timeout=30)
@@ -275,6 +283,7 @@ class EmbeddedRunner:
     def stop(self) -> None:
         """Stop gracefully: the turn in hand is committed, leases are given back."""
         self._stop.set()
+        self.runner.stop_soon()
         self._erase_wake.set()
         with self._fold_wake:
             self._fold_wake.notify_all()
