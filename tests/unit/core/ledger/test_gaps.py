@@ -24,13 +24,13 @@ def test_what_page_splits_left_is_overwritten_and_everything_else_is_as_it_was(t
             kept[key] = value
     gone = [key for key in keys if key not in kept]
     sql = "delete from results where workspace = 'w' and backend = 'b' and hash = ?"
-    ledger._write(lambda tx: tx.many(sql, [(key,) for key in gone]))  # type: ignore[attr-defined]  # as an erasure does
+    ledger._write(lambda tx: tx.many(sql, [(key,) for key in gone]))  # type: ignore[attr-defined]  # as erasures do
     ledger.settle()
     assert ledger._gaps.find() == []  # type: ignore[attr-defined]  # SQLite's own
     assert MARK not in (tmp_path / "ledger.db").read_bytes()
     assert (tmp_path / "ledger.db-wal").stat().st_size == 0
     assert ledger.results_get("w", "b", keys) == kept
-    ledger.results_put("w", "b", {key: b"again" for key in gone})  # the writer's cache brings nothing back
+    ledger.results_put("w", "b", dict.fromkeys(gone, b"again"))  # the writer's cache brings nothing back
     ledger.settle()
     assert MARK not in (tmp_path / "ledger.db").read_bytes()
     ledger.close()
