@@ -33,6 +33,10 @@ COMMANDS = [
     "trace",
     "tail",
     "plugins",
+    "erase",
+    "backup",
+    "restore",
+    "size",
     "dead-letters",
     "policies",
 ]
