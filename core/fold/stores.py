@@ -20,7 +20,7 @@ from streamfold.core.settings import VectorSettings
 from streamfold.core.stores import open_store
 from streamfold.core.stores.abc import Store
 from streamfold.core.stores.checkpoint import read_checkpoint
-from streamfold.core.stores.vectors import ExactVectors, LayeredVectors, VectorIndex
+from streamfold.core.stores.vectors import ExactVectors, VectorIndex
 
 log = logging.getLogger("streamfold.stores")
 
@@ -69,7 +69,9 @@ def index_maker(settings: VectorSettings) -> Callable[[int, bool], VectorIndex]:
     if kind == "exact":
         return ExactVectors
 
-    def make(dim: int, normalize: bool) -> LayeredVectors:
+    def make(dim: int, normalize: bool) -> VectorIndex:
+        from streamfold.core.stores.vectors import LayeredVectors
+
         return LayeredVectors(
             dim,
             normalize,

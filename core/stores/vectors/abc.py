@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,27 @@ from streamfold.core.stores.abc import Floats, Ids
 
 Allow = Ids | npt.NDArray[np.bool_]
 """The ids that a search may find: as ids in any order, or as a Boolean mask indexed by id (those beyond it may not)."""
+
+
+@dataclass(frozen=True, slots=True)
+class VectorStats:
+    """Where an index stands; rows are counts, bytes are resident."""
+
+    rows: int
+    dead: int
+    growing: int
+    frozen: int
+    segments: tuple[int, ...]
+    kind: str
+    nlist: int
+    nprobe: int
+    imbalance: float
+    recall: float | None
+    probes: int
+    merges: int
+    compactions: int
+    retrains: int
+    bytes: int
 
 
 class VectorIndex(Protocol):
@@ -41,5 +63,11 @@ class VectorIndex(Protocol):
 
     def restore(self, path: Path, verify: bool = True) -> None:
         """Replace the content; ``verify=False``: the caller has checked the files' digests."""
+
+    def stats(self) -> VectorStats | None:
+        """Where a layered index stands; None for an exact one."""
+
+    def wait(self) -> None:
+        """Return when no background work is due."""
 
     def close(self) -> None: ...

@@ -130,6 +130,12 @@ class ExactVectors:
 
     is_lossless = True
 
+    def stats(self) -> None:
+        """Nothing to tell."""
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
     def close(self) -> None:
         """Nothing to stop."""
 

@@ -11,7 +11,6 @@ id twice, and of an updated id the newest vector.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from streamfold.core.errors import StoreError
 from streamfold.core.stores.abc import Floats, Ids
 from streamfold.core.stores.vectors._checks import checked_filter, checked_ids, checked_k, unit_vectors
+from streamfold.core.stores.vectors.abc import VectorStats
 from streamfold.core.stores.vectors.choose import choose_kind
 from streamfold.core.stores.vectors.files import restore_layers, save_layers
 from streamfold.core.stores.vectors.layers import AnySegment, Layers, View
@@ -38,27 +38,6 @@ _FLOAT16_MAX = 65_504
 _SPLIT, _LIFT = np.float32(8193), np.float32(0.75)
 _WAITING_ROWS = 131_072
 """Frozen rows at which writers wait for the merges: every one costs each search time and memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class VectorStats:
-    """Where an index stands; rows are counts, bytes are resident."""
-
-    rows: int
-    dead: int
-    growing: int
-    frozen: int
-    segments: tuple[int, ...]
-    kind: str
-    nlist: int
-    nprobe: int
-    imbalance: float
-    recall: float | None
-    probes: int
-    merges: int
-    compactions: int
-    retrains: int
-    bytes: int
 
 
 class LayeredVectors:

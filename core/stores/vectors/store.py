@@ -16,9 +16,8 @@ from streamfold.core.stores._staged import Staged, whole_ids
 from streamfold.core.stores.abc import Floats, Ids
 from streamfold.core.stores.declare import Vectors
 from streamfold.core.stores.vectors._checks import checked_vectors
-from streamfold.core.stores.vectors.abc import Allow, VectorIndex
+from streamfold.core.stores.vectors.abc import Allow, VectorIndex, VectorStats
 from streamfold.core.stores.vectors.exact import ExactVectors
-from streamfold.core.stores.vectors.layered import LayeredVectors, VectorStats
 
 
 class LiveVectors(Staged[int, Floats]):
@@ -54,7 +53,7 @@ class LiveVectors(Staged[int, Floats]):
 
     def stats(self) -> VectorStats | None:
         """Where a layered index stands; None for an exact or an empty one."""
-        return self._index.stats() if isinstance(self._index, LayeredVectors) else None
+        return None if self._index is None else self._index.stats()
 
     def purge(self) -> None:
         """Give up the rows that deletes have left in segments, so that no file has them."""
@@ -126,8 +125,7 @@ class LiveVectors(Staged[int, Floats]):
         dim = None if self._index is None else self._dim
         (folder / "vectors.msgpack").write_bytes(pack(dim))
         if self._index is not None:
-            if isinstance(self._index, LayeredVectors):
-                self._index.wait()  # merged segments are linked by the next checkpoint; waiting rows are written again
+            self._index.wait()  # merged segments are linked by the next checkpoint; waiting rows are written again
             self._index.snapshot(folder / "index")
 
     def _load(self, folder: Path) -> None:
