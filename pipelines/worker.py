@@ -159,7 +159,7 @@ class Worker:
         often_s = min(every_s, _BACKFILL_EVERY_S)
         if role in ("fold", "all"):
             self._sweeps["fold"] = Sweep("sweep-fold", every_s, self._to_visit, self._sweep_fold)
-            self._sweeps["backfill"] = Sweep("backfill", often_s, self._to_visit, self._backfill)
+            self._sweeps["backfill"] = Sweep("backfill", often_s, self._to_backfill, self._backfill)
             eraser = Eraser(context, (self.runner, self.backfill))
             self._sweeps["erase"] = Sweep(
                 "sweep-erase", every_s, ledger.erasing_workspaces, lambda workspace: self._erase(eraser, workspace)
@@ -173,6 +173,12 @@ class Worker:
         ledger = self.node.ledger
         new = set(ledger.workspaces()) - self._pinned.keys()
         return [*new, *ledger.behind(), *self.runner.warm(), *self.backfill.warm()]
+
+    def _to_backfill(self) -> list[str]:
+        """Also those where something stands beside what is live, behind or not: it may be about to take over."""
+        groups = self.node.context.groups
+        beside = [name for name in list(self._pinned) if any(group.slot == "shadow" for group in groups(name))]
+        return [*self._to_visit(), *beside]
 
     def start(self) -> None:
         for sweep in self._sweeps.values():

@@ -9,7 +9,7 @@ import msgspec
 from starlette.responses import Response
 
 from streamfold.pipelines.serve import examples
-from streamfold.pipelines.serve.auth import LOCAL
+from streamfold.pipelines.serve.auth import LOCAL, OPERATOR
 from streamfold.pipelines.serve.call import Call, Endpoint, answer
 from streamfold.pipelines.serve.jobs import Progress
 from streamfold.pipelines.serve.problems import at
@@ -62,7 +62,7 @@ def _target(call: Call, given: str) -> Path:
 
 ENDPOINTS = [
     Endpoint(
-        method="POST", path="/v1/backups", run=post_backup, scope="admin", body=Backup, status=202,
+        method="POST", path="/v1/backups", run=post_backup, scope=OPERATOR, body=Backup, status=202,
         summary="Back up the ledger into a folder of the server's host", example={"target": "2026-01-31"},
         returns=examples.JOB_STARTED, errors=(400, 415, 422),
     ),

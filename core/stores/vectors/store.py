@@ -57,7 +57,7 @@ class LiveVectors(Staged[int, Floats]):
 
     def purge(self) -> None:
         """Give up the rows that deletes have left in segments, so that no file has them."""
-        if isinstance(self._index, LayeredVectors):
+        if self._index is not None:
             self._index.wait()
             self._index.maintain(everything=True)
 
