@@ -141,6 +141,8 @@ def test_live_shadow_and_demoted_versions_all_forget(world: World, name: str) ->
     assert not any(SECRET in users(world, g.name) for g in (old, new, beside))
     assert files_with(world, SECRET) == []
     assert is_equal(world)
+    rows = world.ledger.read(WORKSPACE, 0, 1000).rows
+    assert world.ledger.log_bytes(WORKSPACE) == sum(len(row.body) for row in rows)
     rollback(world, name)
     assert world.group(name).name == old.name
     assert users(world, old.name) == {"u0", "u1"}
