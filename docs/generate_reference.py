@@ -356,10 +356,21 @@ def routes() -> list[tuple[str, str]]:
 
 def endpoints() -> list[Any]:
     """Return the declared endpoints, as the application has them."""
-    from streamfold.pipelines.serve import ask, deadletters, documents, events, health, keys, operate, versions
+    from streamfold.pipelines.serve import (
+        ask,
+        backups,
+        deadletters,
+        documents,
+        erasures,
+        events,
+        health,
+        keys,
+        operate,
+        versions,
+    )
 
     found: list[Any] = []
-    for module in (events, documents, ask, deadletters, operate, versions, keys, health):
+    for module in (events, documents, ask, deadletters, erasures, backups, operate, versions, keys, health):
         found += module.ENDPOINTS
     return [*found, health.openapi_endpoint({})]
 
@@ -507,7 +518,8 @@ def cli_page() -> str:
         "# Command line\n",
         "stdout holds the result (`--json`: the REST body), stderr the progress. Global options stand before or after "
         f"the command. Exit codes: {EXIT_CODES}. The key is taken from `STREAMFOLD_API_KEY`. `init`, `doctor`, "
-        "`migrate`, `serve`, `ingest`, `worker`, `demo`, `new-plugin`, `check-plugin` and `dev --events FILE` need no "
+        "`migrate`, `restore`, `serve`, `ingest`, `worker`, `demo`, `size`, `new-plugin`, `check-plugin` and "
+        "`dev --events FILE` need no "
         "running service; the others speak HTTP to one.\n",
         "## Global options\n",
         *_options(typer.main.get_command(app).params),

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from streamfold.core.context import Context
 from streamfold.core.errors import ConfigError, LedgerError, LedgerUnavailable
-from streamfold.core.fold import LANES, FoldRunner, LedgerPrepared, Preparer
+from streamfold.core.fold import LANES, Eraser, FoldRunner, LedgerPrepared, Preparer
 from streamfold.core.settings import Settings, load_settings
 from streamfold.pipelines import tasks
 from streamfold.pipelines.node import Node
@@ -159,7 +159,11 @@ class Worker:
         often_s = min(every_s, _BACKFILL_EVERY_S)
         if role in ("fold", "all"):
             self._sweeps["fold"] = Sweep("sweep-fold", every_s, self._to_visit, self._sweep_fold)
-            self._sweeps["backfill"] = Sweep("backfill", often_s, self._to_visit, self._backfill)
+            self._sweeps["backfill"] = Sweep("backfill", often_s, self._to_backfill, self._backfill)
+            eraser = Eraser(context, (self.runner, self.backfill))
+            self._sweeps["erase"] = Sweep(
+                "sweep-erase", every_s, ledger.erasing_workspaces, lambda workspace: self._erase(eraser, workspace)
+            )
         if role in ("prepare", "all"):
             self._sweeps["prepare"] = Sweep("sweep-prepare", every_s, self._to_visit, self.prepare)
             self._sweeps["backfill-prepare"] = Sweep("backfill-prepare", often_s, ledger.behind, self._prepare_backfill)
@@ -169,6 +173,12 @@ class Worker:
         ledger = self.node.ledger
         new = set(ledger.workspaces()) - self._pinned.keys()
         return [*new, *ledger.behind(), *self.runner.warm(), *self.backfill.warm()]
+
+    def _to_backfill(self) -> list[str]:
+        """Also those where something stands beside what is live, behind or not: it may be about to take over."""
+        groups = self.node.context.groups
+        beside = [name for name in list(self._pinned) if any(group.slot == "shadow" for group in groups(name))]
+        return [*self._to_visit(), *beside]
 
     def start(self) -> None:
         for sweep in self._sweeps.values():
@@ -200,6 +210,11 @@ class Worker:
         idle_s = time.monotonic() - self._folded_at.get(workspace, 0.0)
         if (idle_s > keep_s and workspace in self.runner.warm()) or self.runner.lagging(workspace):
             self.fold(workspace)
+
+    def _erase(self, eraser: Eraser, workspace: str) -> None:
+        """Go on with a workspace's erasures, here as far as this process has its groups' leases."""
+        _pin(self, workspace)
+        eraser.run(workspace)
 
     def _prepare_needed(self, workspace: str) -> None:
         """Ask for prepare when a fold waits for it, not more often than is of use."""

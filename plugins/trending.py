@@ -156,7 +156,9 @@ class Trending(Policy):
             if any(len(stores[table.name]) >= self.config.max_items for table in self.stores):
                 raise NeedsRebuild("trending: rows were evicted, perhaps for the item to forget: fold afresh")
             self._remove(subject.id, stores)
-        elif any(event.type == "interaction.observed" for event, _ in events):
+        elif any(
+            e.type == "interaction.observed" and self._logs.get(e.data.action, 0.0) is not None for e, _ in events
+        ):
             super().forget(subject, events, stores)
 
     def serve(self, view: View) -> Candidates:

@@ -146,7 +146,8 @@ class Acceptor:
         source_hash = _source_hash(raw.source)
         data, canonical = self._data(raw, declared, decode)
         try:
-            main = declared.subjects(data)[0]
+            subjects = declared.subjects(data)
+            main = subjects[0]
         except IndexError:
             raise InvalidEvent("invalid-event", f"/data of {raw.type} names no subject", "/data") from None
         if raw.subject is not None and raw.subject != main.id:
@@ -169,6 +170,9 @@ class Acceptor:
             body=self._encode_body(body),
             deletes=declared.deletes or declared.erases,
             sequence=sequence,
+            erases=declared.erases,
+            subjects=subjects,
+            time_us=time_us,
         )
 
     def _data(self, raw: CloudEvent, declared: EventType, decode: Callable[[Any], Any]) -> tuple[Any, bytes]:

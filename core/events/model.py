@@ -82,6 +82,10 @@ class NewEvent:
     deletes: bool = False
     sequence: int | None = None
     retry_of: int | None = None
+    erases: bool = False
+    subjects: tuple[Subject, ...] = ()
+    """All subjects, by which an event of an erased one is known."""
+    time_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

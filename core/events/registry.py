@@ -63,6 +63,14 @@ class EventTypes:
         """Return the names, sorted, of the types whose main subject is no longer served (erasing ones too)."""
         return tuple(sorted(name for name, kind in self._types.items() if kind.deletes or kind.erases))
 
+    def erasing(self) -> frozenset[str]:
+        """Return the names of the types that remove all traces of their main subject."""
+        return frozenset(name for name, kind in self._types.items() if kind.erases)
+
+    def subjects(self, event: Event) -> tuple[Subject, ...]:
+        """Return all subjects of a logged event, the main one first."""
+        return self._types[event.type].subjects(event.data)
+
     def json_schema(self, name: str) -> dict[str, Any]:
         """Return the JSON Schema (2020-12) of a type's data."""
         declared = self.get(name)

@@ -1,5 +1,7 @@
-"""From log to commit: prepare (parallel, pure), fold (ordered, one fenced writer per group), recover, verify."""
+"""From log to commit: prepare (parallel, pure), fold (ordered, one fenced writer per group), recover, verify, erase."""
 
+from streamfold.core.fold.eraser import Eraser
+from streamfold.core.fold.erasure import holds_erased
 from streamfold.core.fold.group import GroupFold, Turn
 from streamfold.core.fold.lanes import LANES, Lane
 from streamfold.core.fold.prepare import Preparer
@@ -10,6 +12,7 @@ from streamfold.core.fold.verify import Verdict, verify_group
 __all__ = [
     "LANES",
     "EmbeddedRunner",
+    "Eraser",
     "FoldRunner",
     "GroupFold",
     "Lane",
@@ -19,5 +22,6 @@ __all__ = [
     "Preparer",
     "Turn",
     "Verdict",
+    "holds_erased",
     "verify_group",
 ]

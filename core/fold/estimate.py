@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streamfold.core.context import Context, Group
+from streamfold.core.fold.refold import refold
 from streamfold.core.fold.stores import GroupStores
-from streamfold.core.fold.verify import refold
 from streamfold.core.ledger.abc import Instance
 
 _COUNTED = 20_000

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from streamfold.core import crash
 from streamfold.core.clock import US
+from streamfold.core.codec import pack
 from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import CorruptCheckpoint, EventError, Fenced, LedgerUnavailable
 from streamfold.core.events.model import Event
+from streamfold.core.fold.erasure import ForgetFailed, forget
+from streamfold.core.fold.halt import halt_reason
 from streamfold.core.fold.pace import Pace
 from streamfold.core.fold.prepared import PreparedValues
 from streamfold.core.fold.stores import FoldStores, GroupStores, fold_stores, recover
-from streamfold.core.ledger.abc import NORMAL, DeadLetter, GroupState, Lease, LogRow
+from streamfold.core.ledger.abc import NORMAL, DeadLetter, ErasedGroup, Erasure, GroupState, Lease, LogRow
 from streamfold.core.policy import Policy
 
 log = logging.getLogger("streamfold.fold")
@@ -37,18 +39,6 @@ class PolicyFailure(Exception):
         self.event = event
         self.seq = event.seq
         self.error = error
-
-
-def halt_reason(policy: str, event: Event, error: BaseException, *, step: str) -> str:
-    """Say which policy failed at which event, what to do next, and the traceback."""
-    name = policy.partition("@")[0]
-    text = "".join(traceback.format_exception(error))
-    return (
-        f"{policy} raised at position {event.seq} in {step} (event {event.id!r} of {event.source!r}, {event.type}): "
-        f"{error!r}. It is tried again with a growing pause. What to do: look at the event with `streamfold trace "
-        f"{event.id}`; fix the policy and restart; or leave this one event out with `streamfold policies skip {name} "
-        f'{event.id} --reason "..."`.\n{text[-4000:]}'
-    )
 
 
 @dataclass(slots=True)
@@ -83,6 +73,8 @@ class GroupFold:
         self.feed_bytes = 0
         self.checkpoint_bytes = 0
         self._renewed = 0.0
+        self._erasing = context.registry.event_types.erasing()
+        self._types = sorted(group.handles | self._erasing)
 
     # -- ownership ------------------------------------------------------------------------------------------------
     def acquire(self) -> bool:
@@ -213,12 +205,15 @@ class GroupFold:
         limit = self._pace.allows(ctx.settings.fold.batch_events)
         if not limit:
             return Turn()
-        page = ctx.ledger.read(
-            self.workspace, lease.watermark, limit, upto=self._upto, types=sorted(self.group.handles)
-        )
+        page = ctx.ledger.read(self.workspace, lease.watermark, limit, upto=self._upto, types=self._types)
         rows = page.rows
         full = len(rows) == limit
         end = rows[-1].seq if full else min(page.head, self._upto or page.head)
+        if erasures := self._erasures(rows):
+            first = next(i for i, row in enumerate(rows) if row.seq in erasures)
+            if first == 0:
+                return self._forget(rows[0], erasures[rows[0].seq], lease)
+            rows, end, full = rows[:first], rows[first].seq - 1, True
         values, rows, waits = self._prepared(rows)
         if waits:
             end = rows[-1].seq if rows else lease.watermark
@@ -232,6 +227,37 @@ class GroupFold:
         self._commit(lease, end, changes, dead, len(rows))
         self._pace.took(len(rows))
         return Turn(events=len(rows), more=full or waits or page.head > end, waits=waits)
+
+    def _erasures(self, rows: Sequence[LogRow]) -> dict[int, Erasure]:
+        """The erasures among some rows; each is a step of its own."""
+        if not any(row.type in self._erasing and row.effect == NORMAL for row in rows):
+            return {}
+        there = {row.seq for row in rows}
+        return {e.position: e for e in self.context.ledger.erasures(self.workspace) if e.position in there}
+
+    def _forget(self, row: LogRow, erasure: Erasure, lease: Lease) -> Turn:
+        """Forget a subject at its erasure. What has to be folded afresh for it takes the event as a deletion for now.
+
+        The commit always has a number, so that a checkpoint past it can be told from one before.
+        """
+        stores = self._stores
+        assert stores is not None
+        values, rows, waits = self._prepared([row])
+        if waits:
+            return Turn(waits=True)
+        try:
+            done = forget(self.context, self.workspace, self.group, stores, self._fold_stores, erasure, row)
+        except ForgetFailed as failure:
+            event = self.context.registry.event_types.decode(row)
+            raise PolicyFailure(failure.policy, event, failure.error) from failure
+        dead: list[DeadLetter] = []
+        if done.method == "rebuild":
+            dead = self._fold_rows([r for r in rows if r.type in self.group.handles], values)
+        log.info("forgot group=%s position=%d method=%s events=%d", done.group, row.seq, done.method, done.removed)
+        self._commit(lease, row.seq, stores.drain() or pack({}), dead, 1, erased=[done])
+        self._pace.took(1)
+        crash.point("erase.forgotten")
+        return Turn(events=1, more=True)
 
     def _may_idle_move(self) -> bool:
         """A watermark that moves past events which nobody here handles need not be written for each of them."""
@@ -391,7 +417,16 @@ class GroupFold:
         for store in live:
             store.keep()
 
-    def _commit(self, lease: Lease, watermark: int, changes: bytes | None, dead: list[DeadLetter], events: int) -> None:
+    def _commit(
+        self,
+        lease: Lease,
+        watermark: int,
+        changes: bytes | None,
+        dead: list[DeadLetter],
+        events: int,
+        *,
+        erased: Sequence[ErasedGroup] = (),
+    ) -> None:
         ctx = self.context
         assert self._stores is not None
         started = time.perf_counter()
@@ -401,6 +436,7 @@ class GroupFold:
             watermark=watermark,
             changes=changes,
             dead=dead,
+            erased=erased,
             state_bytes=self._stores.state_bytes(),
             now_us=ctx.clock.now_us(),
             ttl_us=int(ctx.settings.fold.lease_s * US),

@@ -15,7 +15,7 @@ from streamfold.core.codec import pack
 from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import EventError, LedgerUnavailable
 from streamfold.core.events.model import Event
-from streamfold.core.fold.group import halt_reason
+from streamfold.core.fold.halt import halt_reason
 from streamfold.core.fold.lanes import Lane, in_lane
 from streamfold.core.fold.pace import Pace
 from streamfold.core.fold.prepared import PreparedValues

@@ -9,16 +9,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from streamfold.core.context import Context, Group
-from streamfold.core.errors import LedgerUnavailable
+from streamfold.core.errors import Fenced, LedgerUnavailable
 from streamfold.core.fold import versions
 from streamfold.core.fold.checkpoint import checkpoint_group
+from streamfold.core.fold.eraser import Eraser
 from streamfold.core.fold.group import GroupFold
 from streamfold.core.fold.lanes import LANES, Lane, in_lane
 from streamfold.core.fold.prepare import Preparer
 from streamfold.core.fold.prepared import PreparedValues
+from streamfold.core.fold.stores import checkpoint_root
+from streamfold.core.stores.checkpoint import drop_old_checkpoints
 
 log = logging.getLogger("streamfold.runner")
 _LOOK_AFTER_S = 0.1
@@ -90,14 +94,7 @@ class FoldRunner:
 
     def _turn(self, workspace: str, group: Group) -> bool:
         key = (workspace, group.name)
-        fold = self._folds.get(key)
-        if fold is not None and fold.group.runtimes is group.runtimes:
-            fold.group = group  # its slot or rate may have changed
-        else:
-            if fold is not None:
-                fold.drop()
-            fold = self._folds[key] = GroupFold(self.context, workspace, group, self.prepared)
-            self._close_surplus()
+        fold = self._fold_of(workspace, group)
         before = fold.lease.watermark if fold.lease else -1
         turn = fold.turn()
         if turn.events:
@@ -110,6 +107,50 @@ class FoldRunner:
         if group.slot == "shadow" and fold.lease is not None and not turn.more and self._is_due(key, _LOOK_AFTER_S):
             versions.advance(self.context, workspace, group, fold.lease.watermark)
         return turn.more and not turn.waits
+
+    def _fold_of(self, workspace: str, group: Group) -> GroupFold:
+        key = (workspace, group.name)
+        fold = self._folds.get(key)
+        if fold is not None and fold.group.runtimes is group.runtimes:
+            fold.group = group  # its slot or rate may have changed
+            return fold
+        if fold is not None:
+            fold.drop()
+        fold = self._folds[key] = GroupFold(self.context, workspace, group, self.prepared)
+        self._close_surplus()
+        return fold
+
+    @contextmanager
+    def holding(self, workspace: str, group: Group) -> Iterator[GroupFold | None]:
+        """Keep this runner's folds still, with the group's lease; None: another process has it, or it is busy."""
+        with self._lock:
+            fold = None
+            if not self._stopped.is_set() and (workspace, group.name) not in self._checkpointing:
+                fold = self._fold_of(workspace, group)
+                try:
+                    fold = fold if fold.acquire() else None
+                except Fenced:
+                    fold = None
+            yield fold
+
+    def checkpoint(self, workspace: str, group: Group, least: int) -> bool:
+        """Write a purged checkpoint at or past a position and drop all others; False: not now, or not here."""
+        key = (workspace, group.name)
+        with self.holding(workspace, group) as fold:
+            if fold is None or fold.lease is None:
+                return False
+            lease = fold.lease
+            self._checkpointing.add(key)
+        try:
+            written = checkpoint_group(self.context, workspace, group, lease, purge=True)
+            state = self.context.ledger.group(workspace, group.name)
+            if not written or state.checkpoint is None or state.checkpoint_watermark < least:
+                return False
+            fold.checkpoint_bytes = written
+            drop_old_checkpoints(checkpoint_root(self.context, workspace, group.name), {state.checkpoint})
+            return True
+        finally:
+            self._checkpointing.discard(key)
 
     def _is_due(self, key: tuple[str, str], every_s: float) -> bool:
         """Look after versions now and then, not at each turn (without a lane: whenever driven)."""
@@ -168,9 +209,17 @@ class FoldRunner:
         marks = self.context.ledger.watermarks(workspace)
         return any(marks.get(g.name, (0, 0))[0] < head for g in self.groups(workspace))
 
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopped.is_set()
+
+    def stop_soon(self) -> None:
+        """Begin no further turn and no further rebuild."""
+        self._stopped.set()
+
     def stop(self) -> None:
         """Finish the turn in hand, give the leases back."""
-        self._stopped.set()
+        self.stop_soon()
         with self._lock:
             for thread in self._checkpointers:
                 thread.join(timeout=30)
@@ -200,6 +249,8 @@ class EmbeddedRunner:
         live, backfill = LANES
         self.runner = FoldRunner(context, prepared, on_commit=on_commit, on_prepare_needed=self.wake_prepare, lane=live)
         self.backfill = FoldRunner(context, prepared, on_commit=on_commit, lane=backfill)
+        self.eraser = Eraser(context, (self.runner, self.backfill))
+        self._erase_wake = threading.Event()
         self._threads = [
             threading.Thread(target=self._fold_loop, name="fold", daemon=True),
             threading.Thread(target=self._prepare_loop, name="prepare", daemon=True),
@@ -207,6 +258,7 @@ class EmbeddedRunner:
             threading.Thread(
                 target=self._backfill, args=(self._prepare_backfill,), name="backfill-prepare", daemon=True
             ),
+            threading.Thread(target=self._erase_loop, name="erase", daemon=True),
         ]
 
     def start(self) -> None:
@@ -274,9 +326,27 @@ class EmbeddedRunner:
             if not self._backfill_preparer.run(workspace, marks, lane=self.backfill.lane):
                 return
 
+    def wake_erase(self) -> None:
+        """An erasure was logged."""
+        self._erase_wake.set()
+
+    def _erase_loop(self) -> None:
+        while not self._stop.is_set():
+            self._erase_wake.wait(self.context.settings.fold.sweep_s / 5)
+            self._erase_wake.clear()
+            try:
+                for workspace in self.context.ledger.erasing_workspaces():
+                    self.eraser.run(workspace)
+            except Exception:
+                log.exception("erase_loop_failed; going on in 1 s")
+                self._stop.wait(1.0)
+
     def stop(self) -> None:
         """Stop gracefully: the turn in hand is committed, leases are given back."""
         self._stop.set()
+        self.runner.stop_soon()
+        self.backfill.stop_soon()
+        self._erase_wake.set()
         with self._fold_wake:
             self._fold_wake.notify_all()
         with self._prepare_wake:

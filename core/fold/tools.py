@@ -71,9 +71,12 @@ class InstanceTools:
             backend = self._context.registry.make_backend(kind, identity)
             if self._keep and kind == "encoder":
                 name = f"{kind}:{json.dumps(identity, sort_keys=True, separators=(',', ':'))}"
-                backend = KeptEncoder(backend, self._context, self._workspace, name)
+                backend = self._wrapped(backend, name)
             self._made[kind] = backend
         return self._made[kind]
+
+    def _wrapped(self, encoder: Encoder, identity: str) -> Encoder:
+        return KeptEncoder(encoder, self._context, self._workspace, identity)
 
     @property
     def encoder(self) -> Encoder:
@@ -84,3 +87,29 @@ class InstanceTools:
     def chunker(self) -> Chunker:
         chunker: Chunker = self._backend("chunker")
         return chunker
+
+
+class RecordingTools(InstanceTools):
+    """Backends that note which kept results an event needs, and compute nothing."""
+
+    def __init__(self, context: Context, workspace: str, runtime: Runtime) -> None:
+        super().__init__(context, workspace, runtime, keep=True)
+        self.used: set[tuple[str, bytes]] = set()
+
+    def _wrapped(self, encoder: Encoder, identity: str) -> Encoder:
+        return _RecordingEncoder(encoder, identity, self.used)
+
+
+class _RecordingEncoder:
+    def __init__(self, inner: Encoder, identity: str, used: set[tuple[str, bytes]]) -> None:
+        self._identity = identity
+        self._used = used
+        self.name = inner.name
+        self.version = inner.version
+        self.dim = inner.dim
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        self._used.update((self._identity, content_hash(text)) for text in texts)
+        rows = np.zeros((len(texts), self.dim), np.float32)
+        rows[:, 0] = 1.0
+        return rows

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from streamfold.core.clock import US
 from streamfold.core.context import Context, Group, group_name, pinned
 from streamfold.core.errors import ConfigError, GateFailed, NotCaughtUp, VersionConflict, nearest
+from streamfold.core.fold.erasure import holds_erased
 from streamfold.core.fold.stores import checkpoint_root
 from streamfold.core.ledger.abc import AuditEntry, DeadLetter, Instance, LogRow, Promoted, Slot
 from streamfold.core.registry import Declared
@@ -161,8 +162,8 @@ def rollback(context: Context, workspace: str, name: str, version: str | None, *
 def blockers(context: Context, workspace: str, group: Group) -> list[str]:
     """Why a version may not be promoted or rolled back to just now; ``force`` overrides none of them.
 
-    This is the one place that promote, rollback and the takeover of a changed declaration ask. An erasure adds its
-    reason here: a version whose stores still hold what was erased must never be served.
+    This is the one place that promote, rollback and the takeover of a changed declaration ask. One of them
+    is an erasure that the version has not come to: what its stores still hold must never be served.
     """
     state = context.ledger.group(workspace, group.name)
     found = []
@@ -175,6 +176,9 @@ def blockers(context: Context, workspace: str, group: Group) -> list[str]:
     demoted = {i.group for i in rows if i.name in names}
     if left_behind := sorted(i.name for i in rows if i.group in demoted and i.name not in names):
         found.append(f"wrong base: {', '.join(left_behind)} would lose what it reads; add it with a copy of its own")
+    if positions := holds_erased(context.ledger, workspace, group.name):
+        erasures = ", ".join(map(str, positions))
+        found.append(f"{group.name} may still hold what erasure {erasures} removes: wait until it has forgotten it")
     return found
 
 
@@ -272,6 +276,8 @@ def advance(context: Context, workspace: str, group: Group, watermark: int) -> N
     state = ledger.group(workspace, group.name)
     try:
         if state.replaces is not None:
+            if holds_erased(ledger, workspace, group.name):
+                return  # the next turn asks again
             audit = _entry(context, _SELF, "replace", group.name, f"rebuilt; takes the place of {state.replaces}")
             _swapped(context, workspace, ledger.replace_group(workspace, group.name, audit=audit))
         elif state.auto and context.settings.on_change == "replace" and not blockers(context, workspace, group):

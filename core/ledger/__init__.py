@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from streamfold.core.errors import ConfigError
+from streamfold.core.errors import ConfigError, LedgerError
 from streamfold.core.ledger.abc import Ledger
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
 
-__all__ = ["Ledger", "check_migrations", "open_ledger"]
+__all__ = ["Ledger", "check_migrations", "open_ledger", "restore_ledger"]
 
 
 def open_ledger(url: str, *, migrate: bool = True) -> Ledger:
@@ -67,6 +67,30 @@ def _parsed(url: str) -> URL:
     from sqlalchemy import make_url  # not before a ledger is opened: plugins import core without one
 
     return make_url(url)
+
+
+def restore_ledger(folder: Path, url: str) -> dict[str, Any]:
+    """Restore a backup into a ledger that does not exist yet; returns the new timeline and what the backup said.
+
+    Raises
+    ------
+    LedgerError : the folder is no whole backup, is one of the other database, or the target is not empty.
+    """
+    from streamfold.core.ledger.backup import read_manifest
+
+    manifest = read_manifest(folder)
+    kind = _parsed(url).get_backend_name()
+    if manifest["kind"] != kind:
+        raise LedgerError(f"{folder} is a backup of {manifest['kind']}, the ledger's URL names {kind}")
+    if kind == "sqlite":
+        from streamfold.core.ledger.sqlite import restore as restore_sqlite
+
+        timeline = restore_sqlite(folder, _path(url))
+    else:
+        from streamfold.core.ledger.postgres import restore as restore_postgres
+
+        timeline = restore_postgres(folder, url, manifest)
+    return {"timeline_id": timeline, "made_at": manifest["made_at"], "positions": manifest["positions"]}
 
 
 def _path(url: str) -> Path:

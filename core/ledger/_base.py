@@ -12,10 +12,13 @@ from sqlalchemy import Select, insert, select
 from streamfold.core.errors import LedgerError
 from streamfold.core.ledger import schema as s
 from streamfold.core.ledger._tx import Row, Tx
-from streamfold.core.ledger.abc import DeadLetter, LogRow
+from streamfold.core.ledger.abc import DeadLetter, ErasedGroup, LogRow
 
 T = TypeVar("T")
 LOG_COLUMNS = "seq, recorded_us, type, body, effect, retry_of"
+_NOTE = """insert into erasure_groups (workspace, position, grp, method, state, removed) values (?, ?, ?, ?, ?, ?)
+    on conflict (workspace, position, grp) do update
+    set method = excluded.method, state = excluded.state, removed = excluded.removed"""
 
 
 class Base(ABC):
@@ -33,6 +36,9 @@ class Base(ABC):
 
         ``durable=False``: a power cut (never a killed process) may lose it, where the database can tell the two apart.
         """
+
+    def _meta(self, name: str) -> str:
+        return str(self._all("select value from meta where name = ?", (name,))[0][0])
 
     def _all(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         return self._read(lambda tx: tx.all(sql, params))
@@ -85,6 +91,12 @@ def add_dead(tx: Tx, workspace: str, dead: Sequence[DeadLetter]) -> int:
 def _add_skip(tx: Tx, workspace: str, letter: DeadLetter) -> bool:
     sql = "insert into skips (workspace, policy, position) values (?, ?, ?) on conflict do nothing"
     return tx.run(sql, (workspace, letter.skipped_by or letter.policy, letter.position)) == 1
+
+
+def note_groups(tx: Tx, workspace: str, notes: Sequence[ErasedGroup]) -> None:
+    """Record what groups did about erasures."""
+    if notes:
+        tx.many(_NOTE, [(workspace, n.position, n.group, n.method, n.state, n.removed) for n in notes])
 
 
 def _headers(letter: DeadLetter) -> str:

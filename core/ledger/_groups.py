@@ -11,9 +11,9 @@ from sqlalchemy import insert, select, update
 from streamfold.core import crash
 from streamfold.core.errors import Fenced, LedgerError
 from streamfold.core.ledger import schema as s
-from streamfold.core.ledger._base import Base, add_dead, safe_text
+from streamfold.core.ledger._base import Base, add_dead, note_groups, safe_text
 from streamfold.core.ledger._tx import Tx
-from streamfold.core.ledger.abc import Commit, DeadLetter, GroupState, Instance, Lease, Slot
+from streamfold.core.ledger.abc import Commit, DeadLetter, ErasedGroup, GroupState, Instance, Lease, Slot
 
 _INSTANCE = [c for c in s.instances.c if c.name not in ("workspace", "grp")] + [s.instances.c.grp.label("group")]
 _GROUP = [c for c in s.fold_groups.c if c.name not in ("workspace", "grp")] + [s.fold_groups.c.grp.label("group")]
@@ -151,6 +151,7 @@ class GroupMixin(Base):
         watermark: int,
         changes: bytes | None,
         dead: Sequence[DeadLetter] = (),
+        erased: Sequence[ErasedGroup] = (),
         state_bytes: int = 0,
         now_us: int,
         ttl_us: int,
@@ -163,7 +164,7 @@ class GroupMixin(Base):
         passed = (watermark,) * 3  # past the event at which the group was halted it is halted no more
         advance = (watermark, step, now_us + ttl_us, skips, state_bytes, len(changes or b""), *passed, *cas)
         keep = None if changes is None else (workspace, lease.group, after.commit_no, watermark, changes, now_us)
-        self._commit(workspace, lease, advance, keep, dead)
+        self._commit(workspace, lease, advance, keep, dead, erased)
         crash.point("commit.after")
         return after
 
@@ -174,6 +175,7 @@ class GroupMixin(Base):
         advance: Sequence[Any],
         keep: Sequence[Any] | None,
         dead: Sequence[DeadLetter],
+        erased: Sequence[ErasedGroup],
     ) -> None:
         def job(tx: Tx) -> None:
             if tx.run(ADVANCE, advance) != 1:
@@ -181,6 +183,7 @@ class GroupMixin(Base):
             if keep is not None:
                 tx.run(KEEP, keep)
             add_dead(tx, workspace, dead)
+            note_groups(tx, workspace, erased)
             crash.point("commit.in")
 
         self._write(job, durable=False)

@@ -1,4 +1,4 @@
-"""SQLite's files: the lock that keeps a second process out, and the thread that checkpoints the write-ahead log."""
+"""SQLite's files: the lock that keeps a second process out, the write-ahead log's checkpoints, bytes left in pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from streamfold.core.errors import LedgerBusy
 
 TRUNCATE_BYTES = 64 << 20
 _EVERY_S = 1.0
+_INTERIOR, _LEAF = (2, 5), (10, 13)
+PAGES = 4096
+"""Pages that are read, or overwritten under the writer's lock, at a time."""
 
 
 class ProcessLock:
@@ -37,6 +40,59 @@ class ProcessLock:
         """Let go. The file stays: removing it would let two processes lock two files of one name."""
         os.ftruncate(self._fd, 0)
         os.close(self._fd)
+
+
+class Gaps:
+    """The unused middle of SQLite's b-tree pages, where a split leaves copies that ``secure_delete`` does not reach.
+
+    Only bytes between a page's cell pointers and its cells are overwritten, which nobody reads: a page that is half
+    written is the same page. The file's descriptor stays open, because closing any drops the process's locks on it.
+    In databases of 2²⁴ pages and more an overflow page may look like one of a b-tree: they are left alone.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self._fd = os.open(database, os.O_RDWR | os.O_CLOEXEC)
+        head = os.pread(self._fd, 100, 0)
+        self._size = int.from_bytes(head[16:18], "big")
+        self._size = 65536 if self._size == 1 else self._size
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def find(self) -> list[int]:
+        """Return the numbers, from 0, of the pages with something in their gap."""
+        count = os.fstat(self._fd).st_size // self._size
+        if count >= 1 << 24:
+            return []
+        found = []
+        for first in range(0, count, PAGES):
+            data = os.pread(self._fd, PAGES * self._size, first * self._size)
+            for number in range(len(data) // self._size):
+                page = data[number * self._size : (number + 1) * self._size]
+                start, end = self._gap(page, first + number)
+                if start < end and page.count(0, start, end) < end - start:
+                    found.append(first + number)
+        return found
+
+    def overwrite(self, pages: Sequence[int]) -> None:
+        """Overwrite these pages' gaps with zeros; the caller keeps writers out, and nothing is in the WAL."""
+        for number in pages:
+            page = os.pread(self._fd, self._size, number * self._size)
+            start, end = self._gap(page, number)
+            if start < end:
+                os.pwrite(self._fd, bytes(end - start), number * self._size + start)
+        os.fsync(self._fd)
+
+    def _gap(self, page: bytes, number: int) -> tuple[int, int]:
+        """Return where the gap starts and ends; (0, 0) for pages that have none."""
+        head = 100 if number == 0 else 0
+        kind = page[head] if len(page) == self._size else 0
+        if kind not in (*_INTERIOR, *_LEAF):
+            return 0, 0
+        cells = int.from_bytes(page[head + 3 : head + 5], "big")
+        content = int.from_bytes(page[head + 5 : head + 7], "big") or 65536
+        start = head + (12 if kind in _INTERIOR else 8) + 2 * cells
+        return (start, content) if start <= content <= self._size else (0, 0)
 
 
 class Checkpointer:

@@ -49,6 +49,10 @@ class GroupWriter:
         self._closed = True
         self._tx.sa.close()
 
+    def drop_cache(self) -> None:
+        """Forget cached pages; the caller holds ``lock``."""
+        self._raw.execute("pragma shrink_memory")
+
     def write(self, run: Callable[[Tx], T], *, durable: bool = True) -> T:
         """Run a job in a transaction that is durable when this returns.
 

@@ -7,11 +7,12 @@ workspace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
-from streamfold.core.events.model import NewEvent
+from streamfold.core.events.model import NewEvent, Subject
 
 Slot = Literal["live", "shadow", "retired"]
 Outcome = Literal["accepted", "duplicate", "reused", "erased"]
@@ -207,6 +208,48 @@ class Commit:
     at_us: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erasure:
+    """One erasing event and what became of it. ``subject`` has no id from *settling* on.
+
+    ``state``: accepted, hidden, scrubbed (traces gone, report under way), settling (old versions of rows are being
+    given up), complete, failed (traces were left).
+    ``found``: positions of the subject's events before the erasure, once they were looked for. ``report``: JSON.
+    """
+
+    position: int
+    subject: Subject
+    state: str
+    requested_us: int
+    hidden_us: int
+    completed_us: int
+    found: list[int] | None
+    report: str
+
+
+@dataclass(frozen=True, slots=True)
+class ErasedGroup:
+    """What a group did about an erasure: ``method`` exact or rebuild; ``state`` done, checkpoint (forgotten, the state
+    is to be written afresh) or rebuild (to be folded afresh); ``removed``: how many events it forgets."""
+
+    position: int
+    group: str
+    method: str
+    state: str
+    removed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traces:
+    """What an erasure removes from the ledger: log rows, keys of their ids, backend results, dead letters."""
+
+    subject: Subject
+    seqs: Sequence[int]
+    dedups: Sequence[bytes]
+    results: Sequence[tuple[str, bytes]]
+    letters: Sequence[int]
+
+
 @dataclass(frozen=True, slots=True)
 class PrepareClaim:
     """One event whose prepare this process may run: row and attempts made before."""
@@ -259,6 +302,9 @@ class Ledger(Protocol):
     """Random id made when the database was created; a restored database gets a new one."""
 
     def close(self) -> None: ...
+
+    def backup(self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+        """Write a consistent copy into a new folder while everything goes on; returns its manifest."""
 
     def ensure_workspace(self, workspace: str) -> None:
         """Create the workspace's head row when missing (idempotent)."""
@@ -403,14 +449,15 @@ class Ledger(Protocol):
         watermark: int,
         changes: bytes | None,
         dead: Sequence[DeadLetter] = (),
+        erased: Sequence[ErasedGroup] = (),
         state_bytes: int = 0,
         now_us: int,
         ttl_us: int,
     ) -> Lease:
         """Move the watermark from ``lease.watermark`` and write the changes as commit ``lease.commit_no + 1``, in one
         transaction, compare-and-set on (epoch, watermark), extending the lease. ``changes=None``: the watermark moves
-        alone (no feed row and no new commit number). Dead letters of skips go in the same transaction. Raises
-        ``Fenced``. Returns the lease as it stands after."""
+        alone (no feed row and no new commit number). Dead letters of skips, and what was forgotten, go in the same
+        transaction. Raises ``Fenced``. Returns the lease as it stands after."""
 
     def feed(self, workspace: str, cuts: Mapping[str, int], *, limit_bytes: int = 8_000_000) -> list[Commit]:
         """Commits of the groups past the given commit numbers, in order per group (one query when nothing moved)."""
@@ -489,6 +536,63 @@ class Ledger(Protocol):
 
     def skipped_seqs(self, workspace: str, policy: str) -> set[int]:
         """All positions that were skipped by an ``Instance.lineage``: replay honours them."""
+
+    # -- erasures ----------------------------------------------------------------------------------------------
+    def erasures(self, workspace: str) -> list[Erasure]:
+        """The erasures whose subject is still known, in order."""
+
+    def unsettled(self, workspace: str) -> list[Erasure]:
+        """The erasures that are done but for ``settle``."""
+
+    def erasure(self, workspace: str, position: int) -> Erasure | None: ...
+
+    def erasing_workspaces(self) -> list[str]:
+        """The workspaces with erasures that are not complete."""
+
+    def erased_groups(self, workspace: str, position: int) -> list[ErasedGroup]:
+        """What each group that has passed the erasure did about it."""
+
+    def unforgotten(self, workspace: str) -> list[tuple[str, str, str]]:
+        """(kind, id, group) of erased subjects that a group holds until it is folded afresh."""
+
+    def set_hidden(self, workspace: str, position: int, at_us: int) -> None: ...
+
+    def note_groups(self, workspace: str, notes: Sequence[ErasedGroup]) -> None: ...
+
+    def scan(
+        self, workspace: str, upto: int, subjects: Sequence[Subject], patterns: Sequence[bytes]
+    ) -> Iterator[LogRow]:
+        """Rows up to a position, not erased, whose main subject is one of these or whose body contains one of the
+        patterns, in order. Reads the whole log."""
+
+    def set_found(self, workspace: str, found: dict[int, list[int]]) -> None:
+        """Keep, by erasure, the positions of its subject's events; the first who looked wins."""
+
+    def swap_state(
+        self,
+        workspace: str,
+        lease: Lease,
+        *,
+        checkpoint: str,
+        state_bytes: int,
+        dead: Sequence[DeadLetter],
+        done: Sequence[ErasedGroup],
+    ) -> None:
+        """Put a checkpoint, made at the lease's watermark, in the place of a group's state, with a commit number of
+        its own, so that views load it; drops the feed. Raises ``Fenced`` when the group has moved."""
+
+    def scrub(self, workspace: str, position: int, traces: Traces, report: str) -> dict[str, int] | None:
+        """Empty log rows and digests, delete the other traces, in one transaction; returns how many rows of what.
+        None (nothing was done) while a group has not forgotten."""
+
+    def empty_erasure(self, workspace: str, position: int, report: str, *, freed: int) -> None:
+        """Empty the erasing event itself and the erasure's subject; the log has so many bytes less from now on."""
+
+    def end_erasure(self, workspace: str, position: int, state: str, at_us: int) -> None: ...
+
+    def settle(self) -> None:
+        """Have the database give up old versions of changed rows: SQLite's write-ahead log and unused parts of pages,
+        PostgreSQL's dead tuples."""
 
     # -- audit -------------------------------------------------------------------------------------------------
     def audit(self, workspace: str, *, actor: str, action: str, target: str, reason: str, at_us: int) -> None: ...

@@ -35,10 +35,11 @@ def upgrade(connection: Connection) -> None:
             command.upgrade(config, "head")
         finally:
             logging.getLogger("alembic").setLevel(level)
-    connection.execute(
-        text("insert into meta (name, value) values ('timeline_id', :id) on conflict do nothing"),
-        {"id": uuid.uuid4().hex},
-    )
+    for name in ("timeline_id", "erasure_key"):
+        connection.execute(
+            text("insert into meta (name, value) values (:name, :value) on conflict do nothing"),
+            {"name": name, "value": uuid.uuid4().hex},
+        )
 
 
 def current(connection: Connection) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
@@ -13,8 +14,9 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, TimeoutError
 
 from streamfold.core import crash
-from streamfold.core.errors import LedgerUnavailable
+from streamfold.core.errors import LedgerError, LedgerUnavailable
 from streamfold.core.events.model import NewEvent
+from streamfold.core.ledger import backup as backups
 from streamfold.core.ledger import migrate as migrations
 from streamfold.core.ledger._access import AccessMixin
 from streamfold.core.ledger._append import (
@@ -26,13 +28,15 @@ from streamfold.core.ledger._append import (
     superseded,
 )
 from streamfold.core.ledger._base import add_dead, no_workspace
+from streamfold.core.ledger._erased import EraseMixin, Screen
 from streamfold.core.ledger._groups import ADVANCE, GroupMixin, fenced
 from streamfold.core.ledger._letters import LetterMixin
 from streamfold.core.ledger._log import LogMixin
 from streamfold.core.ledger._prepare import PrepareMixin
 from streamfold.core.ledger._tx import PostgresTx, Tx
 from streamfold.core.ledger._versions import VersionMixin
-from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove, Lease
+from streamfold.core.ledger.abc import Appended, DeadLetter, ErasedGroup, IntakeMove, Lease
+from streamfold.core.ledger.schema import metadata
 
 T = TypeVar("T")
 _OPTIONS = "-c statement_timeout=60s -c lock_timeout=20s -c idle_in_transaction_session_timeout=5s -c timezone=UTC"
@@ -147,12 +151,13 @@ def _upgrade(connection: Connection) -> None:
         migrations.upgrade(connection)
 
 
-class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin):
+class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, EraseMixin):
     """See ``streamfold.core.ledger.abc.Ledger``."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.timeline_id = str(self._all("select value from meta where name = 'timeline_id'")[0][0])
+        self.timeline_id = self._meta("timeline_id")
+        self.erasure_key = self._meta("erasure_key").encode()
 
     def close(self) -> None:
         self._engine.dispose()
@@ -203,10 +208,11 @@ class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMix
         dead: Sequence[DeadLetter] = (),
     ) -> Appended:
         def job(tx: Tx) -> Appended:
-            row = tx.one("select seq from log_head where workspace = ? for no key update", (workspace,))
+            row = tx.one("select seq, erased_us from log_head where workspace = ? for no key update", (workspace,))
             if row is None:
                 raise no_workspace(workspace)
-            done = _append(tx, workspace, events, int(row[0]), recorded_us)
+            screen = Screen(tx, workspace, self.erasure_key, row[1], recorded_us)
+            done = _append(tx, workspace, events, int(row[0]), recorded_us, screen)
             move_intakes(tx, workspace, moves, done.outcomes, recorded_us)
             add_dead(tx, workspace, dead)
             crash.point("append.in")
@@ -225,10 +231,11 @@ class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMix
         advance: Sequence[Any],
         keep: Sequence[Any] | None,
         dead: Sequence[DeadLetter],
+        erased: Sequence[ErasedGroup],
     ) -> None:
         """Fence and effects in one statement; in several with dead letters, or for a fault test's moment within."""
-        if dead or crash.ARMED:
-            super()._commit(workspace, lease, advance, keep, dead)
+        if dead or erased or crash.ARMED:
+            super()._commit(workspace, lease, advance, keep, dead, erased)
             return
         sql, params = (ADVANCE, advance) if keep is None else (_COMMIT, (*advance, *keep))
         if self._lend(lambda tx: tx.run(sql, params)) != 1:
@@ -236,6 +243,47 @@ class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMix
 
     def _serialise_claims(self, tx: Tx, workspace: str, instance_id: int) -> None:
         tx.all("select pg_advisory_xact_lock(hashtextextended(?, ?))::text", (workspace, instance_id))
+
+    def _contains(self, column: str) -> str:
+        return f"position(?::bytea in {column}) > 0"
+
+    def backup(self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+        """Read all tables in one snapshot."""
+        part = backups.start_folder(folder)
+
+        def job(tx: Tx) -> dict[str, int]:
+            raw = tx.raw
+            with raw.transaction():
+                raw.execute("set transaction isolation level repeatable read, read only")
+                raw.execute("set local statement_timeout = 0")
+                raw.execute("set local idle_in_transaction_session_timeout = 0")
+                at = backups.positions(tx)
+                total = sum(at.values())
+                for table in metadata.sorted_tables:
+                    columns = [str(column.name) for column in table.columns]
+                    for count in backups.write_table(part, table.name, columns, _batches(raw, table.name, columns)):
+                        if table.name == "log":
+                            progress(count, total)
+            return at
+
+        try:
+            at = self._lend(job)
+            return backups.finish_folder(part, folder, kind="postgresql", timeline=self.timeline_id, at=at)
+        finally:
+            backups.drop_folder(part)
+
+    def settle(self) -> None:
+        """Vacuum the tables that held traces: their dead tuples' space is given up for new rows."""
+        tables = "log, dedup, commits, prepared, results, dead_letters, deletions, sequences, erasures"
+
+        def job(tx: Tx) -> None:
+            tx.raw.execute("set statement_timeout = 0")
+            try:
+                tx.raw.execute(f"vacuum {tables}")
+            finally:
+                tx.raw.execute("reset statement_timeout")
+
+        self._lend(job)
 
     def size_bytes(self) -> dict[str, int]:
         sql = """select pg_total_relation_size('log'), pg_total_relation_size('commits'),
@@ -245,10 +293,59 @@ class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMix
         return dict(zip(parts, self._all(sql)[0], strict=True))
 
 
-def _append(tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recorded_us: int) -> Appended:
-    batch = distinct(events)
+def _batches(raw: Any, table: str, columns: Sequence[str]) -> Iterator[list[Any]]:
+    names = ", ".join(columns)
+    with raw.cursor(name=f"backup_{table}") as cursor:
+        cursor.itersize = backups.ROWS
+        cursor.execute(f"select {names} from {table}")
+        while rows := cursor.fetchmany(backups.ROWS):
+            yield rows
+
+
+def restore(folder: Path, url: str, manifest: dict[str, Any]) -> str:
+    """Load a backup's tables into an empty database, all or nothing, with a timeline of its own; returns that."""
+    if manifest["migration"] != migrations.newest():
+        raise LedgerError(
+            f"{folder} is of migration {manifest['migration']}, this version's newest is {migrations.newest()}: "
+            "restore with the version that made it, then start this one"
+        )
+    engine = make_engine(url)
+    try:
+        with engine.connect() as connection:
+            raw: Any = connection.connection.driver_connection
+            with raw.transaction():
+                migrations.upgrade(connection)
+                tx = PostgresTx(connection)
+                if tx.one("select 1 from log_head limit 1") is not None:
+                    raise LedgerError("the database holds a ledger: name an empty one, nothing was restored")
+                tx.run("set local statement_timeout = 0")
+                for table in metadata.sorted_tables:
+                    raw.execute(f"truncate {table.name}")
+                    _load(raw, table.name, backups.table_file(folder, table.name))
+                return backups.begin_timeline(tx)
+    except DBAPIError as error:
+        raise _unavailable(error) from error
+    finally:
+        engine.dispose()
+
+
+def _load(raw: Any, table: str, file: Path) -> None:
+    with file.open("rb") as opened:
+        frames = backups.read_frames(opened)
+        columns = ", ".join(next(frames))
+        with raw.cursor() as cursor, cursor.copy(f"copy {table} ({columns}) from stdin") as copy:
+            for rows in frames:
+                for row in rows:
+                    copy.write_row(row)
+
+
+def _append(
+    tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recorded_us: int, screen: Screen
+) -> Appended:
+    batch, refused = screen.pass_(distinct(events), head + 1)
     known = _insert(tx, workspace, batch, head, recorded_us) if batch else {}
     fresh = [event for event in batch if event.dedup not in known] if known else batch
+    known |= refused
     first = head + 1
     result, positions = outcomes(events, known, first)
     retries = [(e.retry_of, workspace, first + i) for i, e in enumerate(fresh) if e.retry_of is not None]
@@ -258,6 +355,7 @@ def _append(tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recor
     if late:
         mark_superseded(tx, workspace, [first + i for i in late])
     index_deletions(tx, workspace, fresh, first, late)
+    screen.enter(fresh, first, late)
     return Appended(result, positions, len(late), head + len(fresh))
 
 

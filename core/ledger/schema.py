@@ -48,7 +48,14 @@ def _key(name: str, kind: type[BigInteger] | type[Text] | type[LargeBinary] = Te
 meta = Table("meta", metadata, _key("name"), _text("value"))
 
 log_head = Table(
-    "log_head", metadata, _key("workspace"), _int("seq"), _int("bytes"), postgresql_with=HOT, sqlite_with_rowid=False
+    "log_head",
+    metadata,
+    _key("workspace"),
+    _int("seq"),
+    _int("bytes"),
+    _int("erased_us"),
+    postgresql_with=HOT,
+    sqlite_with_rowid=False,
 )
 
 counters = Table(
@@ -105,6 +112,50 @@ deletions = Table(
     _key("seq", BigInteger),
     _text("kind"),
     _text("id"),
+    sqlite_with_rowid=False,
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    _key("workspace"),
+    _key("position", BigInteger),
+    _text("kind"),
+    _text("id"),
+    _text("state"),
+    _int("requested_us"),
+    _int("hidden_us"),
+    _int("completed_us"),
+    _blob("found", null=True),
+    _text("report", ""),
+    Index(
+        "erasures_pending",
+        "workspace",
+        "position",
+        sqlite_where=text("completed_us = 0"),
+        postgresql_where=text("completed_us = 0"),
+    ),
+)
+
+erasure_groups = Table(
+    "erasure_groups",
+    metadata,
+    _key("workspace"),
+    _key("position", BigInteger),
+    _key("grp"),
+    _text("method"),
+    _text("state"),
+    _int("removed"),
+    sqlite_with_rowid=False,
+)
+
+erased_subjects = Table(
+    "erased_subjects",
+    metadata,
+    _key("workspace"),
+    _key("hash", LargeBinary),
+    _int("erased_us", None),
+    _int("position", None),
     sqlite_with_rowid=False,
 )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +17,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from streamfold.core import crash
-from streamfold.core.errors import LedgerUnavailable
+from streamfold.core.errors import LedgerError, LedgerUnavailable
 from streamfold.core.events.model import NewEvent
+from streamfold.core.ledger import backup as backups
 from streamfold.core.ledger._access import AccessMixin
 from streamfold.core.ledger._append import (
     distinct,
@@ -26,17 +30,20 @@ from streamfold.core.ledger._append import (
     superseded,
 )
 from streamfold.core.ledger._base import add_dead, no_workspace
+from streamfold.core.ledger._erased import EraseMixin, Screen
 from streamfold.core.ledger._groups import GroupMixin
 from streamfold.core.ledger._letters import LetterMixin
 from streamfold.core.ledger._log import LogMixin
 from streamfold.core.ledger._prepare import PrepareMixin
-from streamfold.core.ledger._sqlite_files import Checkpointer, ProcessLock
+from streamfold.core.ledger._sqlite_files import PAGES, Checkpointer, Gaps, ProcessLock
 from streamfold.core.ledger._tx import SqliteTx, Tx
 from streamfold.core.ledger._versions import VersionMixin
 from streamfold.core.ledger._writer import GroupWriter, unavailable
 from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove
 
 T = TypeVar("T")
+DATABASE = "ledger.db"
+"""The database's name in a backup."""
 _PRAGMAS = (
     "pragma journal_mode=wal",
     "pragma synchronous=full",
@@ -72,7 +79,7 @@ def make_engine(path: Path) -> Engine:
     return engine
 
 
-class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin):
+class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, EraseMixin):
     """See ``streamfold.core.ledger.abc.Ledger``. ``held`` is this process's lock on the file."""
 
     def __init__(self, path: Path, engine: Engine, held: ProcessLock) -> None:
@@ -85,7 +92,9 @@ class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin
         writing.raw.execute(_WRITER_CACHE)
         self._writer = GroupWriter(writing)
         self._checkpointer = Checkpointer(path, self._connect_plain, lambda: self._writer.commits, self._writer.lock)
-        self.timeline_id = str(self._all("select value from meta where name = 'timeline_id'")[0][0])
+        self._gaps = Gaps(path)
+        self.timeline_id = self._meta("timeline_id")
+        self.erasure_key = self._meta("erasure_key").encode()
 
     def close(self) -> None:
         if self._closed:
@@ -96,6 +105,7 @@ class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin
             self._writer.close()
             self._sweep()
         self._engine.dispose()
+        self._gaps.close()
         self._held.release()
 
     def _sweep(self) -> None:
@@ -150,10 +160,11 @@ class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin
         dead: Sequence[DeadLetter] = (),
     ) -> Appended:
         def job(tx: Tx) -> Appended:
-            row = tx.one("select seq from log_head where workspace = ?", (workspace,))
+            row = tx.one("select seq, erased_us from log_head where workspace = ?", (workspace,))
             if row is None:
                 raise no_workspace(workspace)
-            done = _append(tx, workspace, events, int(row[0]), recorded_us)
+            screen = Screen(tx, workspace, self.erasure_key, row[1], recorded_us)
+            done = _append(tx, workspace, events, int(row[0]), recorded_us, screen)
             move_intakes(tx, workspace, moves, done.outcomes, recorded_us)
             add_dead(tx, workspace, dead)
             crash.point("append.in")
@@ -163,6 +174,55 @@ class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin
         done = self._write(job)
         crash.point("append.after")
         return done
+
+    def _contains(self, column: str) -> str:
+        return f"instr({column}, ?) > 0"
+
+    def backup(self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+        """Copy the database in one step: a snapshot, which writers do not wait for."""
+        part = backups.start_folder(folder)
+        try:
+            with self._reading() as tx:
+                copy = sqlite3.connect(part / DATABASE)
+                try:
+                    tx.raw.backup(copy, pages=-1, progress=lambda _, left, total: progress(total - left, total))
+                    copy.execute("pragma journal_mode=delete")
+                    at = dict(copy.execute("select workspace, seq from log_head order by workspace").fetchall())
+                finally:
+                    copy.close()
+            return backups.finish_folder(part, folder, kind="sqlite", timeline=self.timeline_id, at=at)
+        except sqlite3.Error as error:
+            raise unavailable(error) from error
+        finally:
+            backups.drop_folder(part)
+
+    def settle(self) -> None:
+        """Truncate the write-ahead log, and overwrite what page splits have left between the cells of pages."""
+        self._alone(lambda: None)
+        pages = self._gaps.find()
+        for start in range(0, len(pages), PAGES):
+            part = pages[start : start + PAGES]
+            self._alone(lambda part=part: self._gaps.overwrite(part))  # type: ignore[misc]  # bound now
+
+    def _alone(self, job: Callable[[], None]) -> None:
+        """Run a job while nobody writes, everything is in the database file, and the writer has no page in its cache.
+
+        The cache would bring the old bytes back with the next change of a page.
+        """
+        connection = self._connect_plain()
+        try:
+            for _ in range(200):
+                with self._writer.lock:
+                    if not connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]:
+                        self._writer.drop_cache()
+                        job()
+                        return
+                time.sleep(0.05)  # a reader still needs the log
+        except sqlite3.Error as error:
+            raise unavailable(error) from error
+        finally:
+            connection.close()
+        raise LedgerUnavailable("the write-ahead log is read all the time: it cannot be truncated now, try again")
 
     def size_bytes(self) -> dict[str, int]:
         """Estimate from the newest rows, because SQLite would read everything to say; the total is exact."""
@@ -193,7 +253,9 @@ class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin
         return self._read(job)
 
 
-def _append(tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recorded_us: int) -> Appended:
+def _append(
+    tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recorded_us: int, screen: Screen
+) -> Appended:
     first = head + 1
     fresh = distinct(events)
     known: dict[bytes, tuple[int, bytes]] = {
@@ -201,6 +263,8 @@ def _append(tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recor
     }
     if known:
         fresh = [event for event in fresh if event.dedup not in known]
+    fresh, refused = screen.pass_(fresh, first)
+    known |= refused
     result, positions = outcomes(events, known, first)
     if not fresh:
         return Appended(result, positions, 0, head)
@@ -209,6 +273,7 @@ def _append(tx: Tx, workspace: str, events: Sequence[NewEvent], head: int, recor
     if late:
         mark_superseded(tx, workspace, [first + i for i in late])
     index_deletions(tx, workspace, fresh, first, late)
+    screen.enter(fresh, first, late)
     head += len(fresh)
     size = sum(len(event.body) for event in fresh)
     tx.run("update log_head set seq = ?, bytes = bytes + ? where workspace = ?", (head, size, workspace))
@@ -224,3 +289,26 @@ def _insert(tx: Tx, workspace: str, fresh: Sequence[NewEvent], first: int, recor
         rows.append((workspace, seq, recorded_us, e.type, e.retry_of, subject.kind, subject.id, e.body))
     tx.many(_DEDUP, dedups)
     tx.many(_LOG, rows)
+
+
+def restore(folder: Path, path: Path) -> str:
+    """Put a backup's database at a path where there is none, with a timeline of its own; returns that."""
+    if path.exists():
+        raise LedgerError(f"{path} is already there: move it away first, nothing was restored")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.restoring")
+    part.unlink(missing_ok=True)
+    shutil.copyfile(folder / DATABASE, part)
+    engine = make_engine(part)
+    try:
+        with engine.connect() as connection:
+            tx = SqliteTx(connection)
+            tx.raw.execute("begin immediate")
+            timeline = backups.begin_timeline(tx)
+            tx.raw.execute("commit")
+            tx.raw.execute("pragma wal_checkpoint(truncate)").fetchall()
+            tx.raw.execute("pragma journal_mode=delete").fetchall()
+    finally:
+        engine.dispose()
+    os.rename(part, path)
+    return timeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,42 +17,48 @@ from streamfold.core.stores._top import best_slots
 class TopColumn:
     """Values by slot, brought up to date with the keys written since the last call.
 
+    Several readers of a view may ask at once, and the first to ask builds: hence the lock.
+
     Parameters
     ----------
     kind : ``float`` or ``int``.
     """
 
     def __init__(self, kind: type) -> None:
+        self._lock = threading.RLock()
         self._dtype = np.dtype(np.float64 if kind is float else np.int64)
         self.clear()
 
     def clear(self) -> None:
-        self._keys: list[Any] | None = None
-        self._slots: dict[Any, int] = {}
-        self._values: npt.NDArray[Any] = np.empty(0, self._dtype)
-        self._stale: set[Any] = set()
-        self._last: list[tuple[Any, Any]] | None = None
-        self._last_n = 0
+        with self._lock:
+            self._keys: list[Any] | None = None
+            self._slots: dict[Any, int] = {}
+            self._values: npt.NDArray[Any] = np.empty(0, self._dtype)
+            self._stale: set[Any] = set()
+            self._last: list[tuple[Any, Any]] | None = None
+            self._last_n = 0
 
     def changed(self, keys: Iterable[Any]) -> None:
         """Note written keys; free until the first ``top``. Past half the rows, the next ``top`` builds afresh."""
-        if self._keys is None:
-            return
-        self._stale.update(keys)
-        if len(self._stale) > len(self._keys) // 2 + 1024:
-            self.clear()
+        with self._lock:
+            if self._keys is None:
+                return
+            self._stale.update(keys)
+            if len(self._stale) > len(self._keys) // 2 + 1024:
+                self.clear()
 
     def top(self, n: int, rows: Mapping[Any, Any], gone: object) -> list[tuple[Any, Any]]:
         """Return the n best of ``rows``, leaving out values that are ``gone``."""
         if n < 1:
             raise StoreError(f"top({n}): ask for at least one row")
-        if self._keys is None:
-            self._build(rows, gone)
-        elif self._stale:
-            self._refresh(rows, gone)
-        if self._last is None or (n > self._last_n and len(self._last) == self._last_n):
-            self._last, self._last_n = self._best(n), n
-        return self._last[:n]
+        with self._lock:
+            if self._keys is None:
+                self._build(rows, gone)
+            elif self._stale:
+                self._refresh(rows, gone)
+            if self._last is None or (n > self._last_n and len(self._last) == self._last_n):
+                self._last, self._last_n = self._best(n), n
+            return self._last[:n]
 
     def _build(self, rows: Mapping[Any, Any], gone: object) -> None:
         self._keys = [key for key, value in rows.items() if value is not gone]

@@ -91,8 +91,9 @@ class LiveBlobs(Staged[str, bytes]):
 
     def _write(self, puts: dict[str, bytes], deletes: list[str]) -> None:
         with self._file_lock:
-            for key in deletes:
-                self._index.pop(key, None)
+            for key in (*deletes, *puts):
+                if (old := self._index.pop(key, None)) is not None:
+                    os.pwrite(self._fd, bytes(old[1]), old[0])  # what is deleted does not wait for a compaction
             if puts:
                 self._open_file()
                 _write_all(self._fd, b"".join(puts.values()))

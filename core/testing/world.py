@@ -10,6 +10,7 @@ from streamfold.core.clock import ManualClock
 from streamfold.core.context import Context, Group
 from streamfold.core.events import Acceptor
 from streamfold.core.fold import FoldRunner, MemoryPrepared, Preparer, Verdict, verify_group
+from streamfold.core.fold.eraser import Eraser
 from streamfold.core.hooks import hookimpl
 from streamfold.core.ledger import open_ledger
 from streamfold.core.ledger.abc import Appended, Ledger
@@ -111,6 +112,17 @@ class World:
             if not done and not left:
                 return
         raise AssertionError("the fold did not come to rest in 1000 rounds")
+
+    def erase(self) -> None:
+        """Fold and erase until no erasure is pending."""
+        eraser = Eraser(self.context, (self.runner,))
+        for _ in range(100):
+            self.fold()
+            self.clock.advance(1)
+            eraser.run(self.workspace)
+            if not self.ledger.erasing_workspaces():
+                return
+        raise AssertionError("the erasures did not complete in 100 rounds")
 
     def forget_warm(self) -> None:
         """Drop everything warm, as a crash would: the next fold recovers from checkpoint + feed."""

@@ -151,6 +151,9 @@ class WorkspaceView:
         self.followed_at = 0.0
         self.deleted: dict[tuple[str, str], int] = {}
         self._deletions_read = 0
+        self._pruned = 0
+        self._unforgotten: dict[tuple[str, str], set[str]] = {}
+        self._held_after: dict[tuple[str, str], set[str]] = {}
         self._samples = samples
         self._asking = ReadWriteLock()
         self._revision = -1
@@ -179,20 +182,20 @@ class WorkspaceView:
         held at that until this view has switched (see ``switch.py``).
         """
         ctx = self.context
+        held = self._held() if self._unforgotten else {}  # before the marks: what is not in it now is loaded below
         head = ctx.ledger.head(self.name)
         marks = ctx.ledger.watermarks(self.name)
         groups = self._look_around(marks)
-        held = self.serving.leaving(groups)
-        moved = {n: v for n, v in self.groups.items() if n not in held and n in marks and marks[n][1] > v.commit_no}
-        reset = [v for n, v in self.groups.items() if n not in held and n in marks and marks[n][1] < v.commit_no]
+        leaving = self.serving.leaving(groups)
+        followed = {n: v for n, v in self.groups.items() if n not in leaving and n in marks}
+        moved = {n: v for n, v in followed.items() if marks[n][1] > v.commit_no}
+        reset = [v for n, v in followed.items() if marks[n][1] < v.commit_no]
         for view in reset:
             view.load()
         feed = self._read_feed({n: v.commit_no for n, v in moved.items()}, marks)
         # Deletions are read after the marks and before the commits are applied: what was deleted is hidden at once.
         changed = self._read_deletions(min((v.watermark for v in self.groups.values()), default=0), head)
-        for name, view in list(self.groups.items()):
-            if name not in marks or name in held:
-                continue
+        for name, view in followed.items():
             if name in moved and name not in feed:
                 continue  # its turn comes: others' commits were enough for this time
             try:
@@ -205,6 +208,7 @@ class WorkspaceView:
                 self._give_up(name, error)
                 changed = True
         changed |= self._switch(groups)
+        self._unforgotten = self._still_unforgotten(held, marks)
         self.head = head
         self.followed_at = time.monotonic()
         if changed:
@@ -277,7 +281,6 @@ class WorkspaceView:
                 view = self._open(group, outdated=group.name in outdated)
                 if view is not None:
                     views[group.name] = view
-                    self._deletions_read = min(self._deletions_read, view.watermark)  # those past it are to be hidden
         wanted = {group.name for group in self._seen} | outdated | self.serving.live
         for name in set(views) - wanted:
             self._gone.append((time.monotonic(), views.pop(name)))
@@ -316,15 +319,44 @@ class WorkspaceView:
         return True
 
     def _read_deletions(self, lowest: int, head: int) -> bool:
-        if head == self._deletions_read and not self.deleted:
+        """Learn of new deletions, forget those that every group has passed; know them again when one falls back."""
+        if lowest < self._pruned:
+            self._deletions_read = lowest
+        self._pruned = lowest
+        self._held_after = {}
+        if head == self._deletions_read and not self.deleted and not self._unforgotten:
             return False
         found = self.context.ledger.deletions(self.name, self._deletions_read) if head > self._deletions_read else []
         for seq, kind, subject_id in found:
             self.deleted[(kind, subject_id)] = seq
         self._deletions_read = max(head, self._deletions_read)
+        self._held_after = self._held()
+        for subject, groups in self._held_after.items():
+            self._unforgotten.setdefault(subject, set()).update(groups)
         if self.deleted:
             self.deleted = {k: seq for k, seq in self.deleted.items() if seq > lowest}
         return bool(found)
+
+    def _held(self) -> dict[tuple[str, str], set[str]]:
+        """Which groups hold an erased subject past its erasure, until they are folded afresh: there it stays hidden."""
+        held: dict[tuple[str, str], set[str]] = {}
+        for kind, subject_id, group in self.context.ledger.unforgotten(self.name):
+            held.setdefault((kind, subject_id), set()).add(group)
+        return held
+
+    def _still_unforgotten(
+        self, held: dict[tuple[str, str], set[str]], marks: Mapping[str, tuple[int, int]]
+    ) -> dict[tuple[str, str], set[str]]:
+        """What stays hidden: what was held before this look or learned in it, and all that stood in a view which this
+        look has not brought to its group's mark (one that leaves, or whose turn has not come)."""
+        behind = {n for n, v in self.groups.items() if n not in marks or v.commit_no < marks[n][1]}
+        found = {subject: set(groups) for subject, groups in held.items()}
+        for subject, groups in self._held_after.items():
+            found.setdefault(subject, set()).update(groups)
+        for subject, groups in self._unforgotten.items():
+            if kept := groups & behind:
+                found.setdefault(subject, set()).update(kept)
+        return found
 
     def _measure(self) -> None:
         """Sample event → visible of what this process appended: seen by the groups that handle its types."""
@@ -453,7 +485,16 @@ class WorkspaceView:
             return since
         return max(since, (self.context.clock.now_us() - rows[0].recorded_us) // 1000)
 
+    @property
+    def hides_upto(self) -> int:
+        """The position up to which deletions are known here."""
+        return self._deletions_read
+
     def hidden(self, view: GroupView, subjects: Iterable[Subject]) -> bool:
-        """Whether a result with these source subjects is hidden: one was deleted past the group's watermark."""
-        deleted = self.deleted
-        return bool(deleted) and any(deleted.get((s.kind, s.id), 0) > view.watermark for s in subjects)
+        """Whether a result with these source subjects is hidden: one was deleted past the group's watermark, or is
+        erased and the group has not forgotten it."""
+        deleted, held = self.deleted, self._unforgotten
+        return bool(deleted or held) and any(
+            deleted.get((s.kind, s.id), 0) > view.watermark or view.group.name in held.get((s.kind, s.id), ())
+            for s in subjects
+        )

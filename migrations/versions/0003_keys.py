@@ -1,6 +1,6 @@
 """API keys, quotas per workspace, and how many bytes each workspace has logged.
 
-Revision 0003_keys, after 0001.
+Revision 0003_keys, after 0002_versions.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@
 - :mod:`~streamfold.pipelines.cli.size`: ``size``
 - :mod:`~streamfold.pipelines.cli.new_plugin`, :mod:`~streamfold.pipelines.cli.check_plugin`,
   :mod:`~streamfold.pipelines.cli.dev`: writing a plugin
+- :mod:`~streamfold.pipelines.cli.erase`: ``erase``; :mod:`~streamfold.pipelines.cli.backup`: ``backup restore``
 - :mod:`~streamfold.pipelines.cli.letters`: ``dead-letters``; :mod:`~streamfold.pipelines.cli.policies`: ``policies``,
   :mod:`~streamfold.pipelines.cli.versions`: its versions, ``audit``
 - :mod:`~streamfold.pipelines.cli.keys`: ``keys``
@@ -27,8 +28,10 @@ import typer
 
 from streamfold.pipelines.cli import (
     ask,
+    backup,
     check_plugin,
     dev,
+    erase,
     keys,
     letters,
     local,
@@ -71,7 +74,7 @@ def _globals(
     ctx.obj = Globals(config=config, url=url, workspace=workspace, json=as_json, quiet=quiet)
 
 
-for _module in (local, send, ask, watch, letters, policies, keys, size, new_plugin, check_plugin, dev):
+for _module in (local, send, ask, watch, letters, policies, keys, erase, backup, size, new_plugin, check_plugin, dev):
     _module.register(app)
 
 

@@ -21,7 +21,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamfold.core.errors import InvalidEvent, LedgerError, nearest
 from streamfold.pipelines.node import Node
-from streamfold.pipelines.serve import ask, deadletters, documents, events, health, keys, operate, versions
+from streamfold.pipelines.serve import (
+    ask,
+    backups,
+    deadletters,
+    documents,
+    erasures,
+    events,
+    health,
+    keys,
+    operate,
+    versions,
+)
 from streamfold.pipelines.serve.auth import LOCAL, require
 from streamfold.pipelines.serve.call import Call, Endpoint
 from streamfold.pipelines.serve.openapi import describe
@@ -51,7 +62,7 @@ def create_app(node: Node) -> FastAPI:
     app.state.service = service
     endpoints = [
         endpoint
-        for module in (events, documents, ask, deadletters, operate, versions, keys, health)
+        for module in (events, documents, ask, deadletters, erasures, backups, operate, versions, keys, health)
         for endpoint in module.ENDPOINTS
     ]
     document = describe(endpoints)

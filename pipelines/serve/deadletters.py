@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +18,8 @@ from streamfold.core.events import (
     decode_http,
     decode_kafka,
 )
-from streamfold.core.ledger.abc import ERASED, DeadLetter
+from streamfold.core.fold.residue import mentions
+from streamfold.core.ledger.abc import ERASED, DeadLetter, Erasure
 from streamfold.core.views import WorkspaceView
 from streamfold.pipelines.ingest.take import kept_record, topic_mapping
 from streamfold.pipelines.serve import examples
@@ -54,7 +56,8 @@ async def list_letters(call: Call) -> Response:
             code=call.query.get("code"),
         )
     )
-    items = [_shown(letter) for letter in found]
+    erasing = await call.ask(ledger.erasures, call.workspace)
+    items = [_shown(letter) for letter in found if not _is_erasing(letter, erasing)]
     return answer(page(items, found[-1].dead_letter_id if len(found) == limit else None))
 
 
@@ -74,12 +77,17 @@ def _shown(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
+def _is_erasing(letter: DeadLetter, erasing: Sequence[Erasure]) -> bool:
+    """Whether a letter names a subject that is being erased, or comes from one of its events."""
+    return any(letter.position in (e.found or ()) or mentions(letter, e.subject) for e in erasing)
+
+
 def _letter(call: Call) -> DeadLetter:
-    text = call.path["id"]
+    text, ledger = call.path["id"], call.service.node.ledger
     found = None
     if text.isascii() and text.isdecimal() and len(text) < 19:
-        found = call.service.node.ledger.dead_letter(call.workspace, int(text))
-    if found is None:
+        found = ledger.dead_letter(call.workspace, int(text))
+    if found is None or _is_erasing(found, ledger.erasures(call.workspace)):
         raise Problem("not-found", f"no dead letter '{text[:40]}'")
     return found
 
@@ -198,7 +206,9 @@ def _skipped(call: Call, letter: DeadLetter) -> NewEvent:
     except InvalidEvent as error:
         raise of_invalid(error) from error
     body = msgspec.structs.replace(_envelope(event.body), time_us=envelope.time_us)
-    return dataclasses.replace(event, retry_of=letter.position, body=msgspec.msgpack.encode(body))
+    return dataclasses.replace(
+        event, retry_of=letter.position, body=msgspec.msgpack.encode(body), time_us=envelope.time_us
+    )
 
 
 def _undecoded(call: Call, letter: DeadLetter) -> NewEvent:

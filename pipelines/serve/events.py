@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,8 @@ from starlette.responses import Response
 from streamfold.core.errors import InvalidEvent
 from streamfold.core.events import NewEvent, decode_http, encode
 from streamfold.core.events.codecs import BATCH, NDJSON, STRUCTURED
-from streamfold.core.ledger.abc import ERASED, NORMAL, SUPERSEDED, Appended, DeadLetter, Instance, LogRow
+from streamfold.core.fold.erasure import is_about
+from streamfold.core.ledger.abc import ERASED, NORMAL, SUPERSEDED, Appended, DeadLetter, Erasure, Instance, LogRow
 from streamfold.core.views import WorkspaceView
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import PAGE_PARAMS, WRITE_PARAMS, Call, Endpoint, answer, page, rfc3339
@@ -162,12 +164,16 @@ async def get_events(call: Call) -> Response:
             subject_id=call.query.get("subject"),
         )
     )
-    items = [_logged(call.service, row) for row in rows]
+    erasing = await call.ask(ledger.erasures, call.workspace)
+    items = [_logged(call.service, row, erasing) for row in rows]
     return answer(page(items, rows[-1].seq if len(rows) == limit else None))
 
 
-def _logged(service: Service, row: LogRow) -> dict[str, Any]:
+def _logged(service: Service, row: LogRow, erasing: Sequence[Erasure]) -> dict[str, Any]:
+    """Show a row of the log; what is being erased shows as erased at once."""
     event = None
+    if is_erasing(service, row, erasing):
+        row = dataclasses.replace(row, effect=ERASED)
     if row.effect != ERASED:
         try:
             event = encode(service.node.registry.event_types.decode(row))
@@ -183,6 +189,12 @@ def _logged(service: Service, row: LogRow) -> dict[str, Any]:
     }
 
 
+def is_erasing(service: Service, row: LogRow, erasing: Sequence[Erasure]) -> bool:
+    """Whether a row is about a subject whose erasure is logged and not complete."""
+    types = service.node.registry.event_types
+    return row.effect != ERASED and any(row.seq <= e.position and is_about(types, row, e.subject) for e in erasing)
+
+
 async def get_event(call: Call) -> Response:
     """Trace one event: where every policy stands with it."""
     return answer(await call.ask(_trace, call, call.id(), call.query.get("source")))
@@ -190,7 +202,8 @@ async def get_event(call: Call) -> Response:
 
 def _trace(call: Call, event_id: str, source: str | None) -> dict[str, Any]:
     ledger = call.service.node.ledger
-    rows = ledger.find(call.workspace, event_id, source)
+    erasing = ledger.erasures(call.workspace)
+    rows = [r for r in ledger.find(call.workspace, event_id, source) if not is_erasing(call.service, r, erasing)]
     if not rows:
         raise Problem("not-found", f"no event with id '{event_id[:100]}' was logged in this workspace")
     row = rows[0]
@@ -225,8 +238,8 @@ def _trace(call: Call, event_id: str, source: str | None) -> dict[str, Any]:
                 "dead_letter_id": None if letter is None else letter.dead_letter_id,
             }
         )
-    logged = _logged(call.service, row)
-    others = [_logged(call.service, other) for other in rows[1:]]
+    logged = _logged(call.service, row, ())
+    others = [_logged(call.service, other, ()) for other in rows[1:]]
     value = logged | {"policies": policies, "steps": _steps(logged, policies)}
     return value | ({"others": others} if others else {})
 

@@ -113,6 +113,20 @@ JOB = {
     "result": {"equal": True, "events": 1042, "watermark": 1042, "differences": []},
     "error": None,
 }
+ERASURE = {
+    "erasure_id": "1042",
+    "position": 1042,
+    "kind": "user",
+    "state": "complete",
+    "requested_at": "2026-01-31T12:00:00.120000Z",
+    "hidden_at": "2026-01-31T12:00:00.161000Z",
+    "completed_at": "2026-01-31T12:00:03.480000Z",
+    "policies": [{"policy": "trending@1", "slot": "live", "method": "rebuild", "state": "done", "removed": 12}],
+    "stores": [{"store": "trending@1-6ba125bf/trending@1/score_0", "scanned": 4096, "residue": 0}],
+    "looked_for": {"id": True, "texts": 0},
+    "removed": {"events": 12, "results": 0, "dead_letters": 0},
+    "not_covered": ["backups that were made before"],
+}
 LETTER = {
     "dead_letter_id": 3,
     "stage": "fold",

@@ -163,10 +163,19 @@ class Service:
             types = frozenset(event.type for event in events)
             view.accepted.append((fresh[-1], started, types))
             node.appended(view.name)
+            if any(event.deletes for event in events):
+                self._deleted(view.name, any(event.erases for event in events))
             if not self.settings.is_embedded and self.settings.broker.url:
                 self._wake(view.name, fresh[-1], sorted(types))
         self.metrics.took(view.name, done)
         return done
+
+    def _deleted(self, workspace: str, erases: bool) -> None:
+        """Something was deleted: have the views of this process hide it now; others' look each ``view_poll_ms``."""
+        if self.node.views is not None:
+            self.node.views.wake(workspace)
+        if erases and self.node.runner is not None:
+            self.node.runner.wake_erase()
 
     def _wake(self, workspace: str, position: int, types: list[str]) -> None:
         if self._wakes_waiting >= _MAX_WAKES:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import bench_distributed
 import bench_embedded
+import bench_erasure
 import bench_growth
 import bench_workspaces
 import harness
@@ -27,6 +28,7 @@ BENCHES: dict[str, Callable[[bool, int], list[Figure]]] = {
     "growth": bench_growth.growth,
     "isolation": bench_workspaces.isolation,
     "workspaces": bench_workspaces.many,
+    "erasure": bench_erasure.erasure,
     "kafka": bench_distributed.throughput,
     "kafka-freshness": bench_distributed.freshness,
 }

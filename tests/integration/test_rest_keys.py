@@ -41,6 +41,8 @@ def test_a_key_opens_its_workspace_and_its_scopes_only(tmp_path: Path) -> None:
         is_problem(client.get("/v1/events/1", headers=by("other")), 404, "not-found")
         is_problem(client.post("/v1/events", json=view_event("2"), headers=by("ask")), 403, "scope-missing")
         is_problem(client.get("/v1/status", headers=by("all") | {"X-Workspace": "b"}), 404, "not-found")
+        backup = client.post("/v1/backups", json={"target": "b"}, headers=by("all"))
+        assert is_problem(backup, 403, "scope-missing"), "a backup holds all workspaces"
 
 
 def test_binding_beyond_loopback_without_keys_is_refused(tmp_path: Path) -> None:

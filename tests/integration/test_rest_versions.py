@@ -340,3 +340,31 @@ def test_bad_requests_are_refused_and_change_nothing(tmp_path: Path) -> None:
         is_problem(client.get("/v1/audit?limit=0"), 422, "invalid-value")
         assert client.get("/v1/audit").json()["items"] == []
         assert len(node.ledger.instances("default")) == 1
+
+
+def test_what_a_version_still_holds_of_an_erased_user_keeps_it_from_serving(tmp_path: Path) -> None:
+    with shop(tmp_path) as (client, _):
+        send(client, 0, 30)
+        gone = view_event("gone", data={"user_id": "gone", "item_id": "i9", "action": "view"})
+        assert client.post("/v1/events?wait=visible", json=gone).status_code == 200
+        added = add(client)
+        assert wait_job(client, added["job_id"])["state"] == "done"
+        [old] = act(client, "promote").json()["demoted"]
+        version = old.partition("@")[2]
+        assert "i9" in scores(top(client, policy=old))
+        paused = act(client, "pause", version=version)
+        assert wait_job(client, paused.json()["job_id"])["state"] == "done"
+        erasure = client.post("/v1/erasures", json={"user_id": "gone"}).json()["erasure_id"]
+        assert f"erasure {erasure} removes" in is_problem(act(client, "rollback"), 409, "policy-conflict")["detail"]
+        act(client, "resume", version=version)
+        deadline = time.monotonic() + 60
+        while (report := client.get(f"/v1/erasures/{erasure}").json())["state"] != "complete":
+            assert time.monotonic() < deadline, report
+            time.sleep(0.05)
+        lines_of = {(line["policy"], line["slot"]): (line["method"], line["state"]) for line in report["policies"]}
+        assert lines_of["shop@1", "shadow"] == lines_of["shop@2", "live"] == ("rebuild", "done")
+        assert "i9" not in scores(top(client))
+        assert act(client, "rollback").status_code == 202
+        assert scores(top(client)) == {"i0": 10.0, "i1": 10.0, "i2": 10.0}
+        send(client, 30, 3)
+        assert scores(top(client))["i0"] == 11.0

@@ -70,4 +70,7 @@ class VectorIndex(Protocol):
     def wait(self) -> None:
         """Return when no background work is due."""
 
+    def maintain(self, everything: bool = False) -> None:
+        """Do what is due; ``everything``: keep no row of what was deleted."""
+
     def close(self) -> None: ...

@@ -136,6 +136,9 @@ class ExactVectors:
     def wait(self) -> None:
         """Nothing to wait for."""
 
+    def maintain(self, everything: bool = False) -> None:
+        """Nothing to do: what is deleted goes at once."""
+
     def close(self) -> None:
         """Nothing to stop."""
 

@@ -55,6 +55,12 @@ class LiveVectors(Staged[int, Floats]):
         """Where a layered index stands; None for an exact or an empty one."""
         return None if self._index is None else self._index.stats()
 
+    def purge(self) -> None:
+        """Give up the rows that deletes have left in segments, so that no file has them."""
+        if self._index is not None:
+            self._index.wait()
+            self._index.maintain(everything=True)
+
     @property
     def dim(self) -> int | None:
         """The rows' length; None until the first row where the declaration leaves it open."""

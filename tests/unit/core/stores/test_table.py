@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -148,3 +151,24 @@ def test_table_that_the_fold_does_not_hold_refuses_reads() -> None:
             read()
     assert table.drain() is not None
     assert "x" not in table._rows.values()
+
+
+def test_readers_that_ask_for_the_top_at_once_all_get_it() -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            table = LiveTable(Table("t"))
+            for i in range(2000):
+                table.put(f"k{i:04}", float(i))
+            together = threading.Barrier(4)
+
+            def ask(table: LiveTable = table, together: threading.Barrier = together) -> list[tuple[str, float]]:
+                together.wait()
+                return table.top(1)
+
+            with ThreadPoolExecutor(4) as pool:
+                asked = [pool.submit(ask) for _ in range(4)]
+                assert [future.result() for future in asked] == [[("k1999", 1999.0)]] * 4
+    finally:
+        sys.setswitchinterval(interval)

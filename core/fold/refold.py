@@ -1,0 +1,187 @@
+"""Fold the log afresh into stores of one's own, beside the live fold: for ``verify``, and for a state to swap in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamfold.core.codec import pack, unpack
+from streamfold.core.context import Context, Group, Runtime
+from streamfold.core.errors import EventError
+from streamfold.core.events.model import Event
+from streamfold.core.fold.erasure import forget
+from streamfold.core.fold.prepare import prepare_inline
+from streamfold.core.fold.stores import FoldStores, GroupStores, fold_stores
+from streamfold.core.ledger.abc import NORMAL, DeadLetter, ErasedGroup, LogRow
+from streamfold.core.policy import Policy
+
+_PAGE = 2048
+Progress = Callable[[int, int], None]
+
+
+def refold(
+    context: Context,
+    workspace: str,
+    group: Group,
+    stores: GroupStores,
+    *,
+    upto: int,
+    after: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> int:
+    """Fold the log up to a position into fresh stores, honouring recorded skips and retries.
+
+    From the group's start, or from ``after``: then what was erased is not forgotten, since not all of it was folded.
+    """
+    fold = Refold(context, workspace, group, stores, forgets=after is None)
+    if after is not None:
+        fold.after = after
+    return fold.run(upto, progress)
+
+
+@dataclass(slots=True)
+class Refold:
+    """A fold that stands at ``after`` and can go on.
+
+    Parameters
+    ----------
+    without : positions that are passed over, as if they had never come.
+    batched : use ``fold_batch`` where the live fold would, for speed; ``verify`` loops, as an independent check.
+    forgets : forget at an erasure; otherwise its event is folded as it is.
+    keep_skips : an event that a policy refuses now is skipped and put into ``dead``; otherwise the error is raised.
+    """
+
+    context: Context
+    workspace: str
+    group: Group
+    stores: GroupStores
+    without: frozenset[int] = frozenset()
+    batched: bool = False
+    forgets: bool = True
+    keep_skips: bool = False
+    after: int = 0
+    count: int = 0
+    dead: list[DeadLetter] = field(default_factory=list)
+    unforgotten: list[ErasedGroup] = field(default_factory=list)
+    """Erasures on the way, not in ``without``, that ask for another time."""
+    _folds: dict[str, FoldStores] = field(default_factory=dict)
+    _skipped: dict[str, set[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ledger = self.context.ledger
+        self.after = self.group.start_seq
+        self._folds = fold_stores(self.group, self.stores)
+        self._skipped = {r.key: ledger.skipped_seqs(self.workspace, r.instance.lineage) for r in self.group.runtimes}
+
+    def run(self, upto: int, progress: Progress = lambda done, total: None) -> int:
+        """Fold up to a position; returns how many events were folded since the start."""
+        erasing = self.context.registry.event_types.erasing()
+        types = sorted(self.group.handles | erasing)
+        while self.after < upto:
+            page = self.context.ledger.read(self.workspace, self.after, _PAGE, upto=upto, types=types)
+            rows = [r for r in page.rows if r.effect == NORMAL and r.seq not in self.without]
+            start = 0
+            for index, row in enumerate(rows):
+                if row.type in erasing:
+                    self._fold(rows[start:index])
+                    start = index if self._keeps(row) else index + 1
+            self._fold(rows[start:])
+            self.stores.drain()
+            self.after = page.rows[-1].seq if len(page.rows) == _PAGE else upto
+            progress(self.after, upto)
+        return self.count
+
+    def _keeps(self, row: LogRow) -> bool:
+        """Forget at an erasing event, as the live fold does; True when the event is to be folded as it is."""
+        erasure = self.context.ledger.erasure(self.workspace, row.seq) if self.forgets else None
+        if erasure is not None:
+            done = forget(self.context, self.workspace, self.group, self.stores, self._folds, erasure, row)
+            if done.method == "exact":
+                return False
+            self.unforgotten.append(done)
+        return row.type in self.group.handles
+
+    def _fold(self, rows: Sequence[LogRow]) -> None:
+        if not rows:
+            return
+        events = [self.context.registry.event_types.decode(r) for r in rows]
+        prepared = {r.key: self._prepared(r, events) for r in self.group.runtimes if r.prepares}
+        self.count += len(events)
+        if self.batched and self._fold_batch(events, prepared):
+            return
+        ledger = self.context.ledger
+        for event in events:
+            only = None if event.retry_of is None else set(ledger.skips_of(self.workspace, event.retry_of))
+            for runtime in self.group.runtimes:
+                if event.type in runtime.handles and (only is None or runtime.instance.lineage in only):
+                    self._fold_one(runtime, event, prepared.get(runtime.key, {}).get(event.seq))
+
+    def _prepared(self, runtime: Runtime, events: Sequence[Event]) -> dict[int, Any]:
+        skipped = self._skipped[runtime.key]
+        mine = [e for e in events if e.type in runtime.handles and e.seq not in skipped]
+        kind = getattr(runtime.policy, "Prepared", None)
+        values = prepare_inline(self.context, self.workspace, runtime, mine)
+        return {
+            e.seq: v if isinstance(v, EventError) or kind is None else unpack(pack(v), kind | None)
+            for e, v in zip(mine, values, strict=True)
+        }
+
+    def _fold_batch(self, events: Sequence[Event], prepared: dict[str, dict[int, Any]]) -> bool:
+        """Fold in one call where that is allowed; False: nothing was folded."""
+        runtime, *others = self.group.runtimes
+        skipped = self._skipped[runtime.key]
+        if others or skipped or type(runtime.policy).fold_batch is Policy.fold_batch:
+            return False
+        values = prepared.get(runtime.key, {})
+        if any(e.retry_of is not None or isinstance(values.get(e.seq), EventError) for e in events):
+            return False
+        view, live = self._folds[runtime.key], tuple(self.stores.by_runtime[runtime.key].values())
+        view.seq, view.now_us = events[-1].seq, events[-1].recorded_us
+        for store in live:
+            store.begin()
+        try:
+            runtime.policy.fold_batch([(e, values.get(e.seq)) for e in events], view)
+        except Exception:  # as the live fold: one by one, which says whose error it is
+            for store in live:
+                store.undo()
+            return False
+        for store in live:
+            store.keep()
+        return True
+
+    def _fold_one(self, runtime: Runtime, event: Event, value: Any) -> None:
+        view, live = self._folds[runtime.key], tuple(self.stores.by_runtime[runtime.key].values())
+        view.seq, view.now_us = event.seq, event.recorded_us
+        for store in live:
+            store.begin()
+        if event.seq in self._skipped[runtime.key]:
+            runtime.policy.skipped(event, view)
+        else:
+            try:
+                if isinstance(value, EventError):
+                    raise value
+                runtime.policy.fold(event, value, view)
+            except EventError as error:
+                if not self.keep_skips:
+                    raise
+                for store in live:
+                    store.undo()
+                    store.begin()
+                runtime.policy.skipped(event, view)
+                self.dead.append(self._letter(runtime, event, error))
+        for store in live:
+            store.keep()
+
+    def _letter(self, runtime: Runtime, event: Event, error: EventError) -> DeadLetter:
+        return DeadLetter(
+            stage="fold",
+            code=error.code,
+            detail=str(error),
+            policy=runtime.key,
+            skipped_by=runtime.instance.lineage,
+            position=event.seq,
+            event_id=event.id,
+            source=event.source,
+            at_us=self.context.clock.now_us(),
+        )

@@ -1,0 +1,73 @@
+"""``erase``: remove all traces of a user, an item or a document."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from streamfold.pipelines.cli.state import FAILED, TIMED_OUT, CliError, Globals
+
+HELP = """Remove all traces of a user, an item or a document; hidden at once, removed in the background.
+
+\b
+Examples:
+  streamfold erase user u-1 --wait
+  streamfold erase document manual-7
+"""
+_POLL_S = 0.2
+
+
+class Kind(StrEnum):
+    """What can be erased."""
+
+    user = "user"
+    item = "item"
+    document = "document"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("erase", help=HELP)(erase)
+
+
+def erase(
+    ctx: typer.Context,
+    kind: Annotated[Kind, typer.Argument(metavar="user|item|document")],
+    id_: Annotated[str, typer.Argument(metavar="ID")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until nothing is left, and print the report.")] = False,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 3600.0,
+) -> None:
+    options: Globals = ctx.obj
+    with options.client() as client:
+        body = client.post("/v1/erasures", {f"{kind.value}_id": id_})
+        if not wait:
+            options.print(f"erasure {body['erasure_id']} accepted at position {body['position']}", body)
+            return
+        report = _wait(client, body["erasure_id"], timeout)
+    options.print(_told(report), report)
+    if report["state"] == "failed":
+        raise typer.Exit(FAILED)
+
+
+def _wait(client: Any, erasure_id: str, timeout_s: float) -> Mapping[str, Any]:
+    end = time.monotonic() + timeout_s
+    while True:
+        report: Mapping[str, Any] = client.get(f"/v1/erasures/{erasure_id}")
+        if report["state"] in ("complete", "failed"):
+            return report
+        if time.monotonic() > end:
+            raise CliError(f"erasure {erasure_id} is still {report['state']} after {timeout_s:g} s", TIMED_OUT)
+        time.sleep(_POLL_S)
+
+
+def _told(report: Mapping[str, Any]) -> str:
+    removed = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in (report["removed"] or {}).items())
+    lines = [f"erasure {report['erasure_id']}: {report['state']}; removed: {removed}"]
+    lines += [f"  {p['policy']}: {p['method']}, {p['state']}, {p['removed']} events" for p in report["policies"]]
+    residue = sum(store["residue"] for store in report["stores"])
+    lines.append(f"  looked through {len(report['stores'])} stores: {residue} traces left")
+    lines += [f"  not covered: {what}" for what in report["not_covered"]]
+    return "\n".join(lines)

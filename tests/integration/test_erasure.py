@@ -1,0 +1,211 @@
+"""Erasure over REST and the command line, embedded and on PostgreSQL with workers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from streamfold.core.fold import verify_group
+from streamfold.core.ledger.abc import ERASED
+from streamfold.core.settings import Settings, load_settings
+from streamfold.pipelines.cli import main
+from streamfold.pipelines.cli.subservice import SubService
+from streamfold.pipelines.node import Node
+from streamfold.pipelines.services.process import free_port
+
+SECRET = "xyzzy-4711-subject"
+STORY = "The quick brown fox of Mrs. Plugh jumps over the lazy dog near Colossal Cave, twice."
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SubService]:
+    running = SubService(tmp_path_factory.mktemp("erasure"), encoder="hashing").start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def client(service: SubService) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.url, timeout=60, trust_env=False) as client:
+        yield client
+
+
+def click(id_: str, user: str, item: str) -> dict[str, Any]:
+    return {
+        "specversion": "1.0",
+        "id": id_,
+        "source": "shop",
+        "type": "interaction.observed",
+        "data": {"user_id": user, "item_id": item, "action": "click"},
+    }
+
+
+def wait_erased(client: httpx.Client, erasure_id: str, timeout_s: float = 60.0) -> dict[str, Any]:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        report: dict[str, Any] = client.get(f"/v1/erasures/{erasure_id}").json()
+        if report["state"] in ("complete", "failed"):
+            return report
+        assert time.monotonic() < deadline, report
+        time.sleep(0.05)
+
+
+def files_with(folder: Path, *needles: str) -> list[str]:
+    files = [file for file in folder.rglob("*") if file.is_file() and "log" not in file.suffix]
+    return [f"{n} in {file}" for file in files for n in needles if n.encode() in file.read_bytes()]
+
+
+def test_a_user_is_hidden_with_the_answer_and_gone_when_complete(service: SubService, client: httpx.Client) -> None:
+    events = [click(f"a{i}", SECRET if i % 5 == 0 else f"u{i % 3}", f"i{i % 4}") for i in range(50)]
+    assert client.post("/v1/events?wait=visible", json=events).status_code == 200
+    before = {i["item_id"]: i["score"] for i in client.get("/v1/trending").json()["items"]}
+    answer = client.post("/v1/erasures", json={"user_id": SECRET})
+    assert answer.status_code == 202
+    shown = client.get("/v1/events", params={"limit": 1000}).text
+    assert SECRET not in shown, "hidden from the log's pages at once"
+    assert client.get("/v1/events/a0").status_code == 404
+    report = wait_erased(client, answer.json()["erasure_id"])
+    assert report["state"] == "complete", report
+    assert report["hidden_at"] <= report["completed_at"]
+    assert report["removed"]["events"] == 10
+    assert {p["policy"]: (p["method"], p["state"]) for p in report["policies"]} == {
+        "trending@1": ("rebuild", "done"),
+        "vector_index@1": ("exact", "done"),
+    }
+    assert all(store["residue"] == 0 for store in report["stores"])
+    assert report["not_covered"]
+    assert files_with(service.folder / "data", SECRET) == []
+    again = client.post("/v1/events", json=events[:10]).json()
+    assert (again["accepted"], again["duplicates"]) == (0, 10)
+    after = {i["item_id"]: i["score"] for i in client.get("/v1/trending?wait_ms=5000").json()["items"]}
+    assert sum(after.values()) < sum(before.values())
+    assert SECRET not in json.dumps(report)
+
+
+def test_a_document_is_not_found_by_the_next_question(service: SubService, client: httpx.Client) -> None:
+    client.put(f"/v1/documents/{SECRET}?wait=visible", json={"text": STORY, "title": "Cave"})
+    client.put("/v1/documents/other?wait=visible", json={"text": "Lamps burn oil in the evening."})
+    found = client.post("/v1/query", json={"query": "Who jumps near the Colossal Cave?"}).json()["chunks"]
+    assert found[0]["document_id"] == SECRET
+    answer = client.post("/v1/erasures", json={"document_id": SECRET}).json()
+    found = client.post("/v1/query", json={"query": "Who jumps near the Colossal Cave?"}).json()["chunks"]
+    assert SECRET not in {chunk["document_id"] for chunk in found}
+    assert client.get(f"/v1/documents/{SECRET}").status_code == 404
+    report = wait_erased(client, answer["erasure_id"])
+    assert report["state"] == "complete", report
+    assert report["looked_for"]["texts"] >= 1
+    assert files_with(service.folder / "data", SECRET, "Plugh", "Colossal") == []
+    assert client.get("/v1/documents/other").status_code == 200
+
+
+def test_deleting_a_user_erases_it(service: SubService, client: httpx.Client) -> None:
+    client.post("/v1/events?wait=visible", json=[click("del", "goes-by-delete", "i1")])
+    position = client.delete("/v1/users/goes-by-delete").json()["position"]
+    assert wait_erased(client, str(position))["state"] == "complete"
+    assert files_with(service.folder / "data", "goes-by-delete") == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"user_id": "a", "item_id": "b"}, {"user_id": ""}, {"user": "a"}, {"user_id": 3}, [], {"user_id": "x" * 300}],
+)
+def test_bad_erasures_are_problems(client: httpx.Client, body: Any) -> None:
+    answer = client.post("/v1/erasures", json=body)
+    assert answer.status_code in (400, 422), answer.text
+    assert answer.json()["code"] in ("invalid-value", "unknown-field", "malformed", "invalid-event")
+
+
+@pytest.mark.parametrize("name", ["999999999", "nobody", "-1", "9" * 30])
+def test_an_unknown_erasure_is_not_found(client: httpx.Client, name: str) -> None:
+    assert client.get(f"/v1/erasures/{name}").status_code == 404
+
+
+def test_the_command_waits_and_prints_the_report(
+    service: SubService,
+    client: httpx.Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STREAMFOLD_URL", service.url)
+    client.post("/v1/events?wait=visible", json=[click("cli", "by-command", "i1")])
+    assert main(["erase", "user", "by-command", "--wait", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["state"], report["removed"]["events"]) == ("complete", 1)
+    assert main(["erase", "item", "i1"]) == 0
+    assert "accepted at position" in capsys.readouterr().out
+    assert main(["erase", "user", "nobody-at-all", "--wait"]) == 0
+    assert "0 traces left" in capsys.readouterr().out
+    assert main(["erase", "cat", "tom"]) == 2
+
+
+def test_workers_on_postgresql_erase(tmp_path: Path, postgres_database: str) -> None:
+    """An API host, a fold worker and a prepare worker as processes; no broker: the sweeps find the work."""
+    import os
+    import subprocess
+    import sys
+
+    config = tmp_path / "streamfold.toml"
+    config.write_text(
+        f'data = "{tmp_path}/data"\n[backends.encoder]\nuse = "hashing"\n[backends.chunker]\nuse = "sentences"\n'
+        f'[ledger]\nurl = "{postgres_database}"\n[fold]\nsweep_s = 0.3\nlease_s = 2.0\n'
+    )
+    settings: Settings = load_settings(config)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("STREAMFOLD_")}
+    port = free_port()
+    commands = [["worker", "--role", "fold"], ["worker", "--role", "prepare"], ["serve", "--port", str(port)]]
+    node = Node(settings)
+    with (tmp_path / "out.log").open("wb") as log:
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-m", "streamfold.pipelines.cli", "--config", str(config), *words],
+                env=environment, stdout=log, stderr=log,
+            )
+            for words in commands
+        ]  # fmt: skip
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+            _wait_ready(client, tmp_path / "out.log")
+            events = [click(f"a{i}", SECRET if i % 5 == 0 else f"u{i % 3}", f"i{i % 4}") for i in range(100)]
+            assert client.post("/v1/events?wait=visible&wait_ms=30000", json=events).status_code == 200
+            client.put(f"/v1/documents/{SECRET}?wait=visible&wait_ms=30000", json={"text": STORY})
+            ids = [
+                client.post("/v1/erasures", json=body).json()["erasure_id"]
+                for body in ({"user_id": SECRET}, {"document_id": SECRET})
+            ]
+            for erasure_id in ids:
+                report = wait_erased(client, erasure_id)
+                assert report["state"] == "complete", report
+                assert all(store["residue"] == 0 for store in report["stores"])
+            assert client.get(f"/v1/documents/{SECRET}").status_code == 404
+            assert client.post("/v1/events", json=events[:5]).json()["duplicates"] == 5
+        rows = node.ledger.read("default", 0, 1000).rows
+        assert sum(row.effect == ERASED for row in rows) == 20 + 1 + 2
+        assert not any(SECRET.encode() in row.body for row in rows)
+        assert files_with(tmp_path / "data", SECRET, "Plugh") == []
+        for group in node.context.pin("default"):
+            assert verify_group(node.context, "default", group).equal
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+        node.close()
+
+
+def _wait_ready(client: httpx.Client, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.1)
