@@ -118,8 +118,8 @@ class Eraser:
     def _retire_stuck(self, workspace: str, groups: Sequence[Group], pending: Sequence[Erasure]) -> None:
         """Retire what stands beside a live version and would keep the erased, since it does not move.
 
-        That is a demoted version that is halted or paused, hence nothing to roll back to, and any whose code is gone
-        from every process. A shadow that was halted or paused before its promotion is waited for.
+        That is a demoted version that is halted or paused, hence nothing to roll back to, and a demoted or superseded
+        one whose code is gone from every process. A shadow that may yet be promoted is waited for.
         """
         context, ledger = self.context, self.context.ledger
         now_us, lease_us = context.clock.now_us(), int(context.settings.fold.lease_s * US)
@@ -127,9 +127,13 @@ class Eraser:
         if not old:
             return
         folded = {group.name for group in groups}
-        shadows = {i.group for i in ledger.instances(workspace) if i.slot == "shadow"}
+        rows = [i for i in ledger.instances(workspace) if i.slot != "retired"]
+        newest = {i.name: i.group for i in rows}  # in the order in which they were made
+        shadows = {i.group for i in rows if i.slot == "shadow"}
+        superseded = {i.group for i in rows if newest[i.name] != i.group}
         for state in ledger.groups(workspace):
             abandoned = state.group not in folded and state.lease_until_us < now_us
+            abandoned = abandoned and bool(state.retire_us or state.group in superseded)
             stands = state.retire_us and (state.halted is not None or state.paused)
             if state.group not in shadows or not (abandoned or stands):
                 continue

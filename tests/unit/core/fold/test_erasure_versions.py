@@ -321,3 +321,23 @@ def test_an_estimate_over_an_erasure_does_not_forget_what_it_has_not_folded(
     rows = versions.plan(world.context, WORKSPACE, name="seen", use="seen", values={"mark": 1})
     found = estimate(world.context, WORKSPACE, rows)
     assert found.note == ""
+
+
+def test_a_shadow_whose_code_is_elsewhere_is_waited_for_until_another_supersedes_it(tmp_path: Path) -> None:
+    manual = {"settings": {"on_change": "manual"}}
+    with make(tmp_path / "w", (Seen,)) as world:
+        world.send(*click("i1", SECRET))
+        world.fold()
+    with make(tmp_path / "w", (NewSeen,), **manual) as world:
+        world.fold()
+        [shadow] = {i.group for i in world.ledger.instances(WORKSPACE) if i.slot == "shadow"}
+    with make(tmp_path / "w", (Seen,), **manual) as world:
+        erased(world)
+        world.clock.advance(2 * world.context.settings.fold.lease_s + 1)
+        with pytest.raises(AssertionError, match="did not complete"):
+            world.erase()
+        assert {i.group: i.slot for i in world.ledger.instances(WORKSPACE)}[shadow] == "shadow"
+        add(world, "seen", 1)
+        world.erase()
+        assert {i.group: i.slot for i in world.ledger.instances(WORKSPACE)}[shadow] == "retired"
+        assert files_with(world, SECRET) == []
