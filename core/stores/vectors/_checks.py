@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -37,8 +39,9 @@ def unit_vectors(vectors: npt.ArrayLike, dim: int, *, normalize: bool) -> Floats
     rows, squares = _checked(vectors, dim, normalize)
     if not normalize:
         return rows
-    squares **= -0.5
-    result: Floats = rows * (squares if len(rows) == 1 else squares[:, None])
+    # Square roots and quotients are rounded correctly, alone and in arrays: a row is the same in every batch.
+    scale = _ONE / np.sqrt(squares)
+    result: Floats = rows * (scale if len(rows) == 1 else scale[:, None])
     return result
 
 
@@ -58,19 +61,25 @@ def checked_k(k: int) -> int:
     return int(k)
 
 
+_ONE = np.float32(1)
+
+
 @np.errstate(over="ignore")
-def _checked(vectors: npt.ArrayLike, dim: int | None, normalize: bool) -> tuple[Floats, Floats]:
+def _checked(vectors: npt.ArrayLike, dim: int | None, normalize: bool) -> tuple[Floats, Any]:
+    """Rows ``(n, dim)`` and their sums of squares: ``(n,)``, a scalar of one row."""
     rows = np.ascontiguousarray(vectors, dtype=np.float32)
     if rows.ndim != 2 or (dim is not None and rows.shape[1] != dim) or rows.shape[1] == 0:
         raise StoreError(f"vectors must have shape (n, {dim or 'dim'}), not {rows.shape}")
     # One pass: a NaN or infinite member shows in the row's sum of squares (so does an overflow).
-    squares: Floats = np.vecdot(rows, rows)
+    squares: Any
     if len(rows) == 1:  # a request's or an event's one row: numpy's reductions cost more than the work
-        square = float(squares[0])
-        fine = square < np.inf and (square > 0 or not normalize)
+        squares = np.dot(rows[0], rows[0])  # what vecdot calls for each row
+        fine = squares < np.inf and (squares > 0 or not normalize)
     else:
-        fine = bool(np.isfinite(squares).all()) and (not normalize or bool(squares.all()))
+        squares = np.vecdot(rows, rows)
+        fine = np.isfinite(squares).all() and (not normalize or squares.all())
     if not fine:
+        squares = np.atleast_1d(squares)
         bad = np.flatnonzero(~np.isfinite(squares))
         if len(bad):
             raise StoreError(f"vector {int(bad[0])} has a NaN or infinite length")

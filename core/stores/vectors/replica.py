@@ -22,6 +22,7 @@ MakeReplica = Callable[[Any], Any]
 
 _MOST = 2048
 """Results per query that FAISS's GPU kernels can return."""
+_BIT = np.left_shift(1, np.arange(8)).astype(np.uint8)
 Bits = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -35,6 +36,10 @@ def without_dead(scores: Floats, slots: Ids, bits: Bits, k: int) -> tuple[Floats
 
     None where too many were dead: then there may be live ones that were not fetched.
     """
+    if len(slots) == 1 and slots[0, -1] >= 0:  # the usual request, without the work of the general case
+        line = slots[0]
+        kept = np.flatnonzero(bits[line >> 3] & _BIT[line & 7])[:k]
+        return (scores[:, kept], slots[:, kept]) if len(kept) == k else None
     alive = ((bits[slots >> 3] >> (slots & 7).astype(np.uint8)) & 1).astype(np.bool_) & (slots >= 0)
     count = alive.sum(axis=1)
     if ((slots[:, -1] >= 0) & (count < k)).any():

@@ -40,7 +40,7 @@ _WINDOW, _LEAST = 50, 10
 """Probes that are averaged, and how many at least before they change anything."""
 _UNEVEN = 1.5
 _GROWN = 2.5
-"""So many times the rows of the last training ask for a new one: lists per √row go from 3 to 1.9 in between."""
+"""So many times the rows of the last training ask for a new one: lists per √row go from 4 to 2.5 in between."""
 
 
 class Counts(NamedTuple):
