@@ -356,23 +356,10 @@ def routes() -> list[tuple[str, str]]:
 
 def endpoints() -> list[Any]:
     """Return the declared endpoints, as the application has them."""
-    from streamfold.pipelines.serve import (
-        ask,
-        backups,
-        deadletters,
-        documents,
-        erasures,
-        events,
-        health,
-        keys,
-        operate,
-        versions,
-    )
+    from streamfold.pipelines.serve import health
+    from streamfold.pipelines.serve.app import ENDPOINTS
 
-    found: list[Any] = []
-    for module in (events, documents, ask, deadletters, erasures, backups, operate, versions, keys, health):
-        found += module.ENDPOINTS
-    return [*found, health.openapi_endpoint({})]
+    return [*ENDPOINTS, health.openapi_endpoint({})]
 
 
 _TAGS = {"ingest": "Ingest", "ask": "Ask", "operate": "Operate"}

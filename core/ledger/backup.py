@@ -12,7 +12,6 @@ Intakes go on at the offsets that the ledger says.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ import msgspec
 
 from streamfold.core.clock import SystemClock, to_rfc3339
 from streamfold.core.errors import LedgerError
+from streamfold.core.files import file_digest, sync
 from streamfold.core.ledger._tx import Row, Tx
 
 MANIFEST = "manifest.json"
@@ -86,9 +86,9 @@ def finish_folder(part: Path, folder: Path, *, kind: str, timeline: str, at: Map
     }
     (part / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
     for file in [*part.iterdir(), part]:
-        _sync(file)
+        sync(file)
     os.rename(part, folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     return manifest
 
 
@@ -113,17 +113,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def describe(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
-    return {"size": file.stat().st_size, "blake2b": digest}
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    return {"size": file.stat().st_size, "blake2b": file_digest(file, size=32)}
 
 
 # -- frames -----------------------------------------------------------------------------------------------------------

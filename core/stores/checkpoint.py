@@ -12,7 +12,6 @@ manifest last: without a manifest there is no checkpoint.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from urllib.parse import quote
 
 from streamfold.core import crash
 from streamfold.core.errors import CorruptCheckpoint
+from streamfold.core.files import file_digest, sync
 from streamfold.core.stores.abc import Store
 
 _MANIFEST = "manifest.json"
@@ -59,7 +59,7 @@ class CheckpointRoot:
             if self._fs is None:
                 _sync_tree(folder)
                 os.rename(folder, self._path / name)
-                _sync(self._path)
+                sync(self._path)
             else:
                 self._upload(folder, name)
         finally:
@@ -204,20 +204,10 @@ def _files(folder: Path) -> list[str]:
 def _digests(folder: Path) -> Iterator[tuple[str, int, str]]:
     for path in _files(folder):
         if path != _MANIFEST:
-            with (folder / path).open("rb") as file:
-                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-                yield path, file.tell(), digest.hexdigest()
+            yield path, (folder / path).stat().st_size, file_digest(folder / path)
 
 
 def _sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        sync(path)
+    sync(folder)

@@ -39,6 +39,12 @@ from streamfold.pipelines.serve.openapi import describe
 from streamfold.pipelines.serve.problems import Problem, at, of_invalid, respond, unavailable
 from streamfold.pipelines.serve.service import Service
 
+ENDPOINTS: tuple[Endpoint, ...] = tuple(
+    endpoint
+    for module in (events, documents, ask, deadletters, erasures, backups, operate, versions, keys, health)
+    for endpoint in module.ENDPOINTS
+)
+"""All routes under ``/v1`` and beside it, but ``/openapi.json``, which describes them."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _REFUSED_S = 0.1
 """A client above its quota that asks again at once waits so long for the answer: refusing it costs CPU too."""
@@ -60,14 +66,7 @@ def create_app(node: Node) -> FastAPI:
         redirect_slashes=False,
     )  # fmt: skip
     app.state.service = service
-    endpoints = [
-        endpoint
-        for module in (events, documents, ask, deadletters, erasures, backups, operate, versions, keys, health)
-        for endpoint in module.ENDPOINTS
-    ]
-    document = describe(endpoints)
-    endpoints.append(health.openapi_endpoint(document))
-    for endpoint in endpoints:
+    for endpoint in (*ENDPOINTS, health.openapi_endpoint(describe(ENDPOINTS))):
         app.router.add_route(endpoint.path, _handler(service, endpoint), methods=[endpoint.method])
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,21 +16,6 @@ from streamfold.core.errors import ConfigError, IntakeConflict, LedgerBusy, Ledg
 from streamfold.core.ledger import check_migrations, open_ledger
 from streamfold.core.ledger.abc import NORMAL, SUPERSEDED, DeadLetter, IntakeMove, Ledger
 from streamfold.core.testing.ledger_contract import WORKSPACE, make_event, make_events
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/ledger.db"
-    return str(request.getfixturevalue("postgres_database"))
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[Ledger]:
-    opened = open_ledger(url)
-    opened.ensure_workspace(WORKSPACE)
-    yield opened
-    opened.close()
 
 
 def seqs(ledger: Ledger) -> list[int]:

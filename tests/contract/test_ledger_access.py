@@ -1,30 +1,11 @@
 """The ledger's contract: keys and quotas, their trail, and the size of a workspace's log."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from streamfold.core.ledger import open_ledger
 from streamfold.core.ledger.abc import ApiKey, Ledger, Quotas
 from streamfold.core.testing.ledger_contract import WORKSPACE, make_event
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/ledger.db"
-    return str(request.getfixturevalue("postgres_database"))
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[Ledger]:
-    opened = open_ledger(url)
-    opened.ensure_workspace(WORKSPACE)
-    yield opened
-    opened.close()
 
 
 def make_key(key_id: str, workspace: str = WORKSPACE) -> ApiKey:

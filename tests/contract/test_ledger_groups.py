@@ -1,14 +1,11 @@
 """The ledger's contract, second part: instances, leases, commits, feed, prepare, results, dead letters."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from streamfold.core.errors import Fenced, LedgerError
-from streamfold.core.ledger import open_ledger
 from streamfold.core.ledger.abc import DeadLetter, Lease, Ledger
 from streamfold.core.testing.ledger_contract import (
     TTL_US,
@@ -18,18 +15,6 @@ from streamfold.core.testing.ledger_contract import (
     make_instance,
     make_lease,
 )
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/ledger.db"
-    else:
-        url = str(request.getfixturevalue("postgres_database"))
-    opened = open_ledger(url)
-    opened.ensure_workspace(WORKSPACE)
-    yield opened
-    opened.close()
 
 
 def commit(ledger: Ledger, lease: Lease, watermark: int, changes: bytes | None = b"x") -> Lease:

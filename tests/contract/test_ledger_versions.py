@@ -1,28 +1,13 @@
 """The ledger's contract, third part: slots, promotions, rebuilds, retirements, skips by hand, the audit trail."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from streamfold.core.errors import Fenced, NotCaughtUp, VersionConflict
-from streamfold.core.ledger import open_ledger
 from streamfold.core.ledger.abc import AuditEntry, DeadLetter, Instance, Lease, Ledger
 from streamfold.core.testing.ledger_contract import TTL_US, WORKSPACE, make_event, make_events, make_instance
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/ledger.db"
-    else:
-        url = str(request.getfixturevalue("postgres_database"))
-    opened = open_ledger(url)
-    opened.ensure_workspace(WORKSPACE)
-    yield opened
-    opened.close()
 
 
 def entry(action: str = "promote", at_us: int = 1) -> AuditEntry:

@@ -22,6 +22,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from streamfold.core.errors import CorruptCheckpoint, StoreError
+from streamfold.core.files import file_digest
 from streamfold.core.stores.abc import Floats, Ids
 from streamfold.core.stores.vectors.layers import AnySegment, Layers
 from streamfold.core.stores.vectors.segment import Coarse, HnswSegment, IvfSegment, SavedFile
@@ -72,7 +73,7 @@ def save_layers(layers: Layers, path: Path, *, dim: int, normalize: bool, nprobe
              "current": c is current}
             for c in coarses
         ],
-        "state": {"size": (path / _STATE).stat().st_size, "blake2b": _digest(path / _STATE)},
+        "state": {"size": (path / _STATE).stat().st_size, "blake2b": file_digest(path / _STATE)},
     }  # fmt: skip
     manifest["blake2b"] = _own_digest(manifest)
     partial = path / f"{_MANIFEST}.tmp"
@@ -89,7 +90,7 @@ def _save_segment(segment: AnySegment, path: Path) -> tuple[str, int, str]:
             return name, file.size, file.digest
     partial = path / f"segment-{segment.number}.tmp"
     faiss.write_index(segment.index, str(partial))
-    digest, size = _digest(partial), partial.stat().st_size
+    digest, size = file_digest(partial), partial.stat().st_size
     name = f"segment-{segment.number}-{digest[:12]}.faiss"
     os.replace(partial, path / name)
     segment.file = SavedFile(path / name, digest, size)
@@ -172,10 +173,5 @@ def _check(file: Path, entry: dict[str, Any], verify: bool) -> None:
         size = file.stat().st_size
     except OSError:
         raise CorruptCheckpoint(f"snapshot file {file} is missing; rebuild from the ledger") from None
-    if size != entry["size"] or (verify and _digest(file) != entry["blake2b"]):
+    if size != entry["size"] or (verify and file_digest(file) != entry["blake2b"]):
         raise CorruptCheckpoint(f"snapshot file {file} is changed or cut; rebuild from the ledger")
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

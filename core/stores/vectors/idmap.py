@@ -83,7 +83,10 @@ class IdMap:
 
     def _find(self, keys: Ids) -> npt.NDArray[np.intp]:
         """The place of each key, or the first empty place on its way."""
-        at = self._home(keys)
+        return self._settled(keys, self._home(keys))
+
+    def _settled(self, keys: Ids, at: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Go on from these places (changed in place) to the key's own or the next empty one."""
         held = self._keys[at]
         going = np.flatnonzero((held != keys) & (held != _EMPTY))
         while len(going):
@@ -111,23 +114,12 @@ class IdMap:
             self._keys[at[going]] = keys[going]
             lost = going[self._keys[at[going]] != keys[going]]
             self._used += len(going) - len(lost)
-            at[lost] = self._onward(keys[lost], at[lost])
+            at[lost] = self._settled(keys[lost], (at[lost] + 1) & self._mask)
             going = lost[self._keys[at[lost]] == _EMPTY]
         old: Ids = self._values[at]
         self._values[at] = values
         self._live += int(np.count_nonzero(old == _EMPTY))
         return old
-
-    def _onward(self, keys: Ids, at: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-        """Go on from places that are taken to the key's own or the next empty one."""
-        at = (at + 1) & self._mask
-        held = self._keys[at]
-        going = np.flatnonzero((held != keys) & (held != _EMPTY))
-        while len(going):
-            at[going] = (at[going] + 1) & self._mask
-            held = self._keys[at[going]]
-            going = going[(held != keys[going]) & (held != _EMPTY)]
-        return at
 
     def remove(self, keys: Ids) -> Ids:
         """Remove distinct ids; return their values, −1 where there was none."""

@@ -33,6 +33,21 @@ class View(NamedTuple):
     buffers: tuple[Growing, ...] = ()
 
 
+class Taken(NamedTuple):
+    """The live rows of a frozen buffer at the start of a merge."""
+
+    buffer: Growing
+    slots: Ids
+
+    @property
+    def ids(self) -> Ids:
+        return self.buffer.ids[self.slots]
+
+    @property
+    def rows(self) -> Floats:
+        return self.buffer.matrix[self.slots]
+
+
 class Layers:
     """Segments, buffers, and where each id lies.
 
@@ -183,8 +198,8 @@ class Layers:
         }
 
     # -- what upkeep puts in ------------------------------------------------------------------------------------------
-    def merge(self, frozen: Sequence[Growing], tail: IvfSegment | HnswSegment | None, new: AnySegment | None) -> None:
-        """Take a segment with the frozen rows behind the tail's in, and tail and buffers out."""
+    def merge(self, taken: Sequence[Taken], tail: AnySegment | None, new: AnySegment | None) -> None:
+        """Take a segment with the taken rows behind the tail's in, and tail and buffers out."""
         self._copy(new)
         with self.lock:
             if new is not None:
@@ -193,7 +208,7 @@ class Layers:
                 if tail is not None:
                     alive[:old_slots] = tail.alive()
                 start = old_slots
-                for buffer, slots in ((b, taken) for b, taken in self._taken):
+                for buffer, slots in taken:
                     end = start + len(slots)
                     ids = new.ids[start:end]
                     still = self.map.get(ids) == (buffer.number << 32) + slots
@@ -202,21 +217,14 @@ class Layers:
                     start = end
                 new.set_alive(alive)
                 self._places[new.number] = new
-            for buffer in frozen:
+            for buffer, _ in taken:
                 del self._places[buffer.number]
-            gone = set(map(id, frozen))
+            gone = {buffer.number for buffer, _ in taken}
             segments = [s for s in self.view.segments if s is not tail]
             self.view = View(
                 (*segments, new) if new is not None else self.view.segments,
-                tuple(b for b in self.view.buffers if id(b) not in gone),
+                tuple(b for b in self.view.buffers if b.number not in gone),
             )
-
-    def take(self, frozen: Sequence[Growing]) -> tuple[Ids, Floats]:
-        """Live rows of frozen buffers, for :meth:`merge` to follow."""
-        self._taken = [(buffer, buffer.live_slots()) for buffer in frozen]
-        ids = np.concatenate([buffer.ids[slots] for buffer, slots in self._taken])
-        rows = np.concatenate([buffer.matrix[slots] for buffer, slots in self._taken])
-        return ids, rows
 
     def swap(self, old: Sequence[AnySegment], new: AnySegment | None, moves: Sequence[Ids]) -> None:
         """Take a segment in for others; ``moves`` says where each one's slots went (−1: was dead)."""

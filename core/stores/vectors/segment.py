@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import faiss
@@ -196,8 +197,9 @@ class IvfSegment(Segment):
     def _row_bytes(self) -> int:
         return int(self.index.code_size) + 8
 
-    @property
+    @cached_property
     def imbalance(self) -> float:
+        """How uneven the lists are: 1 if all are equal. O(nlist), once: the lists of a segment do not change."""
         return float(self.index.invlists.imbalance_factor())
 
     def top(

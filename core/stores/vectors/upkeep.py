@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from streamfold.core.stores.abc import Floats, Ids
-from streamfold.core.stores.vectors.layers import AnySegment, Layers
+from streamfold.core.stores.vectors.layers import AnySegment, Layers, Taken
 from streamfold.core.stores.vectors.segment import HnswSegment, IvfSegment, combined, new_segment, one_thread
 from streamfold.core.stores.vectors.train import ROWS_PER_LIST, lists_for, train
 
@@ -185,13 +185,13 @@ class Upkeep:
     # -- merge --------------------------------------------------------------------------------------------------------
     def _merge(self) -> None:
         layers = self._layers
-        frozen, rows_taken = [], 0
+        taken: list[Taken] = []
         for buffer in layers.view.buffers[:-1]:
-            frozen.append(buffer)
-            rows_taken += buffer.live
-            if rows_taken >= _MERGE_ROWS:
+            taken.append(Taken(buffer, buffer.live_slots()))
+            if sum(len(one.slots) for one in taken) >= _MERGE_ROWS:
                 break
-        ids, rows = layers.take(frozen)
+        ids = np.concatenate([one.ids for one in taken])
+        rows = np.concatenate([one.rows for one in taken])
         tail: AnySegment | None = None
         new: AnySegment | None = None
         if self._kind() == "hnsw":
@@ -210,8 +210,8 @@ class Upkeep:
                 new = new_segment(layers.take_number(), layers.coarse, ids, rows)
             else:
                 new = tail.extended(ids, rows)
-        layers.merge(frozen, tail, new)
-        del tail, rows
+        layers.merge(taken, tail, new)
+        del tail, rows, taken
         self._count(merges=1)
         self._merged += len(ids)
         if self._merged >= _TRIM_ROWS:
@@ -350,14 +350,7 @@ class Upkeep:
             return True
         largest = max((s for s in layers.view.segments if isinstance(s, IvfSegment)), key=lambda s: s.live)
         grown = largest.live > coarse.trained_rows // 2
-        return grown and coarse.imbalance > 0 and self._imbalance(largest) > _UNEVEN * coarse.imbalance
-
-    def _imbalance(self, segment: IvfSegment) -> float:
-        """Computed once per version of a segment."""
-        held = getattr(self, "_imbalance_of", None)
-        if held is None or held[0] is not segment:
-            self._imbalance_of = held = (segment, segment.imbalance)
-        return held[1]
+        return grown and coarse.imbalance > 0 and largest.imbalance > _UNEVEN * coarse.imbalance
 
     def _drifted(self) -> bool:
         """Probes miss the target although nprobe has been raised a lot since the training."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from vector_harness import (
     assert_answer,
     assert_equal_to,
     assert_holds,
-    close,
     make,
     random_rows,
     settle,
@@ -29,20 +28,6 @@ from streamfold.core.stores.vectors import LayeredVectors
 
 DIM = 12
 Maker = Callable[..., Any]
-
-
-@pytest.fixture
-def new() -> Iterator[Maker]:
-    """Make indexes that are closed after the test."""
-    made: list[Any] = []
-
-    def make_one(kind: str, dim: int = DIM, **changes: Any) -> Any:
-        made.append(make(kind, dim, **changes))
-        return made[-1]
-
-    yield make_one
-    for index in made:
-        close(index)
 
 
 @pytest.fixture(params=KINDS)

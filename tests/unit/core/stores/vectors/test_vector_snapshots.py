@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,7 @@ from vector_harness import (
     assert_answer,
     assert_equal_to,
     assert_holds,
-    close,
     files_of,
-    make,
     random_rows,
 )
 
@@ -37,19 +35,6 @@ DAMAGED = (CorruptCheckpoint, StoreError)
 @pytest.fixture(params=LAYERED)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def new() -> Iterator[Callable[..., Any]]:
-    made: list[Any] = []
-
-    def make_one(kind: str, dim: int = DIM, **changes: Any) -> Any:
-        made.append(make(kind, dim, **changes))
-        return made[-1]
-
-    yield make_one
-    for index in made:
-        close(index)
 
 
 def fill(index: Any, oracle: Oracle, start: int, end: int, *, seed: int = 1) -> None:
