@@ -24,7 +24,7 @@ from streamfold.core.errors import EventError, Fenced, VersionConflict
 from streamfold.core.events.accept import dedup_key
 from streamfold.core.events.model import Envelope
 from streamfold.core.fold.checkpoint import checkpoint_meta
-from streamfold.core.fold.erasure import positions
+from streamfold.core.fold.erasure import positions, stage_of
 from streamfold.core.fold.lanes import in_lane
 from streamfold.core.fold.refold import Refold
 from streamfold.core.fold.residue import choose_needles, letters_about, look_through_ledger, look_through_stores
@@ -137,7 +137,7 @@ class Eraser:
             stands = state.retire_us and (state.halted is not None or state.paused)
             if state.group not in shadows or not (abandoned or stands):
                 continue
-            if all(self._is_done(workspace, erasure, state.group) for erasure in old):
+            if all(stage_of(ledger, workspace, state.group, erasure) == "done" for erasure in old):
                 continue
             reason = "it stands still and holds what is to be erased"
             audit = AuditEntry(actor="streamfold", action="retire", target=state.group, reason=reason, at_us=now_us)
@@ -154,17 +154,13 @@ class Eraser:
         instances = ledger.instances(workspace)
         used = {i.group for i in instances if i.slot != "retired"}
         for name in sorted({i.group for i in instances} - used - folded):
-            open_ = [e for e in pending if not self._is_done(workspace, e, name)]
+            open_ = [e for e in pending if stage_of(ledger, workspace, name, e) != "done"]
             if not open_:
                 continue
             start = min(i.start_seq for i in instances if i.group == name)
             ledger.reset_group(workspace, name, watermark=start)
             drop_old_checkpoints(checkpoint_root(self.context, workspace, name), set())
             ledger.note_groups(workspace, [ErasedGroup(e.position, name, "rebuild", "done", 0) for e in open_])
-
-    def _is_done(self, workspace: str, erasure: Erasure, group: str) -> bool:
-        notes = self.context.ledger.erased_groups(workspace, erasure.position)
-        return any(note.group == group and note.state == "done" for note in notes)
 
     def _forget(self, workspace: str, group: Group, pending: Sequence[Erasure]) -> None:
         """Bring a group's part of all pending erasures to its end: one rebuild, or one checkpoint, for all of them."""

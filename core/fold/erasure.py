@@ -98,7 +98,7 @@ def forget(
     Raises ``ForgetFailed``. ``at`` is the erasing event's row.
     """
     rows, earlier = events_of(context, workspace, erasure)
-    if any(_waits_for_rebuild(context.ledger, workspace, group.name, e) for e in earlier):
+    if any(stage_of(context.ledger, workspace, group.name, e) == "rebuild" for e in earlier):
         return ErasedGroup(erasure.position, group.name, "rebuild", "rebuild", len(rows))
     mine = {r.key: _handled(context, workspace, r, rows) for r in group.runtimes}
     removed = len({row.seq for part in mine.values() for row in part})
@@ -123,11 +123,6 @@ def forget(
     for store in live:
         store.keep()
     return ErasedGroup(erasure.position, group.name, "exact", "checkpoint", removed)
-
-
-def _waits_for_rebuild(ledger: Ledger, workspace: str, group: str, erasure: Erasure) -> bool:
-    notes = ledger.erased_groups(workspace, erasure.position)
-    return any(note.group == group and note.state == "rebuild" for note in notes)
 
 
 def _forget_one(runtime: Runtime, subject: Subject, batch: list[tuple[Event, Any]], view: FoldStores) -> None:
@@ -168,10 +163,12 @@ def _prepared(context: Context, workspace: str, runtime: Runtime, rows: Sequence
 
 
 # -- for those who change roles ---------------------------------------------------------------------------------------
+def stage_of(ledger: Ledger, workspace: str, group: str, erasure: Erasure) -> str | None:
+    """How far a group is with an erasure: ``rebuild``, ``checkpoint`` or ``done``; None before it came to it."""
+    notes = ledger.erased_groups(workspace, erasure.position)
+    return next((note.state for note in notes if note.group == group), None)
+
+
 def holds_erased(ledger: Ledger, workspace: str, group: str) -> list[int]:
     """Return the erasures whose subject a group's state may hold: it must not be promoted or rolled back to."""
-    return [
-        e.position
-        for e in ledger.erasures(workspace)
-        if all(note.group != group or note.state != "done" for note in ledger.erased_groups(workspace, e.position))
-    ]
+    return [e.position for e in ledger.erasures(workspace) if stage_of(ledger, workspace, group, e) != "done"]
