@@ -120,6 +120,12 @@ class Retrieval:
     sources: tuple[str, ...] = ("vector", "bm25")
     matches: Callable[[Mapping[str, Any]], bool] | None = None
     """Filter on a document's fields (``document_id``, ``metadata``): True keeps it."""
+    include: tuple[str, ...] = ("chunks",)
+    """What is wanted: ``chunks``, ``entities``, ``relations``."""
+    as_of_us: int | None = None
+    """Only what was valid at this time."""
+    budget_tokens: int | None = None
+    """Most of the context, counted at four characters a token; None: the retriever's own bounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +143,52 @@ class ScoredChunk:
     path: tuple[Mapping[str, str], ...] = ()
     url: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredEntity:
+    """Something that documents name; ``description``: sentences of the documents that name it now."""
+
+    entity_id: str
+    name: str
+    description: str
+    score: float
+    type: str | None = None
+    chunk_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredRelation:
+    """Two entities that documents relate; ``weight``: in how many chunks."""
+
+    relation_id: str
+    source: str
+    target: str
+    description: str
+    score: float
+    weight: float
+    keywords: tuple[str, ...] = ()
+    valid_from_us: int | None = None
+    valid_to_us: int | None = None
+    chunk_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievedContext:
+    """What a graph retriever finds for one question, each list best first."""
+
+    chunks: Sequence[ScoredChunk] = ()
+    entities: Sequence[ScoredEntity] = ()
+    relations: Sequence[ScoredRelation] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbourhood:
+    """Entities and relations around one entity, nearest first; ``truncated``: there are more than asked for."""
+
+    entities: Sequence[ScoredEntity]
+    relations: Sequence[ScoredRelation]
+    truncated: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +215,18 @@ class Retriever(Protocol):
     def document(self, document_id: str) -> StoredDocument | None: ...
     def documents(self, *, after: str, limit: int) -> list[StoredDocument]:
         """A page in order of id."""
+        ...
+
+
+@runtime_checkable
+class ContextRetriever(Retriever, Protocol):
+    """A retriever that answers with entities and relations too, and shows the graph."""
+
+    def context(self, request: Retrieval) -> RetrievedContext: ...
+    def graph(
+        self, entity_id: str, *, depth: int, limit: int, matches: Callable[[Mapping[str, Any]], bool] | None
+    ) -> Neighbourhood | None:
+        """What lies around an entity in the documents that ``matches`` keeps; None where there is none."""
         ...
 
 

@@ -34,7 +34,7 @@ Scores = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 class VectorRetriever:
     """Retrieval over the view of a ``vector_index``; never writes."""
 
-    modes = ("naive",)
+    modes: tuple[str, ...] = ("naive",)
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -44,7 +44,7 @@ class VectorRetriever:
 
         A filter is applied to what was fetched; too few are left → twice as many are fetched, until all were.
         """
-        _check(request, self.modes)
+        check_request(request, self.modes)
         view = self._view
         size = len(view["chunks"])
         if not size or request.top_k < 1:
@@ -173,9 +173,10 @@ def filterable(document_id: str, row: Document) -> dict[str, Any]:
     return {"metadata": {}, **row.fields(), "document_id": document_id}
 
 
-def _check(request: Retrieval, modes: Sequence[str]) -> None:
+def check_request(request: Retrieval, modes: Sequence[str]) -> None:
+    """Raise ``ValueError`` for a mode or a source that is not served."""
     if request.mode not in modes:
-        raise ValueError(f"mode {request.mode!r} is not served by vector_index; served: {', '.join(modes)}")
+        raise ValueError(f"mode {request.mode!r} is not served; served: {', '.join(modes)}")
     unknown = [source for source in request.sources if source not in SOURCES]
     if unknown or not request.sources:
         raise ValueError(f"sources {request.sources!r}: give one or both of {', '.join(SOURCES)}")

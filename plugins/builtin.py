@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from streamfold.core import Backend, Policy, hookimpl
 from streamfold.plugins import hashing, minilm, sentences
+from streamfold.plugins.graph_index import GraphIndex
 from streamfold.plugins.trending import Trending
 from streamfold.plugins.vector_index import VectorIndex
 
 
 @hookimpl(trylast=True)
 def register_policies() -> list[type[Policy]]:
-    """Offer ``vector_index`` and ``trending``."""
-    return [VectorIndex, Trending]
+    """Offer ``graph_index``, ``vector_index`` and ``trending``."""
+    return [GraphIndex, VectorIndex, Trending]
 
 
 @hookimpl(trylast=True)

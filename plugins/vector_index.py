@@ -29,6 +29,7 @@ from msgspec import UNSET
 from streamfold.core import (
     Batch,
     Blobs,
+    Declaration,
     Event,
     EventError,
     Policy,
@@ -59,7 +60,11 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     event_id: str
     position: int
     updated_us: int
+    at_us: int = 0
+    """When its text was sent, as the event says."""
     title: str | None = None
+    called: str | None = None
+    """What stands for a title where there is none."""
     url: str | None = None
     metadata: dict[str, Any] = {}
     language: str | None = None
@@ -84,14 +89,14 @@ class VectorIndex(Policy):
     version = 1
     handles = ("document.upserted", "document.patched", "document.deleted", "document.erased")
     backends = ("encoder", "chunker")
-    stores = (
+    stores: tuple[Declaration, ...] = (
         Table("documents", key=str, value=Document, on_full="refuse"),
         Table("chunks", key=int, value=str, max_rows=2_000_000, on_full="refuse", fold_reads=False),
         Vectors("vectors"),
         Text("text"),
         Blobs("texts", fold_reads=True),  # read by the fold when a patched title has to be indexed again
     )
-    Prepared = PreparedDocument
+    Prepared: type[PreparedDocument] = PreparedDocument
 
     # -- prepare ------------------------------------------------------------------------------------------------------
     def prepare(self, event: Event, tools: Tools) -> PreparedDocument | None:
@@ -124,7 +129,7 @@ class VectorIndex(Policy):
         elif event.type == "document.patched":
             self._patch(event, stores)
         else:
-            _remove(event.data.document_id, stores)
+            self._remove(event.data.document_id, stores)
 
     def _upsert(self, event: Event, prepared: PreparedDocument, stores: Stores) -> None:
         data = event.data
@@ -133,24 +138,27 @@ class VectorIndex(Policy):
         keys = [chunk_key(id_) for id_ in ids]
         before = set(old.keys) if old else set()
         fresh = [i for i, key in enumerate(keys) if key not in before]
-        if gone := sorted(before.difference(keys)):
-            _drop_chunks(gone, stores)
+        if old and (gone := sorted(before.difference(keys))):
+            self._drop_chunks(data.document_id, old, gone, stores)
         if fresh:
-            stores["vectors"].upsert(np.array([keys[i] for i in fresh], np.int64), prepared.vectors[fresh])
-            for i in fresh:
-                stores["chunks"].put(keys[i], data.document_id)
-        # A title patched since shows in the postings of chunks that are otherwise unchanged.
-        posted = range(len(keys)) if old and old.title != data.title else fresh
-        _post(posted, keys, prepared.starts, prepared.ends, data.title, data.text, stores)
+            self._add_chunks(data, prepared, keys, fresh, stores)
+        called = None if data.title else self._called(data.text)
+        # Another title shows in the postings of chunks that are otherwise unchanged (it was patched, or is made up).
+        posted = range(len(keys)) if old and (old.title, old.called) != (data.title, called) else fresh
+        self._post(posted, keys, prepared.starts, prepared.ends, data.title or called, data.text, stores)
         content_hash = blake2b(_utf8(data.text), digest_size=16).hexdigest()
         if old is None or old.content_hash != content_hash:
             stores["texts"].put(data.document_id, _utf8(data.text))
+        if old is None or (old.title, old.called) != (data.title, called):
+            self._named(data.document_id, data.title, called, stores)
         row = Document(
             content_hash=content_hash,
             event_id=event.id,
             position=event.seq,
             updated_us=event.recorded_us,
+            at_us=event.at_us,
             title=data.title,
+            called=called,
             url=data.url,
             metadata={key: value for key, value in (data.metadata or {}).items() if value is not None},
             language=data.language,
@@ -183,18 +191,68 @@ class VectorIndex(Policy):
         new: Document = msgspec.structs.replace(old, **changes)
         if new.title != old.title:
             text = (stores["texts"].get(data.document_id) or b"").decode("utf-8", "surrogatepass")
-            _post(range(len(new.keys)), new.keys, new.starts, new.ends, new.title, text, stores)
+            new = msgspec.structs.replace(new, called=None if new.title else self._called(text))
+            self._post(range(len(new.keys)), new.keys, new.starts, new.ends, new.title or new.called, text, stores)
+            self._named(data.document_id, new.title, new.called, stores)
         stores["documents"].put(data.document_id, new)
+
+    def _add_chunks(
+        self, data: Any, prepared: PreparedDocument, keys: Sequence[int], fresh: Sequence[int], stores: Stores
+    ) -> None:
+        """Store the chunks numbered ``fresh``, which the document did not have."""
+        stores["vectors"].upsert(np.array([keys[i] for i in fresh], np.int64), prepared.vectors[fresh])
+        for i in fresh:
+            stores["chunks"].put(keys[i], data.document_id)
+
+    def _drop_chunks(self, document_id: str, old: Document, gone: Sequence[int], stores: Stores) -> None:
+        """Remove chunks that the document has no more."""
+        stores["vectors"].delete(np.array(gone, np.int64))
+        stores["text"].delete(gone)
+        for key in gone:
+            stores["chunks"].delete(key)
+
+    def _post(
+        self,
+        which: Iterable[int],
+        keys: Sequence[int],
+        starts: Sequence[int],
+        ends: Sequence[int],
+        title: str | None,
+        text: str,
+        stores: Stores,
+    ) -> None:
+        """Index title and text of the chunks numbered ``which``."""
+        numbers = list(which)
+        if numbers:
+            rows: list[Mapping[str, str]] = [{"title": title or "", "text": text[starts[i] : ends[i]]} for i in numbers]
+            stores["text"].put([keys[i] for i in numbers], rows)
+
+    def _called(self, text: str) -> str | None:
+        """Return what stands for the title of a document without one."""
+        return None
+
+    def _named(self, document_id: str, title: str | None, called: str | None, stores: Stores) -> None:
+        """The document has another title, or another name in its place."""
+
+    def _remove(self, document_id: str, stores: Stores) -> None:
+        """Remove a document from every store; an unknown one is no error."""
+        old: Document | None = stores["documents"].get(document_id)
+        if old is None:
+            return
+        if old.keys:
+            self._drop_chunks(document_id, old, old.keys, stores)
+        stores["texts"].delete(document_id)
+        stores["documents"].delete(document_id)
 
     def skipped(self, event: Event, stores: Stores) -> None:
         """Withdraw the old text of a document whose new one could not be folded: it is known to be stale."""
         if event.type == "document.upserted":
-            _remove(event.data.document_id, stores)
+            self._remove(event.data.document_id, stores)
 
     def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
         """Remove a document, exactly: no store mixes documents."""
         if subject.kind == "document":
-            _remove(subject.id, stores)
+            self._remove(subject.id, stores)
 
     def serve(self, view: View) -> VectorRetriever:
         """Serve retrieval (mode ``naive``) and the documents."""
@@ -233,37 +291,3 @@ def chunk_key(chunk_id: str) -> int:
 
 def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
-
-
-def _post(
-    which: Iterable[int],
-    keys: Sequence[int],
-    starts: Sequence[int],
-    ends: Sequence[int],
-    title: str | None,
-    text: str,
-    stores: Stores,
-) -> None:
-    """Index title and text of the chunks numbered ``which``."""
-    numbers = list(which)
-    if numbers:
-        rows: list[Mapping[str, str]] = [{"title": title or "", "text": text[starts[i] : ends[i]]} for i in numbers]
-        stores["text"].put([keys[i] for i in numbers], rows)
-
-
-def _drop_chunks(keys: Sequence[int], stores: Stores) -> None:
-    stores["vectors"].delete(np.array(keys, np.int64))
-    stores["text"].delete(keys)
-    for key in keys:
-        stores["chunks"].delete(key)
-
-
-def _remove(document_id: str, stores: Stores) -> None:
-    """Remove a document from every store; an unknown one is no error."""
-    old: Document | None = stores["documents"].get(document_id)
-    if old is None:
-        return
-    if old.keys:
-        _drop_chunks(old.keys, stores)
-    stores["texts"].delete(document_id)
-    stores["documents"].delete(document_id)

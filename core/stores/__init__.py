@@ -1,13 +1,13 @@
 """Live stores: what a policy remembers, and how its memory survives, travels and stays bounded.
 
-A policy declares ``Table``, ``Vectors``, ``Text`` or ``Blobs`` (inert data); :func:`open_store` makes the live store.
-Each life has two sides. The **fold** writes: ``begin``, writes, then ``keep`` or ``undo`` for each event; ``drain`` at
-a commit packs what changed. A **view** reads: it ``load`` s a checkpoint and ``apply`` s the drained changes in order.
-Both sides then hold equal stores (``fingerprint``). Three rules make that true:
+A policy declares ``Table``, ``Vectors``, ``Text``, ``Graph`` or ``Blobs`` (inert data); :func:`open_store` makes the
+live store. Each life has two sides. The **fold** writes: ``begin``, writes, then ``keep`` or ``undo`` for each event;
+``drain`` at a commit packs what changed. A **view** reads: it ``load`` s a checkpoint and ``apply`` s the drained
+changes in order. Both sides then hold equal stores (``fingerprint``). Three rules make that true:
 
 - *Set, never increment*: a change is a key's new value or its absence, so applying it twice does no harm.
-- *Table writes apply at once*, with an undo log, so a fold reads what it wrote. *Vector, text and blob writes wait for
-  ``keep``*: reads inside the same event see the state before it.
+- *Table writes apply at once*, with an undo log, so a fold reads what it wrote. *Vector, text, graph and blob
+  writes wait for ``keep``*: reads inside the same event see the state before it.
 - *Every store has a bound*: ``evict`` (deterministic) or ``refuse`` (``StoreFull``).
 
 With ``fold_reads=False`` the fold's side keeps keys and undrained changes only; reading it, or saving it, is an error:
@@ -25,7 +25,8 @@ from streamfold.core.errors import StoreError
 from streamfold.core.stores.abc import BlobStore, Store, TableStore, TextStore
 from streamfold.core.stores.blobs import LiveBlobs
 from streamfold.core.stores.checkpoint import CheckpointRoot, drop_old_checkpoints, read_checkpoint, write_checkpoint
-from streamfold.core.stores.declare import Blobs, Declaration, Table, Text, Vectors
+from streamfold.core.stores.declare import Blobs, Declaration, Graph, Table, Text, Vectors
+from streamfold.core.stores.graph import LiveGraph
 from streamfold.core.stores.table import LiveTable, WriteOnlyTable
 from streamfold.core.stores.text.store import LiveText
 from streamfold.core.stores.vectors import ExactVectors, LiveVectors, VectorIndex
@@ -35,7 +36,9 @@ __all__ = [
     "Blobs",
     "CheckpointRoot",
     "Declaration",
+    "Graph",
     "LiveBlobs",
+    "LiveGraph",
     "LiveTable",
     "LiveText",
     "LiveVectors",
@@ -59,7 +62,7 @@ def open_store(
     folder: Path,
     side: Literal["fold", "view"],
     make_index: Callable[[int, bool], VectorIndex] = ExactVectors,
-) -> LiveTable | LiveText | LiveVectors | LiveBlobs:
+) -> LiveTable | LiveText | LiveVectors | LiveGraph | LiveBlobs:
     """Return an empty live store for a declaration.
 
     Parameters
@@ -76,6 +79,8 @@ def open_store(
         return LiveVectors(declaration, hold=hold, make_index=make_index if side == "view" else ExactVectors)
     if isinstance(declaration, Text):
         return LiveText(declaration, hold=hold)
+    if isinstance(declaration, Graph):
+        return LiveGraph(declaration, hold=hold)
     if isinstance(declaration, Blobs):
         return LiveBlobs(declaration, folder, hold=hold)
-    raise StoreError(f"{declaration!r} is no store declaration: use Table, Vectors, Text or Blobs")
+    raise StoreError(f"{declaration!r} is no store declaration: use Table, Vectors, Text, Graph or Blobs")

@@ -72,4 +72,17 @@ class Blobs:
     fold_reads: bool = False
 
 
-Declaration = Table | Vectors | Text | Blobs
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A weighted graph between ints and strs; a source's edges are put and deleted as a whole.
+
+    A node is there as long as an edge touches it: deleting a document's edges removes the entities that it alone named.
+    """
+
+    name: str
+    max_bytes: int = 1 << 34
+    on_full: OnFull = "refuse"
+    fold_reads: bool = False
+
+
+Declaration = Table | Vectors | Text | Blobs | Graph

@@ -490,6 +490,10 @@ class WorkspaceView:
         """The position up to which deletions are known here."""
         return self._deletions_read
 
+    def hides(self, view: GroupView) -> bool:
+        """Whether anything may be hidden from this group's answers."""
+        return bool(self._unforgotten) or any(position > view.watermark for position in self.deleted.values())
+
     def hidden(self, view: GroupView, subjects: Iterable[Subject]) -> bool:
         """Whether a result with these source subjects is hidden: one was deleted past the group's watermark, or is
         erased and the group has not forgotten it."""

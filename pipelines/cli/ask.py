@@ -15,6 +15,7 @@ QUERY_HELP = """Ask a question; the answer is the passages that bear on it, each
 Examples:
   streamfold query "who directed Andrei Rublev?"
   streamfold query "refund policy" --top-k 3 --explain
+  streamfold query "who was king then?" --as-of 2025-06-30T00:00:00Z
   streamfold query "refund policy" --min-position 1204 --json
 """
 TRENDING_HELP = """List what is trending now.
@@ -37,12 +38,15 @@ def query(
     mode: Annotated[str, typer.Option(help="How passages are found (default: the best one served).")] = "",
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many passages.")] = 5,
     explain: Annotated[bool, typer.Option("--explain", help="Show scores, sources and timings.")] = False,
+    as_of: Annotated[str, typer.Option("--as-of", help="Only what was valid at this time (RFC 3339).")] = "",
     min_position: Annotated[int, typer.Option(min=0, help="Answer only when the log is folded so far.")] = 0,
 ) -> None:
     options: Globals = ctx.obj
     body: dict[str, Any] = {"query": text, "top_k": top_k}
     if mode:
         body["mode"] = mode
+    if as_of:
+        body["as_of"] = as_of
     with options.client() as client:
         answer = client.post("/v1/query", body, **({"min_position": min_position} if min_position else {}))
     if options.json:
@@ -66,8 +70,11 @@ def cited(number: int, chunk: Mapping[str, Any], *, explain: bool = False, width
     subtitle = f"{chunk['document_id']} · characters {chunk.get('start')}–{chunk.get('end')}"
     if explain:
         subtitle += f" · score {chunk['score']:.4f} · {', '.join(chunk.get('sources') or ())}"
-    shown = text if len(text) <= width else text[: width - 1] + "…"
-    return Panel(Text(shown), title=Text(title), title_align="left", subtitle=Text(subtitle), subtitle_align="right")
+    shown = Text(text if len(text) <= width else text[: width - 1] + "…")
+    if explain and chunk.get("path"):
+        steps = " ".join(f"{step['document_id']} —“{step['name']}”→" for step in chunk["path"])
+        shown.append(f"\nreached by {steps} {chunk['document_id']}", style="dim")
+    return Panel(shown, title=Text(title), title_align="left", subtitle=Text(subtitle), subtitle_align="right")
 
 
 def footing(answer: Mapping[str, Any], *, explain: bool = False) -> str:

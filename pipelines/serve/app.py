@@ -28,6 +28,7 @@ from streamfold.pipelines.serve import (
     documents,
     erasures,
     events,
+    graph,
     health,
     keys,
     operate,
@@ -41,7 +42,7 @@ from streamfold.pipelines.serve.service import Service
 
 ENDPOINTS: tuple[Endpoint, ...] = tuple(
     endpoint
-    for module in (events, documents, ask, deadletters, erasures, backups, operate, versions, keys, health)
+    for module in (events, documents, ask, graph, deadletters, erasures, backups, operate, versions, keys, health)
     for endpoint in module.ENDPOINTS
 )
 """All routes under ``/v1`` and beside it, but ``/openapi.json``, which describes them."""

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 from starlette.responses import Response
 
+from streamfold.core.clock import US, to_rfc3339
 from streamfold.core.errors import nearest
 from streamfold.core.events import Subject
-from streamfold.core.policy import CandidateRequest, CandidateSource, Retrieval, Retriever, ScoredChunk
+from streamfold.core.policy import (
+    CandidateRequest,
+    CandidateSource,
+    ContextRetriever,
+    Retrieval,
+    RetrievedContext,
+    Retriever,
+    ScoredChunk,
+    ScoredEntity,
+    ScoredRelation,
+)
 from streamfold.core.views import GroupView, MemberView, WorkspaceView
 from streamfold.pipelines.serve import examples
-from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer
+from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer, rfc3339
 from streamfold.pipelines.serve.filters import Matches, compile_filter
 from streamfold.pipelines.serve.problems import Problem, at
 from streamfold.pipelines.serve.reading import wait_fresh
@@ -34,7 +46,7 @@ class Query(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     mode: str | None = None
     top_k: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
     filter: Any = None
-    as_of: str | None = None
+    as_of: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     include: list[str] | None = None
     budget_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     generate: bool = False
@@ -54,24 +66,27 @@ async def query(call: Call) -> Response:
     include = _known(body.include, _INCLUDE, "include")
     matches = None if body.filter is None else compile_filter(body.filter)
     _unserved(body)
-    group, _ = _retriever(view, body)
+    as_of_us = _time(body.as_of, view.context.clock.now_us())
+    group, member = _retriever(view, body)
+    if as_of_us is not None and not isinstance(member.server, ContextRetriever):
+        raise at("/as_of", "invalid-value", f"{member.runtime.instance.name} keeps no times: leave as_of out")
     await wait_fresh(call, view, [group])
     waited = time.perf_counter()
 
     def work() -> dict[str, Any]:
         group, member = _retriever(view, body)
-        request = _retrieval(body, member, sources, matches)
+        request = _retrieval(body, member, sources, matches, include, as_of_us)
         with view.reading([group]) as cut:
             retrieving = time.perf_counter()
-            found = _unhidden(view, group, member, request) if "chunks" in include else []
+            found = _found(view, group, member, request)
             ended = time.perf_counter()
         if body.log_exposure:
             cut.degraded.append("exposure-not-logged")
         return {
             "exposure_id": None,
-            "chunks": [_chunk(one) for one in _within(found, body.budget_tokens)],
-            "entities": [],
-            "relations": [],
+            "chunks": [_chunk(one) for one in found.chunks],
+            "entities": [entity(one) for one in found.entities],
+            "relations": [relation(one) for one in found.relations],
             "answer": None,
             "timings_ms": {
                 "wait": _ms(waited - started),
@@ -105,7 +120,6 @@ def _unserved(body: Query) -> None:
     for field, detail in (
         ("generate", "no generator is configured: leave generate out and pass the chunks to your own model"),
         ("stream", "streams carry generated answers, and no generator is configured: leave stream out"),
-        ("as_of", "no policy here keeps past states: leave as_of out"),
     ):
         if getattr(body, field):
             raise at(f"/{field}", "invalid-value", detail)
@@ -132,14 +146,63 @@ def _retriever(view: WorkspaceView, body: Query) -> tuple[GroupView, MemberView]
     raise at("/mode", "invalid-value", f"mode '{body.mode[:64]}' is not served{nearest(body.mode[:64], modes)}")
 
 
-def _retrieval(body: Query, member: MemberView, sources: tuple[str, ...], matches: Matches | None) -> Retrieval:
+def _time(as_of: datetime | None, now_us: int) -> int | None:
+    """Return ``as_of`` in µs; what is in the future cannot be known."""
+    if as_of is None:
+        return None
+    at_us = round(as_of.timestamp() * US)
+    if at_us > now_us:
+        detail = f"as_of {to_rfc3339(at_us)} is in the future: leave it out to ask about now"
+        raise at("/as_of", "invalid-value", detail)
+    return at_us
+
+
+def _retrieval(
+    body: Query,
+    member: MemberView,
+    sources: tuple[str, ...],
+    matches: Matches | None,
+    include: tuple[str, ...],
+    as_of_us: int | None,
+) -> Retrieval:
     modes = member.server.modes
     default = "mix" if "mix" in modes else "naive" if "naive" in modes else modes[0]
-    return Retrieval(query=body.query, top_k=body.top_k, mode=body.mode or default, sources=sources, matches=matches)
+    return Retrieval(
+        query=body.query,
+        top_k=body.top_k,
+        mode=body.mode or default,
+        sources=sources,
+        matches=matches,
+        include=include,
+        as_of_us=as_of_us,
+        budget_tokens=body.budget_tokens,
+    )
+
+
+def _found(view: WorkspaceView, group: GroupView, member: MemberView, request: Retrieval) -> RetrievedContext:
+    """Retrieve, leaving out what was deleted past the group's watermark."""
+    if isinstance(member.server, ContextRetriever):
+        served = unhidden(view, group, request.matches)
+        return member.server.context(dataclasses.replace(request, matches=served))
+    if "chunks" not in request.include:
+        return RetrievedContext()
+    return RetrievedContext(chunks=_within(_unhidden(view, group, member, request), request.budget_tokens))
+
+
+def unhidden(view: WorkspaceView, group: GroupView, matches: Matches | None) -> Matches | None:
+    """Narrow a filter to documents that were not deleted past the group's watermark; None: there is nothing to hide."""
+    if not view.hides(group):
+        return matches
+
+    def served(fields: Mapping[str, Any]) -> bool:
+        hidden = view.hidden(group, (Subject("document", fields["document_id"]),))
+        return not hidden and (matches is None or matches(fields))
+
+    return served
 
 
 def _unhidden(view: WorkspaceView, group: GroupView, member: MemberView, request: Retrieval) -> list[ScoredChunk]:
-    """Retrieve, leaving out what was deleted past the group's watermark; more is fetched when too few are left."""
+    """Retrieve passages; more is fetched when too few are left."""
     fetch = request.top_k
     while True:
         found = member.server.retrieve(dataclasses.replace(request, top_k=fetch))
@@ -175,6 +238,34 @@ def _chunk(one: ScoredChunk) -> dict[str, Any]:
         "path": [dict(step) for step in one.path],
         "url": one.url,
         "metadata": dict(one.metadata),
+    }
+
+
+def entity(one: ScoredEntity) -> dict[str, Any]:
+    """An entity as JSON."""
+    return {
+        "entity_id": one.entity_id,
+        "name": one.name,
+        "type": one.type,
+        "description": one.description,
+        "score": float(one.score),
+        "chunk_ids": list(one.chunk_ids),
+    }
+
+
+def relation(one: ScoredRelation) -> dict[str, Any]:
+    """A relation as JSON."""
+    return {
+        "relation_id": one.relation_id,
+        "source": one.source,
+        "target": one.target,
+        "keywords": list(one.keywords),
+        "description": one.description,
+        "weight": one.weight,
+        "valid_from": rfc3339(one.valid_from_us),
+        "valid_to": rfc3339(one.valid_to_us),
+        "score": float(one.score),
+        "chunk_ids": list(one.chunk_ids),
     }
 
 

@@ -101,6 +101,34 @@ ANSWER = {
     "timings_ms": {"wait": 0.1, "queue": 0.2, "retrieve": 4.1, "total": 4.6},
     "version": VERSION,
 }
+GRAPH = {
+    "entities": [
+        {
+            "entity_id": "marie curie",
+            "name": "Marie Curie",
+            "type": None,
+            "description": "Marie Curie met Lise Meitner in Paris.",
+            "score": 3.0,
+            "chunk_ids": ["radium#5d0e"],
+        }
+    ],
+    "relations": [
+        {
+            "relation_id": "lise meitner|marie curie",
+            "source": "Lise Meitner",
+            "target": "Marie Curie",
+            "keywords": ["paris"],
+            "description": "Marie Curie met Lise Meitner in Paris.",
+            "weight": 1.0,
+            "valid_from": "2026-01-31T12:00:00.000000Z",
+            "valid_to": None,
+            "score": 1.0,
+            "chunk_ids": ["radium#5d0e"],
+        }
+    ],
+    "truncated": False,
+    "version": VERSION,
+}
 TRENDING = {"items": [{"item_id": "lamp-9", "rank": 1, "score": 3.94}], "version": VERSION}
 HEALTH = {"checks": [{"name": "lag", "ok": True, "detail": "0 events (limit 200000)"}]}
 JOB_STARTED = {"job_id": "0f3a"}

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamfold.core.errors import StoreFull
-from streamfold.core.stores import Blobs, Declaration, Table, Text, Vectors, open_store
+from streamfold.core.stores import Blobs, Declaration, Graph, Table, Text, Vectors, open_store
 from streamfold.core.stores._top import best_slots
 from streamfold.core.stores.text import BM25, LiveText, terms
 
@@ -39,6 +39,8 @@ DECLARATIONS: dict[str, Declaration] = {
     "vectors-evict": Vectors("v", dim=3, max_rows=4, on_full="evict"),
     "text-refuse": Text("x", max_rows=6),
     "text-evict": Text("x", max_rows=4, on_full="evict"),
+    "graph-evict": Graph("g", max_bytes=900, on_full="evict"),
+    "graph-refuse": Graph("g", max_bytes=1200),
     "blobs-evict": Blobs("b", max_bytes=9, on_full="evict"),
     "blobs-refuse": Blobs("b", max_bytes=12),
 }
@@ -60,6 +62,9 @@ def write(declaration: Declaration, store: Any, operation: tuple[bool, int, int]
     elif isinstance(declaration, Text):
         text = {"title": WORDS[key % 7], "text": " ".join(WORDS[: number + 4])}
         store.put([key], [text]) if put else store.delete([key])
+    elif isinstance(declaration, Graph):
+        nodes = [f"n{(key + i) % 5}" for i in range(number % 4)]
+        store.put(key, nodes, [1.0 + number % 3] * len(nodes)) if put else store.delete(key)
     else:
         store.put(str(key), b"x" * (number + 3)) if put else store.delete(str(key))
 
@@ -84,7 +89,7 @@ def content(store: Any) -> Any:
 
 
 def bound_holds(declaration: Declaration, store: Any) -> bool:
-    if isinstance(declaration, Blobs):
+    if isinstance(declaration, Blobs | Graph):
         return bool(sum(store._live.values()) <= declaration.max_bytes)
     return bool(len(store) <= declaration.max_rows)
 

@@ -40,14 +40,19 @@ _stemmer: Any = None
 _stemmer_lock = threading.Lock()
 
 
+def plain_characters(text: str) -> str:
+    """Return the text without diacritics and typographic variants, its case kept; ASCII text stays as it is."""
+    if text.isascii():
+        return text
+    decomposed = unicodedata.normalize("NFKD", text.translate(_MAP))
+    if decomposed.isascii():
+        return decomposed
+    return "".join(c for c in decomposed if not unicodedata.combining(c))
+
+
 def fold_characters(text: str) -> str:
     """Return the text in lower case without diacritics; ASCII text is only lowered."""
-    if text.isascii():
-        return text.lower()
-    decomposed = unicodedata.normalize("NFKD", text.translate(_MAP))
-    if not decomposed.isascii():
-        decomposed = "".join(c for c in decomposed if not unicodedata.combining(c))
-    return decomposed.lower()
+    return plain_characters(text).lower()
 
 
 def tokens(text: str) -> list[str]:

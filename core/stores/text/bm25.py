@@ -184,30 +184,69 @@ class BM25:
 
     def scores(self, query: Iterable[str]) -> Floats:
         """Return the score of every slot, ``(slots,) float32``; 0 where dead or without any term."""
-        used, count = len(self._forward), len(self._slot)
-        scores = np.zeros(used, np.float32)
+        repeats = self._repeats(query)
+        scores = np.zeros(len(self._forward), np.float32)
+        if repeats:
+            norm = self._norm()
+            for number, times in repeats.items():
+                slots, part = self._part(number, times, norm)
+                scores[slots] += part
+            scores *= self._live[: len(scores)]
+        return scores
+
+    def term_scores(self, query: Iterable[str]) -> tuple[list[str], Floats]:
+        """Return the distinct terms that occur, and what each gives each slot, ``(terms, slots) float32``.
+
+        The sum over some rows is the score of a question of these terms: many questions, one look at the postings.
+        """
+        asked = list(query)
+        repeats = self._repeats(asked)
+        names = {number: term for term in asked if (number := self._terms.get(term)) in repeats}
+        scores = np.zeros((len(repeats), len(self._forward)), np.float32)
+        if repeats:
+            norm = self._norm()
+            for row, (number, times) in enumerate(repeats.items()):
+                slots, part = self._part(number, times, norm)
+                scores[row, slots] = part
+            scores *= self._live[: scores.shape[1]]
+        return [names[number] for number in repeats], scores
+
+    def slots(self, keys: Iterable[int]) -> npt.NDArray[np.intp]:
+        """Return the slots of documents; -1 for unknown ids."""
+        get = self._slot.get
+        return np.array([get(key, -1) for key in keys], np.intp)
+
+    def ids(self) -> Ids:
+        """Return the id at every slot, those of dead ones included."""
+        return self._ids[: len(self._forward)]
+
+    def _repeats(self, query: Iterable[str]) -> dict[int, int]:
+        """Numbers of the terms that occur, with how often they are asked."""
         repeats: dict[int, int] = {}
         for term in query:
             number = self._terms.get(term)
             if number is not None and self._df[number]:
                 repeats[number] = repeats.get(number, 0) + 1
-        if not repeats:
-            return scores
+        return repeats
+
+    def _norm(self) -> Floats:
+        used, count = len(self._forward), len(self._slot)
         average = self._total / count if self._total else 1.0
         norm = self._length[:used] * np.float32(self.k1 * self.b / average)
         norm += np.float32(self.k1 * (1 - self.b))
-        for number, times in repeats.items():
-            df = self._df[number]
-            weight = np.float32(times * math.log(1 + (count - df + 0.5) / (df + 0.5)) * (self.k1 + 1))
-            slots = np.frombuffer(self._slots_of[number], np.int32).astype(np.intp)
-            tf = np.frombuffer(self._tf_of[number], np.float32)
-            part = norm.take(slots)
-            part += tf
-            np.divide(tf, part, out=part)
-            part *= weight
-            scores[slots] += part
-        scores *= self._live[:used]
-        return scores
+        return norm
+
+    def _part(self, number: int, times: int, norm: Floats) -> tuple[npt.NDArray[np.intp], Floats]:
+        """Slots of a term, dead ones included, and what it gives them."""
+        df, count = self._df[number], len(self._slot)
+        weight = np.float32(times * math.log(1 + (count - df + 0.5) / (df + 0.5)) * (self.k1 + 1))
+        slots = np.frombuffer(self._slots_of[number], np.int32).astype(np.intp)
+        tf = np.frombuffer(self._tf_of[number], np.float32)
+        part = norm.take(slots)
+        part += tf
+        np.divide(tf, part, out=part)
+        part *= weight
+        return slots, part
 
     def document_frequency(self, term: str) -> int:
         """Return in how many live documents the term occurs."""

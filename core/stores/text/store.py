@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from streamfold.core.codec import pack, unpack
 from streamfold.core.errors import StoreError, nearest
@@ -15,6 +18,29 @@ from streamfold.core.stores.text.analyser import terms
 from streamfold.core.stores.text.bm25 import BM25
 
 Fields = dict[str, str]
+
+
+class TermScores:
+    """What each term of a question gives each text, as a matrix over slots; good until the next write.
+
+    Attributes
+    ----------
+    terms : the distinct terms that occur in some text.
+    scores : ``(terms, slots) float32``, BM25; the sum over rows is the score.
+    """
+
+    def __init__(self, terms: list[str], scores: Floats, index: BM25) -> None:
+        self.terms = terms
+        self.scores = scores
+        self._index = index
+
+    def slots(self, ids: Iterable[int]) -> npt.NDArray[np.intp]:
+        """Return the columns of texts; -1 for unknown ids."""
+        return self._index.slots(ids)
+
+    def ids(self) -> Ids:
+        """Return the id of each column; those of columns that are dead score 0."""
+        return self._index.ids()
 
 
 class LiveText(Staged[int, Fields]):
@@ -69,6 +95,12 @@ class LiveText(Staged[int, Fields]):
         """As :meth:`search`, for a question that is analysed already."""
         self._readable()
         return self._index.search(query, k, allow)
+
+    def term_scores(self, terms: Sequence[str]) -> TermScores:
+        """What each analysed term gives each text: many questions made of the same terms, one look at the postings."""
+        self._readable()
+        found, scores = self._index.term_scores(terms)
+        return TermScores(found, scores, self._index)
 
     def document_frequency(self, term: str) -> int:
         """In how many texts an analysed term occurs."""

@@ -11,7 +11,7 @@ from typing import Any
 from streamfold.core.errors import StoreFull
 from streamfold.core.events import Event
 from streamfold.core.policy import Policy
-from streamfold.core.stores import Blobs
+from streamfold.core.stores import Blobs, Graph
 from streamfold.core.testing.checks.serving import held_items
 from streamfold.core.testing.lab import Bench, Lab, needs, told
 
@@ -77,7 +77,7 @@ def _bounded(kind: type[Policy]) -> type[Policy]:
             kind.__init__(self, config)
             self.stores = tuple(
                 dataclasses.replace(one, max_bytes=min(one.max_bytes, _BYTES))
-                if isinstance(one, Blobs)
+                if isinstance(one, Blobs | Graph)
                 else dataclasses.replace(one, max_rows=min(one.max_rows, _ROWS))
                 for one in self.stores
             )

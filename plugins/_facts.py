@@ -1,0 +1,267 @@
+"""Entities and relations for a question, as LightRAG's ``local`` and ``global`` find them, read off passages.
+
+LightRAG embeds every entity and relation and searches those vectors. Here an entity is as near to a question as the
+passages that name it: with *z* how well a passage fits (:mod:`_hops`) and *n* the passages that name *e* of *N*::
+
+    local:  s(e) = [e is named in the question] + ½ max_{p names e} z(p)/max z · (1 − ln n/ln N)
+    global: s(r) = max_{p supports r} z(p)/max z · (1 + c),   c = share of the question's terms in the sentence
+
+over the best passages. From the entities of ``local`` one hop leads to their relations, from the relations of
+``global`` to their ends; passages follow, by what they name. ``hybrid`` takes from both in turn. Descriptions are the
+sentences of the best passages, as they stand now.
+
+Reference: Guo et al., LightRAG, arXiv:2410.05779.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, zip_longest
+from typing import TypeVar
+
+import numpy as np
+
+from streamfold.core import STOP_WORDS, ScoredEntity, ScoredRelation, stem
+from streamfold.plugins._extract import Extract, relation_node
+from streamfold.plugins._hops import is_name
+from streamfold.plugins._names import MAX_WORDS, words
+from streamfold.plugins._passages import Passages, to_us
+
+_LOOKED_AT = 24
+"""Passages whose names and relations are read."""
+_OF_AN_ENTITY = 8
+"""Passages of an entity that are read for its relations and description."""
+_AROUND = 64
+"""Passages of an entity that are read when the graph is looked at."""
+_DESCRIPTION = 600
+"""Characters of a description, in whole sentences where they fit."""
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Fact:
+    """A relation found in passages: its sentence in the best of them."""
+
+    ends: tuple[str, str]
+    score: float
+    slots: list[int]
+    sentence: str
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the passages of one question say of whom."""
+
+    on: Passages
+    _read: dict[int, Extract | None] = field(default_factory=dict)
+
+    # -- local --------------------------------------------------------------------------------------------------------
+    def local(self, count: int) -> tuple[list[tuple[str, float]], list[Fact]]:
+        """Return the entities nearest to the question, and their relations."""
+        on = self.on
+        z = on.z
+        named = self.named()
+        scores = dict.fromkeys(named, 1.0)
+        top = float(z.max(initial=0.0))
+        for slot in on.best(z, _LOOKED_AT):
+            for key in self._keys(slot):
+                part = 0.5 * float(z[slot]) / top * self._rarity(key)
+                if part + (key in named) > scores.get(key, 0.0):
+                    scores[key] = part + (key in named)
+        entities = _ranked(scores)[:count]
+        facts: dict[tuple[str, str], Fact] = {}
+        for key, score in entities:
+            for slot in self._passages_of(key):
+                self._collect(slot, score, facts, only=key)
+        return entities, sorted(facts.values(), key=lambda fact: (-round(fact.score, 6), fact.ends))[: 2 * count]
+
+    def around(self, key: str) -> list[Fact]:
+        """Return the relations of an entity, those in most passages first."""
+        facts: dict[tuple[str, str], Fact] = {}
+        for slot in self._passages_of(key, _AROUND):
+            self._collect(slot, 1.0, facts, only=key)
+        graph = self.on.view["graph"]
+        for fact in facts.values():
+            fact.score = float(graph.in_degree(relation_node(*fact.ends)))
+        return sorted(facts.values(), key=lambda fact: (-fact.score, fact.ends))
+
+    def is_named(self, key: str) -> bool:
+        """Whether a document that may be used names an entity."""
+        return bool(self._passages_of(key, 1))
+
+    def named(self) -> list[str]:
+        """Return the entities that the question names, the longest at each place, whatever their case."""
+        graph = self.on.view["graph"]
+        keys, capital = self.on.question.words.keys, self.on.question.words.capital
+        careless = not any(capital[1:])
+        found: dict[str, None] = {}
+        i = 0
+        while i < len(keys):
+            for end in range(min(len(keys), i + MAX_WORDS), i, -1):
+                key = " ".join(keys[i:end])
+                written = end > i + 1 or ((capital[i] or careless) and keys[i] not in STOP_WORDS)
+                if written and "e:" + key in graph and is_name(key, self.on.view):
+                    found[key] = None
+                    i = end
+                    break
+            else:
+                i += 1
+        return list(found)
+
+    # -- global -------------------------------------------------------------------------------------------------------
+    def relations(self, count: int) -> tuple[list[tuple[str, float]], list[Fact]]:
+        """Return the relations nearest to the question, and their ends."""
+        z = self.on.z
+        top = float(z.max(initial=0.0))
+        facts: dict[tuple[str, str], Fact] = {}
+        for slot in self.on.best(z, _LOOKED_AT):
+            self._collect(slot, float(z[slot]) / top, facts)
+        best = sorted(facts.values(), key=lambda fact: (-round(fact.score, 6), fact.ends))[:count]
+        ends: dict[str, float] = {}
+        for fact in best:
+            for key in fact.ends:
+                ends[key] = max(ends.get(key, 0.0), fact.score)
+        return _ranked(ends)[:count], best
+
+    def _collect(self, slot: int, score: float, facts: dict[tuple[str, str], Fact], only: str | None = None) -> None:
+        """Add a passage's relations (those of one entity), each with the sentence that covers the question best."""
+        found = self._extract(slot)
+        if found is None:
+            return
+        keys = found.keys()
+        asked = set(self.on.question.terms)
+        text = ""
+        for a, b, start, end in found.relations:
+            if only is not None and only not in (keys[a], keys[b]):
+                continue
+            text = text or self.on.text(slot)
+            sentence = " ".join(text[start:end].split())
+            covered = {stem(key) for key in words(sentence).keys} & asked if asked else ()
+            own = score * (1 + len(covered) / max(1, len(asked)))
+            ends = (min(keys[a], keys[b]), max(keys[a], keys[b]))
+            fact = facts.get(ends)
+            if fact is None:
+                facts[ends] = Fact(ends, own, [slot], sentence)
+                continue
+            if slot not in fact.slots:
+                fact.slots.append(slot)
+            if own > fact.score:
+                fact.score, fact.sentence = own, sentence
+
+    # -- passages -----------------------------------------------------------------------------------------------------
+    def passages(self, entities: Sequence[tuple[str, float]], facts: Sequence[Fact]) -> list[tuple[int, float]]:
+        """Return the passages of entities and relations, by what they support, then by how well they fit."""
+        z = self.on.z
+        top = float(z.max(initial=0.0)) or 1.0
+        support: dict[int, float] = {}
+        for key, score in entities:
+            for slot in self._passages_of(key):
+                support[slot] = support.get(slot, 0.0) + score
+        for fact in facts:
+            for slot in fact.slots:
+                support[slot] = support.get(slot, 0.0) + fact.score
+        most = max(support.values(), default=1.0)
+        scores = {slot: value / most + float(z[slot]) / top for slot, value in support.items()}
+        return sorted(scores.items(), key=lambda one: (-round(one[1], 6), int(self.on.ids[one[0]])))
+
+    def _passages_of(self, key: str, most: int = _OF_AN_ENTITY) -> list[int]:
+        """The passages that name an entity, those that fit best."""
+        on = self.on
+        slots = on.slots_of(on.view["graph"].source_ids("e:" + key).tolist())
+        order = np.lexsort((on.ids[slots], -on.z[slots].round(6)))
+        found: list[int] = []
+        for slot in slots[order].tolist():
+            if on.owner(slot) is not None:
+                found.append(slot)
+                if len(found) == most:
+                    break
+        return found
+
+    # -- as served ----------------------------------------------------------------------------------------------------
+    def entity(self, key: str, score: float) -> ScoredEntity:
+        """Describe an entity by the sentences that name it now."""
+        on = self.on
+        slots = self._passages_of(key)
+        name, sentences, size = key, dict[str, None](), 0
+        for slot in slots:
+            found = self._extract(slot)
+            if found is None or key not in (keys := found.keys()):
+                continue
+            number = keys.index(key)
+            name = found.names[number] if name == key else name
+            text = on.text(slot)
+            for a, b, start, end in found.relations:
+                sentence = " ".join(text[start:end].split())
+                if (
+                    number in (a, b)
+                    and sentence not in sentences
+                    and (not size or size + len(sentence) <= _DESCRIPTION)
+                ):
+                    sentences[sentence] = None
+                    size += len(sentence)
+            if not sentences:
+                sentences[" ".join(text.split())[: _DESCRIPTION // 2]] = None
+        ids = tuple(self._chunk_id(slot) for slot in slots)
+        return ScoredEntity(
+            entity_id=key, name=name, description=" ".join(sentences)[:_DESCRIPTION], score=score, chunk_ids=ids
+        )
+
+    def relation(self, fact: Fact) -> ScoredRelation:
+        """Describe a relation by its best sentence; weight: how many passages support it."""
+        on = self.on
+        one, other = fact.ends
+        found = self._extract(fact.slots[0])
+        named = dict(zip(found.keys(), found.names, strict=True)) if found else {}
+        own = {*one.split(" "), *other.split(" ")}
+        keywords = [w for w in dict.fromkeys(words(fact.sentence).keys) if stem(w) and w not in own and len(w) > 3]
+        owner = on.owner(fact.slots[0])
+        row = None if owner is None else on.document(owner)
+        return ScoredRelation(
+            relation_id=f"{one}|{other}",
+            source=named.get(one, one),
+            target=named.get(other, other),
+            description=fact.sentence[:_DESCRIPTION],
+            score=fact.score,
+            weight=float(on.view["graph"].in_degree(relation_node(one, other))),
+            keywords=tuple(keywords[:3]),
+            valid_from_us=None if row is None else row.at_us if row.valid_from is None else to_us(row.valid_from),
+            valid_to_us=None if row is None or row.valid_to is None else to_us(row.valid_to),
+            chunk_ids=tuple(self._chunk_id(slot) for slot in fact.slots),
+        )
+
+    def _chunk_id(self, slot: int) -> str:
+        owner = self.on.owner(slot)
+        row = None if owner is None else self.on.document(owner)
+        return "" if row is None else row.ids[row.keys.index(int(self.on.ids[slot]))]
+
+    def _extract(self, slot: int) -> Extract | None:
+        if slot not in self._read:
+            self._read[slot] = self.on.extract(slot)
+        return self._read[slot]
+
+    def _keys(self, slot: int) -> Iterable[str]:
+        found = self._extract(slot)
+        return [] if found is None else [key for key in found.keys() if is_name(key, self.on.view)]  # noqa: SIM118
+
+    def _rarity(self, key: str) -> float:
+        count = max(3, self.on.count)
+        return 1 - math.log(max(1, self.on.view["graph"].in_degree("e:" + key))) / math.log(count)
+
+
+def in_turn(*lists: Iterable[tuple[T, float]]) -> list[tuple[T, float]]:
+    """Take from each list in turn (LightRAG's round robin); what came already keeps its place.
+
+    >>> in_turn([("a", 1.0), ("b", 0.5)], [("b", 2.0), ("c", 1.0)])
+    [('a', 1.0), ('b', 2.0), ('c', 1.0)]
+    """
+    found: dict[T, float] = {}
+    for one in chain.from_iterable(zip_longest(*lists)):
+        if one is not None:
+            found.setdefault(one[0], one[1])
+    return list(found.items())
+
+
+def _ranked(scores: dict[T, float]) -> list[tuple[T, float]]:
+    return sorted(scores.items(), key=lambda one: (-round(one[1], 6), one[0]))

@@ -1,0 +1,178 @@
+"""How ``graph_index`` answers: LightRAG's modes, the recipe of linked passages, PageRank, and the graph itself.
+
+===========  =========================================================================================================
+``naive``    vectors and BM25 (:mod:`_retriever`)
+``local``    entities near the question, their relations, the passages that name them
+``global``   relations near the question, their ends, the passages that support them
+``hybrid``   both in turn
+``mix``      the entities and relations of ``hybrid``, the passages of :mod:`_hops`; the default
+``ppr``      passages by personalised PageRank from the question's entities and best passages (HippoRAG 2)
+===========  =========================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from streamfold.core import (
+    Neighbourhood,
+    Retrieval,
+    RetrievedContext,
+    ScoredChunk,
+    ScoredEntity,
+    ScoredRelation,
+    View,
+)
+from streamfold.plugins._facts import Fact, Facts, in_turn
+from streamfold.plugins._hops import Hops
+from streamfold.plugins._names import words
+from streamfold.plugins._passages import Passages
+from streamfold.plugins._retriever import VectorRetriever, check_request
+
+ENTITY_TOKENS, RELATION_TOKENS, TOTAL_TOKENS = 6_000, 8_000, 30_000
+"""LightRAG's budgets; a smaller total shrinks the others in proportion."""
+CHARACTERS_PER_TOKEN = 4
+_PASSAGE_WEIGHT = 0.05
+"""HippoRAG 2: what passages weigh among the seeds, beside entities."""
+T = TypeVar("T")
+
+
+class GraphRetriever(VectorRetriever):
+    """Retrieval over the view of a ``graph_index``; never writes."""
+
+    modes: tuple[str, ...] = ("mix", "naive", "local", "global", "hybrid", "ppr")
+
+    def __init__(self, view: View, *, hop_weight: float = 1.3) -> None:
+        super().__init__(view)
+        self._hop_weight = hop_weight
+
+    def retrieve(self, request: Retrieval) -> list[ScoredChunk]:
+        """Return the best passages in the request's mode."""
+        return list(self.context(request).chunks)
+
+    def context(self, request: Retrieval) -> RetrievedContext:
+        """Return passages, entities and relations, as far as the request includes them, within its budget."""
+        check_request(request, self.modes)
+        if request.mode == "naive" and request.as_of_us is None:
+            return RetrievedContext(chunks=super().retrieve(request) if "chunks" in request.include else ())
+        if request.top_k < 1 or not len(self._view["chunks"]):
+            return RetrievedContext()
+        on = Passages.of(self._view, request)
+        if request.mode == "naive":
+            return RetrievedContext(chunks=Hops(on, 0.0).chunks())
+        hops = Hops(on, self._hop_weight)
+        chunks: list[ScoredChunk] = []
+        if "chunks" in request.include and request.mode == "mix":
+            chunks = hops.chunks()
+        else:
+            hops.match_titles()
+        facts = Facts(on)
+        entities, relations = self._facts(facts, request)
+        if "chunks" in request.include and request.mode == "ppr":
+            chunks = self._ppr(on, facts)
+        elif "chunks" in request.include and request.mode != "mix":
+            best = facts.passages(entities, relations)[: request.top_k]
+            chunks = [on.shown(slot, score, more=("graph",)) for slot, score in best]
+        return _within(request, facts, entities, relations, chunks)
+
+    def _facts(self, facts: Facts, request: Retrieval) -> tuple[list[tuple[str, float]], list[Fact]]:
+        count = request.top_k
+        if request.mode == "local":
+            return facts.local(count)
+        if request.mode == "global":
+            return facts.relations(count)
+        if request.mode in ("mix", "ppr") and not {"entities", "relations"}.intersection(request.include):
+            return [], []
+        near, around = facts.local(count)
+        ends, related = facts.relations(count)
+        by_ends = {fact.ends: fact for fact in [*related, *around]}
+        both = in_turn(((fact.ends, fact.score) for fact in around), ((fact.ends, fact.score) for fact in related))
+        return in_turn(near, ends)[: 2 * count], [by_ends[key] for key, _ in both][: 2 * count]
+
+    def _ppr(self, on: Passages, facts: Facts) -> list[ScoredChunk]:
+        """Rank passages by PageRank from the question's entities and its best passages."""
+        z = on.z
+        top = float(z.max(initial=0.0))
+        if top <= 0:
+            return []
+        seeds: dict[int | str, float] = {"e:" + key: score for key, score in facts.local(5)[0]}
+        for slot in on.best(z, 64):
+            seeds[int(on.ids[slot])] = _PASSAGE_WEIGHT * float(z[slot]) / top
+        rank = self._view["graph"].personalized_pagerank(seeds)
+        keys = [node for node in rank if isinstance(node, int)]
+        slots = on.slots_of(keys).tolist()
+        scored = sorted(
+            ((rank[key], slot) for key, slot in zip(keys, slots, strict=True) if slot >= 0),
+            key=lambda one: (-round(one[0], 9), int(on.ids[one[1]])),
+        )
+        found: list[ScoredChunk] = []
+        for score, slot in scored:
+            if on.owner(slot) is not None:
+                found.append(on.shown(slot, score, more=("graph",)))
+                if len(found) == on.request.top_k:
+                    break
+        return found
+
+    # -- the graph ----------------------------------------------------------------------------------------------------
+    def graph(
+        self, entity_id: str, *, depth: int, limit: int, matches: Callable[[Mapping[str, Any]], bool] | None = None
+    ) -> Neighbourhood | None:
+        """Return what lies around an entity, in rings; None where no document names it."""
+        view = self._view
+        entity_id = " ".join(words(entity_id).keys)
+        facts = Facts(Passages.of(view, Retrieval(query="", sources=("bm25",), matches=matches)))
+        if not facts.is_named(entity_id):
+            return None
+        reached: dict[str, None] = {entity_id: None}
+        found: dict[tuple[str, str], Fact] = {}
+        ring, truncated = [entity_id], False
+        for _ in range(depth):
+            beyond: list[str] = []
+            for key in ring:
+                for fact in facts.around(key):
+                    other = fact.ends[0] if fact.ends[1] == key else fact.ends[1]
+                    if other not in reached:
+                        if len(reached) >= limit:
+                            truncated = True
+                            continue
+                        reached[other] = None
+                        beyond.append(other)
+                    found.setdefault(fact.ends, fact)
+            ring = beyond
+        entities = [facts.entity(key, float(view["graph"].in_degree("e:" + key))) for key in reached]
+        relations = [facts.relation(fact) for fact in found.values()]
+        return Neighbourhood(entities=entities, relations=relations, truncated=truncated)
+
+
+def _within(
+    request: Retrieval,
+    facts: Facts,
+    entities: Sequence[tuple[str, float]],
+    relations: Sequence[Fact],
+    chunks: Sequence[ScoredChunk],
+) -> RetrievedContext:
+    """Describe what is wanted, until its share of the budget is used up."""
+    total = request.budget_tokens or TOTAL_TOKENS
+    scale = CHARACTERS_PER_TOKEN * total / TOTAL_TOKENS
+    shown = _fitting((facts.entity(*one) for one in entities), _size, scale * ENTITY_TOKENS, "entities", request)
+    told = _fitting((facts.relation(one) for one in relations), _size, scale * RELATION_TOKENS, "relations", request)
+    left = CHARACTERS_PER_TOKEN * total - sum(map(_size, shown)) - sum(map(_size, told))
+    kept = _fitting(iter(chunks), lambda chunk: len(chunk.text), left, "chunks", request)
+    return RetrievedContext(chunks=kept, entities=shown, relations=told)
+
+
+def _fitting(found: Iterable[T], size: Callable[[T], int], budget: float, kind: str, request: Retrieval) -> list[T]:
+    """Take from the front what fits a budget of characters."""
+    kept: list[T] = []
+    for one in found if kind in request.include else ():
+        budget -= size(one)
+        if budget < 0:
+            break
+        kept.append(one)
+    return kept
+
+
+def _size(one: ScoredEntity | ScoredRelation) -> int:
+    names = one.name if isinstance(one, ScoredEntity) else one.source + one.target
+    return len(names) + len(one.description)

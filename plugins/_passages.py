@@ -1,0 +1,182 @@
+"""All passages that one question meets, as columns: scores by source, and their rows, each looked up once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from streamfold.core import Retrieval, ScoredChunk, View
+from streamfold.plugins._extract import Extract
+from streamfold.plugins._question import Question, read_question
+from streamfold.plugins._retriever import EXACT, filterable, spread
+
+if TYPE_CHECKING:
+    from streamfold.plugins.vector_index import Document
+
+Slots = npt.NDArray[np.intp]
+Values = npt.NDArray[np.float32]
+_FILTERED = 8 * EXACT
+"""Passages that the vectors give where a filter will take most of them away."""
+_unpack = msgspec.msgpack.Decoder(Extract).decode
+
+
+@dataclass(slots=True)
+class Passages:
+    """What one question meets.
+
+    Attributes
+    ----------
+    by_term : ``(terms, passages) float32``: what each term of the question gives each passage (BM25).
+    ids : ``(passages,) int64``: chunk keys.
+    bm25, dense : ``(passages,) float32`` in 0…1: see :mod:`_retriever`.
+    titled : ``(passages,) float32``: weight of the passage's title where the question names it; set by ``Hops``.
+    """
+
+    view: View
+    request: Retrieval
+    question: Question
+    by_term: Values
+    slots_of: Callable[[Sequence[int]], Slots]
+    ids: npt.NDArray[np.int64]
+    bm25: Values
+    dense: Values
+    titled: Values
+    _z: Values | None = None
+    _owners: dict[int, str | None] = field(default_factory=dict)
+    _rows: dict[str, Document | None] = field(default_factory=dict)
+    _texts: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, view: View, request: Retrieval) -> Passages:
+        """Ask the text index and the vectors."""
+        question = read_question(request.query, view)
+        found = view["text"].term_scores(question.terms)
+        ids = found.ids()
+        bm25 = found.scores.sum(axis=0) if "bm25" in request.sources else np.zeros(len(ids), np.float32)
+        if len(ids) and (top := bm25.max()) > 0:
+            bm25 /= top
+        dense = np.zeros(len(ids), np.float32)
+        size = len(view["chunks"])
+        if "vector" in request.sources and size:
+            query = view.tools.encoder.encode([question.text])
+            filtered = request.matches is not None or request.as_of_us is not None
+            fetch = min(size, _FILTERED if filtered else EXACT)
+            keys, values = spread(*(part[0] for part in view["vectors"].search(query, fetch)), exact=fetch >= size)
+            dense[found.slots(keys.tolist())] = values
+        titled = np.zeros(len(ids), np.float32)
+        return cls(view, request, question, found.scores, found.slots, ids, bm25, dense, titled)
+
+    @property
+    def count(self) -> int:
+        """How many passages there are (columns may be dead)."""
+        return len(self.view["chunks"])
+
+    @property
+    def z(self) -> Values:
+        """How well each passage fits by itself."""
+        if self._z is None:
+            self._z = (self.bm25 + self.dense) * np.float32(0.5) + self.titled
+        return self._z
+
+    def add_title(self, slots: Slots, weight: float) -> None:
+        """Passages whose title the question names."""
+        np.maximum.at(self.titled, slots, np.float32(weight))
+        self._z = None
+
+    # -- rows, each looked up once for a question ---------------------------------------------------------------------
+    def owner(self, slot: int) -> str | None:
+        """The document of a passage, if it may be used."""
+        key = int(self.ids[slot])
+        if key not in self._owners:
+            self._owners[key] = self.view["chunks"].get(key)
+        name = self._owners[key]
+        return name if name is not None and self.document(name) is not None else None
+
+    def document(self, document_id: str) -> Document | None:
+        if document_id not in self._rows:
+            row = self.view["documents"].get(document_id)
+            self._rows[document_id] = row if row is not None and self._may_be_used(document_id, row) else None
+        return self._rows[document_id]
+
+    def _may_be_used(self, document_id: str, row: Document) -> bool:
+        at = self.request.as_of_us
+        if at is not None and not _valid(row, at):
+            return False
+        return self.request.matches is None or self.request.matches(filterable(document_id, row))
+
+    def chunks_of(self, document_id: str) -> Slots:
+        row = self.document(document_id)
+        found = self.slots_of(row.keys) if row is not None else np.empty(0, np.intp)
+        return found[found >= 0]
+
+    def text(self, slot: int) -> str:
+        owner = self.owner(slot)
+        row = None if owner is None else self.document(owner)
+        if owner is None or row is None:
+            return ""
+        if owner not in self._texts:
+            self._texts[owner] = (self.view["texts"].get(owner) or b"").decode("utf-8", "surrogatepass")
+        i = row.keys.index(int(self.ids[slot]))
+        return self._texts[owner][row.starts[i] : row.ends[i]]
+
+    def best(self, scores: Values, count: int) -> list[int]:
+        """The passages with the highest scores > 0 that may be used, ties by id."""
+        found: list[int] = []
+        reach = min(len(scores), 4 * count + 32)
+        while True:
+            part = np.argpartition(-scores, reach - 1)[:reach] if reach < len(scores) else np.arange(len(scores))
+            part = part[scores[part] > 0]
+            order = part[np.lexsort((self.ids[part], -scores[part].round(6)))]
+            found = []
+            for slot in order.tolist():
+                if self.owner(slot) is not None:
+                    found.append(slot)
+                    if len(found) == count:
+                        return found
+            if reach >= len(scores) or len(part) < reach:
+                return found
+            reach = min(len(scores), 8 * reach)
+
+    def extract(self, slot: int) -> Extract | None:
+        raw = self.view["extracts"].get(int(self.ids[slot]))
+        return None if raw is None else _unpack(raw)
+
+    def shown(
+        self, slot: int, score: float, *, more: Sequence[str] = (), path: Sequence[Mapping[str, str]] = ()
+    ) -> ScoredChunk:
+        """A passage as it is served."""
+        owner = self.owner(slot)
+        row = None if owner is None else self.document(owner)
+        assert owner is not None
+        assert row is not None
+        i = row.keys.index(int(self.ids[slot]))
+        found = [name for name, values in (("vector", self.dense), ("bm25", self.bm25)) if values[slot] > 0]
+        return ScoredChunk(
+            chunk_id=row.ids[i],
+            document_id=owner,
+            title=row.title,
+            text=self.text(slot),
+            start=row.starts[i],
+            end=row.ends[i],
+            score=score,
+            sources=(*found, *more),
+            path=tuple(path),
+            url=row.url,
+            metadata=row.metadata,
+        )
+
+
+def _valid(row: Document, at_us: int) -> bool:
+    """Whether what a document says held at a time: from ``valid_from``, else its event's time, to ``valid_to``."""
+    start = row.at_us if row.valid_from is None else to_us(row.valid_from)
+    return start <= at_us and (row.valid_to is None or at_us < to_us(row.valid_to))
+
+
+def to_us(time: datetime) -> int:
+    return round(time.timestamp() * 1_000_000)

@@ -1,0 +1,168 @@
+"""Policy ``graph_index``: LightRAG's index without its costs: names, relations and links beside vectors and BM25.
+
+Everything of :mod:`vector_index`, and for each chunk the names in it and which of them are related. Three stores more:
+
+- ``graph``: edges from a chunk (its int key) to the entities ``e:…`` that it names, the relations ``r:…`` that it
+  supports and its document ``d:…``; from a document to the aliases ``a:…`` that it goes by and the entity of its title.
+  An edge belongs to its source, so an update or a deletion is a set difference, and what nothing supports vanishes.
+- ``extracts``: what was found in each chunk: names as written, relations with the sentence that they come from.
+- ``words``: how often each word is written in lower case and with a capital: what is a name, what a typing error.
+
+Nothing derived is stored twice: an entity's description, its weight and the links between documents are looked up from
+their sources at query time, so they cannot be stale. No entity is embedded: what LightRAG reads off entity vectors is
+read off the chunks that name them (see ``docs/explanation/graph.md``).
+
+Cost of an event: its own chunks, whatever else is stored.
+
+Reference: Guo et al., LightRAG, arXiv:2410.05779.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from streamfold.core import ConfigError, Declaration, Event, Graph, Stores, Table, Tools, View
+from streamfold.plugins._extract import Extract, case_counts, extract, relation_node
+from streamfold.plugins._graph_retriever import GraphRetriever
+from streamfold.plugins._names import aliases, name_spans, short_name, words
+from streamfold.plugins.vector_index import Document, PreparedDocument, VectorIndex
+
+_LEAD = 2_000
+"""Characters of a text without a title in which its first name is looked for."""
+_FAINT = 1e-6
+"""Weight of edges that are for looking up alone: PageRank does not walk along them."""
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class PreparedGraph(PreparedDocument, array_like=True):
+    """The chunks of one document and what was found in each."""
+
+    extracts: list[Extract]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphConfig:
+    """Settings of ``graph_index``.
+
+    Parameters
+    ----------
+    hop_weight : what a link from a good passage adds, against the passage's own score.
+    """
+
+    hop_weight: float = 1.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hop_weight <= 10:
+            raise ConfigError(f"hop_weight is {self.hop_weight}: it must be in 0…10")
+
+
+class GraphIndex(VectorIndex):
+    """Chunks, vectors, BM25 postings and a graph of names, kept equal to the last event of each document."""
+
+    name = "graph_index"
+    version = 1
+    Config = GraphConfig
+    stores: tuple[Declaration, ...] = (
+        *VectorIndex.stores,
+        Graph("graph"),
+        Table("extracts", key=int, value=bytes, max_rows=2_000_000, on_full="refuse", fold_reads=False),
+        Table("words", key=str, value=tuple[int, int], max_rows=4_000_000),
+    )
+    Prepared: type[PreparedDocument] = PreparedGraph
+
+    def prepare_batch(self, events: Sequence[Event], tools: Tools) -> list[PreparedDocument | None]:
+        """Chunk and embed, and find the names of each chunk."""
+        found: list[PreparedDocument | None] = []
+        for event, one in zip(events, super().prepare_batch(events, tools), strict=True):
+            if one is not None:
+                text = event.data.text
+                extracts = [extract(text[a:b]) for a, b in zip(one.starts, one.ends, strict=True)]
+                one = PreparedGraph(one.starts, one.ends, one.hashes, one.vectors, extracts)
+            found.append(one)
+        return found
+
+    def _add_chunks(
+        self, data: Any, prepared: PreparedDocument, keys: Sequence[int], fresh: Sequence[int], stores: Stores
+    ) -> None:
+        super()._add_chunks(data, prepared, keys, fresh, stores)
+        assert isinstance(prepared, PreparedGraph)
+        for i in fresh:
+            one = prepared.extracts[i]
+            edges = edges_of(one)
+            edges["d:" + data.document_id] = 1.0
+            stores["graph"].put(keys[i], list(edges), list(edges.values()))
+            if one.names:
+                stores["extracts"].put(keys[i], _pack(one))
+        self._count((data.text[prepared.starts[i] : prepared.ends[i]] for i in fresh), +1, stores)
+
+    def _drop_chunks(self, document_id: str, old: Document, gone: Sequence[int], stores: Stores) -> None:
+        super()._drop_chunks(document_id, old, gone, stores)
+        for key in gone:
+            stores["graph"].delete(key)
+            stores["extracts"].delete(key)
+        text = (stores["texts"].get(document_id) or b"").decode("utf-8", "surrogatepass")
+        there = set(gone)
+        spans = [(a, b) for key, a, b in zip(old.keys, old.starts, old.ends, strict=True) if key in there]
+        self._count((text[a:b] for a, b in spans), -1, stores)
+
+    def _count(self, texts: Iterable[str], sign: int, stores: Stores) -> None:
+        table = stores["words"]
+        for word, (lower, upper) in case_counts(texts).items():
+            before = table.get(word, (0, 0))
+            after = (max(0, before[0] + sign * lower), max(0, before[1] + sign * upper))
+            if after == (0, 0):
+                table.delete(word)
+            else:
+                table.put(word, after)
+
+    def _called(self, text: str) -> str | None:
+        return lead_name(text)
+
+    def _named(self, document_id: str, title: str | None, called: str | None, stores: Stores) -> None:
+        names = document_names(title, called)
+        stores["graph"].put("d:" + document_id, list(names), list(names.values()))
+
+    def _remove(self, document_id: str, stores: Stores) -> None:
+        super()._remove(document_id, stores)
+        stores["graph"].delete("d:" + document_id)
+
+    def serve(self, view: View) -> GraphRetriever:
+        """Serve retrieval in all modes, the documents, and the graph."""
+        return GraphRetriever(view, hop_weight=self.config.hop_weight)
+
+
+def edges_of(one: Extract) -> dict[str, float]:
+    """Return a chunk's edges to entities and relations, with how often each name stands there."""
+    keys = one.keys()
+    edges = {"e:" + key: float(count) for key, count in zip(keys, one.counts, strict=True)}
+    for a, b, _, _ in one.relations:
+        edges[relation_node(keys[a], keys[b])] = 1.0
+    return edges
+
+
+def document_names(title: str | None, called: str | None) -> dict[str, float]:
+    """Return a document's edges: the aliases of its title, or of what it is called instead, and that entity.
+
+    ``b:`` nodes are the first two words of longer aliases, by which a text is looked through faster.
+    """
+    names = aliases(title or called or "")
+    if not title and called and (short := short_name(" ".join(words(called).keys))):
+        names.setdefault(short, 0.8)
+    edges = {"a:" + key: weight for key, weight in names.items()}
+    edges.update({"e:" + key: 1.0 for key, weight in names.items() if weight == 1.0})
+    edges.update({"b:" + " ".join(key.split(" ", 2)[:2]): _FAINT for key in names if " " in key})
+    return edges
+
+
+def lead_name(text: str) -> str | None:
+    """Return the first name in a text, its article included: it stands for a title where there is none."""
+    cut = words(text[:_LEAD])
+    lead = next(iter(name_spans(cut)), None)
+    if lead is None:
+        return None
+    article = lead.start == 1 and cut.keys[0] in ("the", "a", "an")
+    return f"{cut.shown[0]} {lead.shown}" if article else lead.shown

@@ -1,0 +1,212 @@
+"""``graph_index`` follows links to what answers, and after any changes answers as if built afresh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streamfold.core import Retrieval
+from streamfold.plugins.graph_index import GraphConfig, GraphIndex
+
+FILMS = [
+    ("goose", "The Goose Woman", "The Goose Woman is a 1925 film directed by Clarence Brown. It stars Louise Dresser."),
+    ("brown", "Clarence Brown", "Clarence Leon Brown was a director. He was born in Clinton and died in Santa Monica."),
+    ("brown2", "Brown (color)", "Brown is a colour between red and yellow, made of many pigments."),
+    ("dresser", "Louise Dresser", "Louise Dresser was an actress, born in Evansville. She died in Woodland Hills."),
+    ("clinton", "Clinton, Massachusetts", "Clinton is a town in Worcester County with a large clock factory."),
+    ("paris", "Paris", "Paris is the capital of France. Marie Curie met Lise Meitner in Paris."),
+    ("curie", "Marie Curie", "Marie Curie found radium. Marie Curie wrote to Lise Meitner about polonium."),
+]
+MODES = ("mix", "naive", "local", "global", "hybrid", "ppr")
+ALL = ("chunks", "entities", "relations")
+
+
+def upsert(make_event: Any, seq: int, id_: str, title: str | None, text: str, **more: Any) -> Any:
+    return make_event(
+        seq, "document.upserted", document_id=id_, text=text, **({"title": title} if title else {}), **more
+    )
+
+
+@pytest.fixture
+def films(bench: Any, make_event: Any) -> Any:
+    made = bench(GraphIndex())
+    made.send(*(upsert(make_event, seq, *film) for seq, film in enumerate(FILMS)))
+    return made
+
+
+def found(bench: Any, query: str, **more: Any) -> list[str]:
+    return [chunk.document_id for chunk in bench.server.retrieve(Retrieval(query=query, mode="mix", **more))]
+
+
+def test_a_title_named_in_a_passage_leads_to_its_document(films: Any) -> None:
+    chunks = films.server.retrieve(Retrieval(query="Where did the director of The Goose Woman die?", mode="mix"))
+    assert [chunk.document_id for chunk in chunks[:2]] == ["goose", "brown"]
+    assert chunks[0].path == ()
+    assert chunks[1].path == ({"document_id": "goose", "name": "clarence brown"},)
+    assert "graph" in chunks[1].sources
+    assert found(films, "Where was the director of the goose woman born?")[:2] == ["goose", "brown"], "lower case"
+    assert found(films, "Where did the director of The Gopse Woman die?")[:2] == ["goose", "brown"], "a typing error"
+
+
+def test_a_hop_that_weighs_nothing_leaves_the_passages_order(bench: Any, make_event: Any) -> None:
+    made = bench(GraphIndex(GraphConfig(hop_weight=0.0)))
+    made.send(*(upsert(make_event, seq, *film) for seq, film in enumerate(FILMS)))
+    chunks = made.server.retrieve(Retrieval(query="Where did the director of The Goose Woman die?", mode="mix"))
+    assert all(chunk.path == () for chunk in chunks)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_finds_passages_entities_and_relations(films: Any, mode: str) -> None:
+    context = films.server.context(Retrieval(query="What did Marie Curie find?", mode=mode, include=ALL, top_k=3))
+    assert "curie" in [chunk.document_id for chunk in context.chunks]
+    if mode == "naive":
+        assert not context.entities
+        return
+    curie = next(one for one in context.entities if one.entity_id == "marie curie")
+    assert curie.name == "Marie Curie"
+    assert "radium" in curie.description or "Lise Meitner" in curie.description
+    relation = next(one for one in context.relations if one.relation_id == "lise meitner|marie curie")
+    assert {relation.source, relation.target} == {"Marie Curie", "Lise Meitner"}
+    assert relation.weight == 2.0
+    assert len(relation.chunk_ids) == 2
+
+
+def test_what_a_deleted_document_said_is_in_no_answer(films: Any, make_event: Any) -> None:
+    films.send(make_event(20, "document.deleted", document_id="curie"))
+    for mode in MODES:
+        context = films.server.context(Retrieval(query="What did Marie Curie find?", mode=mode, include=ALL))
+        assert "curie" not in [chunk.document_id for chunk in context.chunks]
+        told = " ".join([*(e.description for e in context.entities), *(r.description for r in context.relations)])
+        assert "radium" not in told
+        assert "polonium" not in told
+    assert "e:marie curie" in films.view["graph"], "another document still names her"
+    films.send(make_event(21, "document.deleted", document_id="paris"))
+    assert "e:marie curie" not in films.view["graph"]
+    assert films.server.graph("Marie Curie", depth=1, limit=10) is None
+
+
+def test_an_update_redoes_the_changed_chunks_alone(bench: Any, make_event: Any) -> None:
+    made = bench(GraphIndex())
+    parts = [f"Ada Lovelace met Person {n} in Town {n}." for n in ("One", "Two", "Three")]
+    made.send(upsert(make_event, 1, "d", "T", "\n\n".join(parts)))
+    made.tools.encoder.calls.clear()
+    made.send(upsert(make_event, 2, "d", "T", "\n\n".join([parts[0], "Ada Lovelace met Person Four.", parts[2]])))
+    drained = made.changes[-1]
+    assert len(made.view["graph"]) == 4, "three chunks and the document"
+    assert "e:person two" not in made.view["graph"]
+    assert "e:person four" in made.view["graph"]
+    assert set(drained) >= {"graph", "extracts", "words"}
+    assert len(drained["graph"]) < 400
+
+
+def test_the_graph_around_an_entity_is_bounded_and_filtered(films: Any) -> None:
+    near = films.server.graph("marie curie", depth=1, limit=10)
+    assert {one.entity_id for one in near.entities} >= {"marie curie", "lise meitner"}
+    assert not near.truncated
+    few = films.server.graph("marie curie", depth=3, limit=1)
+    assert (len(few.entities), few.truncated) == (1, True)
+    only = films.server.graph("marie curie", depth=1, limit=10, matches=lambda fields: fields["document_id"] == "paris")
+    assert {chunk.split("#")[0] for one in only.relations for chunk in one.chunk_ids} == {"paris"}
+    assert films.server.graph("nobody", depth=1, limit=10) is None
+
+
+def test_documents_are_left_out_before_they_were_valid_and_after(bench: Any, make_event: Any) -> None:
+    made = bench(GraphIndex())
+    made.send(
+        upsert(make_event, 1, "old", "King", "The king in Oslo is Harald Hardrada.", valid_to="2020-01-01T00:00:00Z"),
+        upsert(make_event, 2, "new", "King", "The king in Oslo is Olav Kyrre.", valid_from="2020-01-01T00:00:00Z"),
+    )
+    start = int(1_577_836_800e6)  # 2020-01-01
+    for at_us, kings in ((start, ["new"]), (start - 1, []), (start + 10**15, ["new"])):
+        for mode in MODES:
+            context = made.server.context(Retrieval(query="Who is king?", mode=mode, as_of_us=at_us, include=ALL))
+            assert {chunk.document_id for chunk in context.chunks} == set(kings), (at_us, mode)
+    made.send(make_event(3, "document.upserted", at_us=start - 10, document_id="old", title="King",
+                         text="The king in Oslo is Harald Hardrada.", valid_to="2020-01-01T00:00:00Z"))  # fmt: skip
+    assert found(made, "Who is king?", as_of_us=start - 5) == ["old"]
+
+
+def test_a_budget_bounds_the_context(films: Any) -> None:
+    whole = films.server.context(Retrieval(query="Marie Curie", mode="mix", include=ALL))
+    small = films.server.context(Retrieval(query="Marie Curie", mode="mix", include=ALL, budget_tokens=25))
+    size = sum(len(c.text) for c in small.chunks) + sum(len(e.description) for e in small.entities)
+    assert 0 < size <= 100
+    assert len(small.chunks) < len(whole.chunks)
+
+
+def test_a_filter_keeps_names_of_other_documents_out(films: Any) -> None:
+    context = films.server.context(
+        Retrieval(query="Where did the director of The Goose Woman die?", mode="mix", include=ALL,
+                  matches=lambda fields: fields["document_id"] != "goose")
+    )  # fmt: skip
+    assert "goose" not in [chunk.document_id for chunk in context.chunks]
+    assert all(step["document_id"] != "goose" for chunk in context.chunks for step in chunk.path)
+    assert all(chunk.split("#")[0] != "goose" for one in context.entities for chunk in one.chunk_ids)
+
+
+def test_a_document_without_a_title_goes_by_its_first_name(bench: Any, make_event: Any) -> None:
+    made = bench(GraphIndex())
+    made.send(*(upsert(make_event, seq, id_, None, text) for seq, (id_, _, text) in enumerate(FILMS)))
+    assert found(made, "Where did the director of The Goose Woman die?", top_k=3)[0] == "goose"
+    chunks = made.server.retrieve(Retrieval(query="Where did the director of The Goose Woman die?", mode="mix"))
+    brown = next(chunk for chunk in chunks if chunk.document_id == "brown")
+    assert brown.path == ({"document_id": "goose", "name": "clarence brown"},)
+
+
+def test_questions_of_any_kind_are_answered(films: Any) -> None:
+    for query in ("?", "the of and", "\u200b", "日本語", "a" * 10_000, "Zqxj Wvkp", "I", "'s"):
+        for mode in MODES:
+            films.server.context(Retrieval(query=query, mode=mode, include=ALL))
+
+
+NAMES = ["Ada Lovelace", "Ada", "Mary Somerville", "London", "Charles Babbage", "Kings of Norway", "NORWAY"]
+TEXTS = st.lists(
+    st.tuples(st.sampled_from(NAMES), st.sampled_from(["met", "wrote to", "in 1840 saw"]), st.sampled_from(NAMES)),
+    min_size=1, max_size=4,
+).map(lambda parts: "\n\n".join(f"{a} {verb} {b}. The london fog was grey." for a, verb, b in parts))  # fmt: skip
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("upsert"), st.integers(0, 3), st.sampled_from([*NAMES, None]), TEXTS),
+        st.tuples(st.just("delete"), st.integers(0, 3)),
+        st.tuples(st.just("patch"), st.integers(0, 3), st.sampled_from([*NAMES, None])),
+    ),
+    max_size=12,
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STEPS)
+def test_after_any_changes_it_answers_as_if_built_afresh(bench: Any, make_event: Any, steps: list[Any]) -> None:
+    changed, fresh = bench(GraphIndex()), bench(GraphIndex())
+    last: dict[str, tuple[str | None, str]] = {}
+    for seq, (kind, number, *rest) in enumerate(steps):
+        id_ = f"d{number}"
+        if kind == "upsert":
+            last[id_] = (rest[0], rest[1])
+            changed.send(upsert(make_event, seq, id_, rest[0], rest[1]))
+        elif kind == "delete":
+            last.pop(id_, None)
+            changed.send(make_event(seq, "document.deleted", document_id=id_))
+        elif id_ in last:
+            last[id_] = (rest[0], last[id_][1])
+            changed.send(make_event(seq, "document.patched", document_id=id_, title=rest[0]))
+            changed.send(upsert(make_event, seq, id_, *last[id_]))  # a patch leaves the vectors until the next upsert
+    for seq, (id_, (title, text)) in enumerate(sorted(last.items())):
+        fresh.send(upsert(make_event, 100 + seq, id_, title, text))
+    for store in ("graph", "extracts", "words", "text", "chunks"):
+        assert changed.view[store].fingerprint() == fresh.view[store].fingerprint(), store
+    for mode in MODES:
+        request = Retrieval(query="Who did Ada Lovelace meet in London?", mode=mode, include=ALL)
+        one, two = changed.server.context(request), fresh.server.context(request)
+        assert [(c.chunk_id, c.text, c.path, round(c.score, 4)) for c in one.chunks] == [
+            (c.chunk_id, c.text, c.path, round(c.score, 4)) for c in two.chunks
+        ], mode
+        assert [(e.entity_id, e.description) for e in one.entities] == [
+            (e.entity_id, e.description) for e in two.entities
+        ]
+        assert [(r.relation_id, r.description) for r in one.relations] == [
+            (r.relation_id, r.description) for r in two.relations
+        ]
