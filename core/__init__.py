@@ -42,7 +42,7 @@ from streamfold.core.policy import (
     View,
 )
 from streamfold.core.stores.declare import Blobs, Declaration, Graph, Table, Text, Vectors
-from streamfold.core.stores.text.analyser import STOP_WORDS, plain_characters, stem
+from streamfold.core.stores.text.analyser import STOP_WORDS, plain_characters, stem, tokens
 
 __all__ = [
     "STOP_WORDS",
@@ -95,4 +95,5 @@ __all__ = [
     "hookimpl",
     "plain_characters",
     "stem",
+    "tokens",
 ]

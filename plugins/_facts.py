@@ -16,23 +16,24 @@ Reference: Guo et al., LightRAG, arXiv:2410.05779.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import TypeVar
 
 import numpy as np
 
-from streamfold.core import STOP_WORDS, ScoredEntity, ScoredRelation, stem
+from streamfold.core import STOP_WORDS, ScoredEntity, ScoredRelation, stem, tokens
 from streamfold.plugins._extract import Extract, relation_node
-from streamfold.plugins._hops import is_name
-from streamfold.plugins._names import MAX_WORDS, words
+from streamfold.plugins._names import MAX_WORDS
 from streamfold.plugins._passages import Passages, to_us
 
 _LOOKED_AT = 24
 """Passages whose names and relations are read."""
 _OF_AN_ENTITY = 8
 """Passages of an entity that are read for its relations and description."""
+_READ = 4
+"""Of those, that are read for the entity's relations in an answer."""
 _AROUND = 64
 """Passages of an entity that are read when the graph is looked at."""
 _DESCRIPTION = 600
@@ -42,12 +43,12 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Fact:
-    """A relation found in passages: its sentence in the best of them."""
+    """A relation found in passages; ``said``: (passage, start, end) of the sentence that fits best."""
 
     ends: tuple[str, str]
     score: float
     slots: list[int]
-    sentence: str
+    said: tuple[int, int, int]
 
 
 @dataclass(slots=True)
@@ -73,19 +74,19 @@ class Facts:
         entities = _ranked(scores)[:count]
         facts: dict[tuple[str, str], Fact] = {}
         for key, score in entities:
-            for slot in self._passages_of(key):
-                self._collect(slot, score, facts, only=key)
-        return entities, sorted(facts.values(), key=lambda fact: (-round(fact.score, 6), fact.ends))[: 2 * count]
+            for slot in self._passages_of(key, _READ):
+                self._collect(slot, lambda _: score, facts, only=key)  # noqa: B023  # called at once
+        return entities, _best_facts(facts)[: 2 * count]
 
     def around(self, key: str) -> list[Fact]:
         """Return the relations of an entity, those in most passages first."""
         facts: dict[tuple[str, str], Fact] = {}
         for slot in self._passages_of(key, _AROUND):
-            self._collect(slot, 1.0, facts, only=key)
-        graph = self.on.view["graph"]
+            self._collect(slot, lambda _: 1.0, facts, only=key)
+        graph = self.on.graph
         for fact in facts.values():
             fact.score = float(graph.in_degree(relation_node(*fact.ends)))
-        return sorted(facts.values(), key=lambda fact: (-fact.score, fact.ends))
+        return _best_facts(facts)
 
     def is_named(self, key: str) -> bool:
         """Whether a document that may be used names an entity."""
@@ -93,7 +94,7 @@ class Facts:
 
     def named(self) -> list[str]:
         """Return the entities that the question names, the longest at each place, whatever their case."""
-        graph = self.on.view["graph"]
+        graph = self.on.graph
         keys, capital = self.on.question.words.keys, self.on.question.words.capital
         careless = not any(capital[1:])
         found: dict[str, None] = {}
@@ -102,7 +103,7 @@ class Facts:
             for end in range(min(len(keys), i + MAX_WORDS), i, -1):
                 key = " ".join(keys[i:end])
                 written = end > i + 1 or ((capital[i] or careless) and keys[i] not in STOP_WORDS)
-                if written and "e:" + key in graph and is_name(key, self.on.view):
+                if written and "e:" + key in graph and self.on.is_name(key):
                     found[key] = None
                     i = end
                     break
@@ -116,39 +117,40 @@ class Facts:
         z = self.on.z
         top = float(z.max(initial=0.0))
         facts: dict[tuple[str, str], Fact] = {}
+        asked = set(self.on.question.terms)
         for slot in self.on.best(z, _LOOKED_AT):
-            self._collect(slot, float(z[slot]) / top, facts)
-        best = sorted(facts.values(), key=lambda fact: (-round(fact.score, 6), fact.ends))[:count]
+            fit = float(z[slot]) / top
+            self._collect(slot, lambda said: fit * (1 + len(asked & said) / max(1, len(asked))), facts)  # noqa: B023
+        best = _best_facts(facts)[:count]
         ends: dict[str, float] = {}
         for fact in best:
             for key in fact.ends:
                 ends[key] = max(ends.get(key, 0.0), fact.score)
         return _ranked(ends)[:count], best
 
-    def _collect(self, slot: int, score: float, facts: dict[tuple[str, str], Fact], only: str | None = None) -> None:
-        """Add a passage's relations (those of one entity), each with the sentence that covers the question best."""
+    def _collect(
+        self, slot: int, score: Callable[[set[str]], float], facts: dict[tuple[str, str], Fact], only: str | None = None
+    ) -> None:
+        """Add a passage's relations (those of one entity); ``score`` gets the terms of the sentence."""
         found = self._extract(slot)
         if found is None:
             return
         keys = found.keys()
-        asked = set(self.on.question.terms)
-        text = ""
+        scores: dict[int, float] = {}
         for a, b, start, end in found.relations:
             if only is not None and only not in (keys[a], keys[b]):
                 continue
-            text = text or self.on.text(slot)
-            sentence = " ".join(text[start:end].split())
-            covered = {stem(key) for key in words(sentence).keys} & asked if asked else ()
-            own = score * (1 + len(covered) / max(1, len(asked)))
+            if start not in scores:
+                scores[start] = score(set() if only else set(map(stem, tokens(self.on.text(slot)[start:end]))))
             ends = (min(keys[a], keys[b]), max(keys[a], keys[b]))
             fact = facts.get(ends)
             if fact is None:
-                facts[ends] = Fact(ends, own, [slot], sentence)
+                facts[ends] = Fact(ends, scores[start], [slot], (slot, start, end))
                 continue
             if slot not in fact.slots:
                 fact.slots.append(slot)
-            if own > fact.score:
-                fact.score, fact.sentence = own, sentence
+            if scores[start] > fact.score:
+                fact.score, fact.said = scores[start], (slot, start, end)
 
     # -- passages -----------------------------------------------------------------------------------------------------
     def passages(self, entities: Sequence[tuple[str, float]], facts: Sequence[Fact]) -> list[tuple[int, float]]:
@@ -169,7 +171,7 @@ class Facts:
     def _passages_of(self, key: str, most: int = _OF_AN_ENTITY) -> list[int]:
         """The passages that name an entity, those that fit best."""
         on = self.on
-        slots = on.slots_of(on.view["graph"].source_ids("e:" + key).tolist())
+        slots = on.slots_of(on.graph.source_ids("e:" + key).tolist())
         order = np.lexsort((on.ids[slots], -on.z[slots].round(6)))
         found: list[int] = []
         for slot in slots[order].tolist():
@@ -212,19 +214,21 @@ class Facts:
         """Describe a relation by its best sentence; weight: how many passages support it."""
         on = self.on
         one, other = fact.ends
-        found = self._extract(fact.slots[0])
+        slot, start, end = fact.said
+        sentence = " ".join(on.text(slot)[start:end].split())
+        found = self._extract(slot)
         named = dict(zip(found.keys(), found.names, strict=True)) if found else {}
         own = {*one.split(" "), *other.split(" ")}
-        keywords = [w for w in dict.fromkeys(words(fact.sentence).keys) if stem(w) and w not in own and len(w) > 3]
-        owner = on.owner(fact.slots[0])
+        keywords = [w for w in dict.fromkeys(tokens(sentence)) if stem(w) and w not in own and len(w) > 3]
+        owner = on.owner(slot)
         row = None if owner is None else on.document(owner)
         return ScoredRelation(
             relation_id=f"{one}|{other}",
             source=named.get(one, one),
             target=named.get(other, other),
-            description=fact.sentence[:_DESCRIPTION],
+            description=sentence[:_DESCRIPTION],
             score=fact.score,
-            weight=float(on.view["graph"].in_degree(relation_node(one, other))),
+            weight=float(on.graph.in_degree(relation_node(one, other))),
             keywords=tuple(keywords[:3]),
             valid_from_us=None if row is None else row.at_us if row.valid_from is None else to_us(row.valid_from),
             valid_to_us=None if row is None or row.valid_to is None else to_us(row.valid_to),
@@ -243,11 +247,11 @@ class Facts:
 
     def _keys(self, slot: int) -> Iterable[str]:
         found = self._extract(slot)
-        return [] if found is None else [key for key in found.keys() if is_name(key, self.on.view)]  # noqa: SIM118
+        return [] if found is None else [key for key in found.keys() if self.on.is_name(key)]  # noqa: SIM118
 
     def _rarity(self, key: str) -> float:
         count = max(3, self.on.count)
-        return 1 - math.log(max(1, self.on.view["graph"].in_degree("e:" + key))) / math.log(count)
+        return 1 - math.log(max(1, self.on.graph.in_degree("e:" + key))) / math.log(count)
 
 
 def in_turn(*lists: Iterable[tuple[T, float]]) -> list[tuple[T, float]]:
@@ -265,3 +269,7 @@ def in_turn(*lists: Iterable[tuple[T, float]]) -> list[tuple[T, float]]:
 
 def _ranked(scores: dict[T, float]) -> list[tuple[T, float]]:
     return sorted(scores.items(), key=lambda one: (-round(one[1], 6), one[0]))
+
+
+def _best_facts(facts: dict[tuple[str, str], Fact]) -> list[Fact]:
+    return sorted(facts.values(), key=lambda fact: (-round(fact.score, 6), fact.ends))

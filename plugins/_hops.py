@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from streamfold.core import STOP_WORDS, ScoredChunk, View, stem
+from streamfold.core import ScoredChunk, View, stem
 from streamfold.plugins._names import alias_matches, name_spans, short_name, words
 from streamfold.plugins._passages import Passages, Slots, Values
 from streamfold.plugins._question import alias_tests
@@ -31,6 +31,8 @@ FRONTIER, SECOND = 8, 4
 _NOTHING = np.empty(0, np.float32)
 _MOST_CHUNKS = 64
 """Of a linked document, so many compete."""
+_MOST_SHARING = 16
+"""An alias of more documents says too little to be followed."""
 _MOST_HOLDERS = 500
 """A name in more passages than this says too little to be followed, however many passages there are."""
 
@@ -158,14 +160,14 @@ class Hops:
             return
         asked = set(on.question.words.keys)
         most, log_count = min(_MOST_HOLDERS, max(10, 0.02 * count)), math.log(count)
-        graph = on.view["graph"]
+        graph = on.graph
         parts: list[Slots] = []
         rarity: list[float] = []
         names: list[str] = []
         for key in dict.fromkeys([*found.keys(), *self._own_names(p)]):
             if not 2 <= graph.in_degree("e:" + key) <= 2 * most:
                 continue
-            if asked.issuperset(key.split(" ")) or not is_name(key, on.view):
+            if asked.issuperset(key.split(" ")) or not on.is_name(key):
                 continue
             slots = holders(on, key)
             if 2 <= len(slots) <= most:
@@ -190,13 +192,13 @@ class Hops:
         owner = self.on.owner(p)
         if owner is None:
             return []
-        ends, _ = self.on.view["graph"].targets("d:" + owner)
+        ends, _ = self.on.graph.targets("d:" + owner)
         return [end[2:] for end in ends if isinstance(end, str) and end.startswith("e:")]
 
 
 def holders(on: Passages, key: str) -> Slots:
     """The passages that name an entity, and the first one of each document that is called so."""
-    graph = on.view["graph"]
+    graph = on.graph
     slots = on.slots_of(graph.source_ids("e:" + key).tolist())
     called, weights = graph.sources("a:" + key) if "a:" + key in graph else ((), _NOTHING)
     firsts = [
@@ -212,18 +214,11 @@ def holders(on: Passages, key: str) -> Slots:
 
 def titles(view: View, key: str) -> Iterable[tuple[str, float, list[str]]]:
     """Yield (alias, weight, documents) of an alias, by weight; more documents share it → it says less."""
-    nodes, weights = view["graph"].sources("a:" + key)
+    graph = view["graph"]
+    if graph.in_degree("a:" + key) > _MOST_SHARING:
+        return
+    nodes, weights = graph.sources("a:" + key)
     shared = math.sqrt(len(nodes)) if nodes else 1.0
     for weight in sorted(set(weights.tolist()), reverse=True):
         documents = [node[2:] for node, w in zip(nodes, weights.tolist(), strict=True) if w == weight]
-        yield key, weight / shared, documents[:_MOST_CHUNKS]
-
-
-def is_name(key: str, view: View) -> bool:
-    """Whether a single word is written with a capital at least as often as without."""
-    if " " in key:
-        return True
-    if len(key) < 3 or key in STOP_WORDS:
-        return False
-    lower, upper = view["words"].get(key, (0, 0))
-    return bool(upper >= lower)
+        yield key, weight / shared, documents

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from streamfold.core import Retrieval, ScoredChunk, View
+from streamfold.core import STOP_WORDS, Retrieval, ScoredChunk, View
 from streamfold.plugins._extract import Extract
 from streamfold.plugins._question import Question, read_question
 from streamfold.plugins._retriever import EXACT, filterable, spread
@@ -47,7 +47,9 @@ class Passages:
     bm25: Values
     dense: Values
     titled: Values
+    _stores: Mapping[str, Any]
     _z: Values | None = None
+    _names: dict[str, bool] = field(default_factory=dict)
     _owners: dict[int, str | None] = field(default_factory=dict)
     _rows: dict[str, Document | None] = field(default_factory=dict)
     _texts: dict[str, str] = field(default_factory=dict)
@@ -70,12 +72,13 @@ class Passages:
             keys, values = spread(*(part[0] for part in view["vectors"].search(query, fetch)), exact=fetch >= size)
             dense[found.slots(keys.tolist())] = values
         titled = np.zeros(len(ids), np.float32)
-        return cls(view, request, question, found.scores, found.slots, ids, bm25, dense, titled)
+        stores = {name: view[name] for name in ("graph", "words", "chunks", "documents", "texts", "extracts")}
+        return cls(view, request, question, found.scores, found.slots, ids, bm25, dense, titled, stores)
 
     @property
     def count(self) -> int:
         """How many passages there are (columns may be dead)."""
-        return len(self.view["chunks"])
+        return len(self._stores["chunks"])
 
     @property
     def z(self) -> Values:
@@ -89,18 +92,31 @@ class Passages:
         np.maximum.at(self.titled, slots, np.float32(weight))
         self._z = None
 
+    @property
+    def graph(self) -> Any:
+        """The graph store."""
+        return self._stores["graph"]
+
+    def is_name(self, key: str) -> bool:
+        """Whether a key is a name: of several words, or a word written with a capital at least as often as without."""
+        found = self._names.get(key)
+        if found is None:
+            lower, upper = (0, 1) if " " in key else self._stores["words"].get(key, (0, 0))
+            found = self._names[key] = " " in key or (len(key) >= 3 and key not in STOP_WORDS and upper >= lower)
+        return found
+
     # -- rows, each looked up once for a question ---------------------------------------------------------------------
     def owner(self, slot: int) -> str | None:
         """The document of a passage, if it may be used."""
         key = int(self.ids[slot])
         if key not in self._owners:
-            self._owners[key] = self.view["chunks"].get(key)
+            self._owners[key] = self._stores["chunks"].get(key)
         name = self._owners[key]
         return name if name is not None and self.document(name) is not None else None
 
     def document(self, document_id: str) -> Document | None:
         if document_id not in self._rows:
-            row = self.view["documents"].get(document_id)
+            row = self._stores["documents"].get(document_id)
             self._rows[document_id] = row if row is not None and self._may_be_used(document_id, row) else None
         return self._rows[document_id]
 
@@ -121,7 +137,7 @@ class Passages:
         if owner is None or row is None:
             return ""
         if owner not in self._texts:
-            self._texts[owner] = (self.view["texts"].get(owner) or b"").decode("utf-8", "surrogatepass")
+            self._texts[owner] = (self._stores["texts"].get(owner) or b"").decode("utf-8", "surrogatepass")
         i = row.keys.index(int(self.ids[slot]))
         return self._texts[owner][row.starts[i] : row.ends[i]]
 
@@ -144,7 +160,7 @@ class Passages:
             reach = min(len(scores), 8 * reach)
 
     def extract(self, slot: int) -> Extract | None:
-        raw = self.view["extracts"].get(int(self.ids[slot]))
+        raw = self._stores["extracts"].get(int(self.ids[slot]))
         return None if raw is None else _unpack(raw)
 
     def shown(

@@ -49,11 +49,12 @@ class MemberView:
         self._workspace = workspace
         self._group = group
         self.runtime = runtime
+        self._key = runtime.key
         self.tools: Tools = InstanceTools(workspace.context, workspace.name, runtime, keep=False)
         self.server: Any = None
 
     def __getitem__(self, name: str) -> Any:
-        return self._group.stores.by_runtime[self.runtime.key][name]
+        return self._group.stores.by_runtime[self._key][name]
 
     def of(self, policy: str) -> ReadOnly:
         return self._workspace.member(policy)
