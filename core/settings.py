@@ -144,7 +144,7 @@ class LogSettings(_Section):
 
 
 def _default_policies() -> dict[str, dict[str, Any]]:
-    return {"vector_index": {}, "trending": {}}
+    return {"graph_index": {}, "trending": {}}
 
 
 class Settings(BaseSettings):

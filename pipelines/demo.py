@@ -1,7 +1,7 @@
 """``streamfold demo``: what streamfold is for, in about a minute, on real data, each claim checked as it is shown.
 
-Scenes: load → ask → edit → delete → kill → verify → trend → trace. A scene that does not hold ends the demo with
-exit code 1. Everything lies in a temporary folder, which is removed; no server and no network is needed.
+Scenes: load → ask → ask in two steps → edit → delete → kill → verify → trend → trace. A scene that does not hold ends
+the demo with exit code 1. Everything lies in a temporary folder, which is removed; no server and no network is needed.
 """
 
 from __future__ import annotations
@@ -104,9 +104,26 @@ class Demo:
         self.check(holds, f"the first passage says “{question.answer}” and is cited as {question.document_id}")
         return question
 
+    def two_steps(self) -> None:
+        """A question whose answer stands in a passage that another one leads to."""
+        question = demo_data.QUESTIONS[3]
+        self.scene(f"3  Ask in two steps: “{question.text}”")
+        chunks = self.ask(question.text, 4)
+        answering = next((c for c in chunks if c["document_id"] == question.document_id), None)
+        for chunk in (next((c for c in chunks if c["document_id"] == question.by_way_of), None), answering):
+            if chunk is not None:
+                self.screen.print(cited(chunks.index(chunk) + 1, chunk, explain=True))
+        path = [step["document_id"] for step in answering["path"]] if answering else []
+        named = " → ".join(step["name"] for step in answering["path"]) if answering else ""
+        holds = answering is not None and question.answer in answering["text"] and path == [question.by_way_of]
+        self.check(
+            holds,
+            f"“{question.answer}” stands in {question.document_id}, reached from {question.by_way_of} over the name “{named}”",
+        )
+
     def edit(self, question: demo_data.Question) -> None:
         """The same question after the document changed."""
-        self.scene("3  Edit the document, ask again")
+        self.scene("4  Edit the document, ask again")
         document = next(p for p in demo_data.passages() if p.document_id == question.document_id)
         text = document.text.replace("extrapulmonary tuberculosis", INVENTED).replace("tuberculosis", INVENTED)
         path, body = f"/v1/documents/{document.document_id}", {"title": document.title, "text": text}
@@ -122,7 +139,7 @@ class Demo:
 
     def delete(self, question: demo_data.Question) -> None:
         """The same question after the document is gone."""
-        self.scene("4  Delete the document, ask again")
+        self.scene("5  Delete the document, ask again")
         path = f"/v1/documents/{question.document_id}"
         started = time.perf_counter()
         answer = self.client.delete(path, wait="visible", wait_ms=30_000)
@@ -140,7 +157,7 @@ class Demo:
     def kill(self) -> int:
         """``kill -9`` in the midst of sending; the sender goes on by itself."""
         ratings = list(_ratings())
-        self.scene(f"5  Send {len(ratings):,} ratings, and kill -9 the service in the midst of it")
+        self.scene(f"6  Send {len(ratings):,} ratings, and kill -9 the service in the midst of it")
         with self.bars() as bars:
             sender = Sender(self.client.url, ratings, bars)
             sender.start()
@@ -168,13 +185,13 @@ class Demo:
 
     def verify(self, sent: int) -> None:
         """Nothing lost, nothing twice: the log by count, the policies by folding it afresh."""
-        self.scene("6  Nothing lost, nothing twice")
+        self.scene("7  Nothing lost, nothing twice")
         pages = self.client.pages("/v1/events", at_most=10 * sent, type="interaction.observed")
         logged = [item["event"]["id"] for item in pages]
         holds = len(logged) == len(set(logged)) == sent
         self.check(holds, f"the log holds {len(logged):,} ratings, {len(set(logged)):,} of them different")
         with self.bars() as bars:
-            for name in ("trending", "vector_index"):
+            for name in ("trending", "graph_index"):
                 differences = self._verify(name, bars)
                 if differences:
                     raise NotHeld(f"verify {name}: {differences}")
@@ -189,7 +206,7 @@ class Demo:
 
     def trend(self) -> str:
         """A few clicks change what is trending."""
-        self.scene(f"7  {CLICKS} clicks change what is trending")
+        self.scene(f"8  {CLICKS} clicks change what is trending")
         before = self.client.get("/v1/trending", n=100)["items"]
         chosen = _within_reach(before)
         place = next(i for i, item in enumerate(before, 1) if item["item_id"] == chosen)
@@ -210,7 +227,7 @@ class Demo:
 
     def trace(self, event_id: str) -> None:
         """What became of one event."""
-        self.scene("8  Trace one event through")
+        self.scene("9  Trace one event through")
         body = self.client.get(f"/v1/events/{event_id}", source=SOURCE)
         self.screen.print(trace_table(body))
         states = {str(row["policy"]).partition("@")[0]: row["state"] for row in body["policies"]}
@@ -318,6 +335,7 @@ def run(*, encoder: str = "minilm", screen: Console | None = None) -> int:
         try:
             demo.load()
             question = demo.question()
+            demo.two_steps()
             demo.edit(question)
             demo.delete(question)
             demo.verify(demo.kill())

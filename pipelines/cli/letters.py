@@ -14,10 +14,10 @@ HELP = """Look at what was refused or skipped; retry it when the cause is gone, 
 
 \b
 Examples:
-  streamfold dead-letters list --policy vector_index
+  streamfold dead-letters list --policy graph_index
   streamfold dead-letters show 12
   streamfold dead-letters retry 12
-  streamfold dead-letters retry --policy vector_index --code event-error
+  streamfold dead-letters retry --policy graph_index --code event-error
   streamfold dead-letters drop 12
 """
 JOB_TIMEOUT_S = 600.0

@@ -20,7 +20,7 @@ HELP = """List the policies; add a version, promote it, roll back; pause, resume
 Examples:
   streamfold policies list
   streamfold policies verify trending
-  streamfold policies pause vector_index --reason "disk is being moved"
+  streamfold policies pause graph_index --reason "disk is being moved"
   streamfold policies add trending --set half_lives_s=[3600] --reason "one hour, not one day"
   streamfold policies promote trending --reason "better on clicks"
 """

@@ -243,7 +243,7 @@ ENDPOINTS = [
     ),
     Endpoint(
         method="POST", path="/v1/dead-letters/retry", run=retry_letters, scope="admin", body=RetryMany, status=202,
-        summary="Retry the dead letters of a policy or code", example={"policy": "vector_index@1"},
+        summary="Retry the dead letters of a policy or code", example={"policy": "graph_index@1"},
         returns=examples.JOB_STARTED, errors=(422,),
     ),
     Endpoint(

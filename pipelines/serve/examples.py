@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-VERSION = {"position": 1042, "age_ms": 0, "policies": {"vector_index": "1"}, "degraded": []}
+VERSION = {"position": 1042, "age_ms": 0, "policies": {"graph_index": "1"}, "degraded": []}
 EVENT = {
     "specversion": "1.0",
     "id": "order-7-line-1",
@@ -158,7 +158,7 @@ ERASURE = {
 LETTER = {
     "dead_letter_id": 3,
     "stage": "fold",
-    "policy": "vector_index@1",
+    "policy": "graph_index@1",
     "position": 977,
     "code": "too-many-chunks",
     "detail": "the document has 20000 chunks",
