@@ -118,7 +118,8 @@ class Demo:
         holds = answering is not None and question.answer in answering["text"] and path == [question.by_way_of]
         self.check(
             holds,
-            f"“{question.answer}” stands in {question.document_id}, reached from {question.by_way_of} over the name “{named}”",
+            f"“{question.answer}” stands in {question.document_id}, "
+            f"reached from {question.by_way_of} over the name “{named}”",
         )
 
     def edit(self, question: demo_data.Question) -> None:

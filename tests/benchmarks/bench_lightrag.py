@@ -141,7 +141,7 @@ async def more(adapter: Streamfold, corpus: Any, repeats: int = 5) -> dict[str, 
 async def run(options: argparse.Namespace, folder: str) -> None:
     corpus = common.Corpus()
     adapter = Streamfold(folder)
-    sweep = dict(step=options.step, top=options.top, budget_s=options.budget, queries=options.queries)
+    sweep = {"step": options.step, "top": options.top, "budget_s": options.budget, "queries": options.queries}
     stop, adapter.stop = adapter.stop, _nothing  # type: ignore[method-assign]  # the sweep ends with it
     await common.run_sweep(adapter, corpus, **sweep)
     print(json.dumps({"system": adapter.name, **await more(adapter, corpus)}), flush=True)
