@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, zip_longest
+from itertools import chain, product, zip_longest
 from typing import TypeVar
 
 import numpy as np
@@ -56,6 +56,7 @@ class Facts:
     """What the passages of one question say of whom."""
 
     on: Passages
+    _entities: dict[int, list[str]] = field(default_factory=dict)
     _read: dict[int, Extract | None] = field(default_factory=dict)
 
     # -- local --------------------------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ class Facts:
         scores = dict.fromkeys(named, 1.0)
         top = float(z.max(initial=0.0))
         for slot in on.best(z, _LOOKED_AT):
-            for key in self._keys(slot):
+            for key in filter(self.on.is_name, self._keys(slot)):
                 part = 0.5 * float(z[slot]) / top * self._rarity(key)
                 if part + (key in named) > scores.get(key, 0.0):
                     scores[key] = part + (key in named)
@@ -83,9 +84,8 @@ class Facts:
         facts: dict[tuple[str, str], Fact] = {}
         for slot in self._passages_of(key, _AROUND):
             self._collect(slot, lambda _: 1.0, facts, only=key)
-        graph = self.on.graph
         for fact in facts.values():
-            fact.score = float(graph.in_degree(relation_node(*fact.ends)))
+            fact.score = float(self._support(*fact.ends))
         return _best_facts(facts)
 
     def is_named(self, key: str) -> bool:
@@ -103,8 +103,9 @@ class Facts:
             for end in range(min(len(keys), i + MAX_WORDS), i, -1):
                 key = " ".join(keys[i:end])
                 written = end > i + 1 or ((capital[i] or careless) and keys[i] not in STOP_WORDS)
-                if written and "e:" + key in graph and self.on.is_name(key):
-                    found[key] = None
+                known = "e:" + key in graph or "m:" + key in graph
+                if written and known and self.on.is_name(key):
+                    found[self.on.who.canonical(key)] = None
                     i = end
                     break
             else:
@@ -135,10 +136,10 @@ class Facts:
         found = self._extract(slot)
         if found is None:
             return
-        keys = found.keys()
+        keys = self._keys(slot)
         scores: dict[int, float] = {}
         for a, b, start, end in found.relations:
-            if only is not None and only not in (keys[a], keys[b]):
+            if keys[a] == keys[b] or (only is not None and only not in (keys[a], keys[b])):
                 continue
             if start not in scores:
                 scores[start] = score(set() if only else set(map(stem, tokens(self.on.text(slot)[start:end]))))
@@ -171,7 +172,7 @@ class Facts:
     def _passages_of(self, key: str, most: int = _OF_AN_ENTITY) -> list[int]:
         """The passages that name an entity, those that fit best."""
         on = self.on
-        slots = on.slots_of(on.graph.source_ids("e:" + key).tolist())
+        slots = on.holders(key)
         order = np.lexsort((on.ids[slots], -on.z[slots].round(6)))
         found: list[int] = []
         for slot in slots[order].tolist():
@@ -188,26 +189,29 @@ class Facts:
         slots = self._passages_of(key)
         name, sentences, size = key, dict[str, None](), 0
         for slot in slots:
-            found = self._extract(slot)
-            if found is None or key not in (keys := found.keys()):
+            found, keys = self._extract(slot), self._keys(slot)
+            if found is None or key not in keys:
                 continue
-            number = keys.index(key)
-            name = found.names[number] if name == key else name
+            numbers = [number for number, one in enumerate(keys) if one == key]
+            if name == key:
+                name = next((found.names[n] for n in numbers if found.names[n].lower() == key), found.names[numbers[0]])
             text = on.text(slot)
-            for a, b, start, end in found.relations:
+            for start, end in dict.fromkeys((s, e) for a, b, s, e in found.relations if key in (keys[a], keys[b])):
                 sentence = " ".join(text[start:end].split())
-                if (
-                    number in (a, b)
-                    and sentence not in sentences
-                    and (not size or size + len(sentence) <= _DESCRIPTION)
-                ):
+                if sentence not in sentences and (not size or size + len(sentence) <= _DESCRIPTION):
                     sentences[sentence] = None
                     size += len(sentence)
             if not sentences:
                 sentences[" ".join(text.split())[: _DESCRIPTION // 2]] = None
+            if size > _DESCRIPTION // 2:
+                break
         ids = tuple(self._chunk_id(slot) for slot in slots)
         return ScoredEntity(
-            entity_id=key, name=name, description=" ".join(sentences)[:_DESCRIPTION], score=score, chunk_ids=ids
+            entity_id=key,
+            name=on.who.shown(key) or name,
+            description=" ".join(sentences)[:_DESCRIPTION],
+            score=score,
+            chunk_ids=ids,
         )
 
     def relation(self, fact: Fact) -> ScoredRelation:
@@ -217,18 +221,18 @@ class Facts:
         slot, start, end = fact.said
         sentence = " ".join(on.text(slot)[start:end].split())
         found = self._extract(slot)
-        named = dict(zip(found.keys(), found.names, strict=True)) if found else {}
+        named = dict(zip(self._keys(slot), found.names, strict=True)) if found else {}
         own = {*one.split(" "), *other.split(" ")}
         keywords = [w for w in dict.fromkeys(tokens(sentence)) if stem(w) and w not in own and len(w) > 3]
         owner = on.owner(slot)
         row = None if owner is None else on.document(owner)
         return ScoredRelation(
             relation_id=f"{one}|{other}",
-            source=named.get(one, one),
-            target=named.get(other, other),
+            source=on.who.shown(one) or named.get(one, one),
+            target=on.who.shown(other) or named.get(other, other),
             description=sentence[:_DESCRIPTION],
             score=fact.score,
-            weight=float(on.graph.in_degree(relation_node(one, other))),
+            weight=float(self._support(one, other)),
             keywords=tuple(keywords[:3]),
             valid_from_us=None if row is None else row.at_us if row.valid_from is None else to_us(row.valid_from),
             valid_to_us=None if row is None or row.valid_to is None else to_us(row.valid_to),
@@ -245,13 +249,23 @@ class Facts:
             self._read[slot] = self.on.extract(slot)
         return self._read[slot]
 
-    def _keys(self, slot: int) -> Iterable[str]:
-        found = self._extract(slot)
-        return [] if found is None else [key for key in found.keys() if self.on.is_name(key)]  # noqa: SIM118
+    def _keys(self, slot: int) -> list[str]:
+        """The entities that a passage names, by number of the name."""
+        if slot not in self._entities:
+            found = self._extract(slot)
+            self._entities[slot] = [] if found is None else list(map(self.on.who.canonical, found.keys()))
+        return self._entities[slot]
+
+    def _support(self, one: str, other: str) -> int:
+        """How many passages relate two entities, by any of their names."""
+        who = self.on.who
+        nodes = [relation_node(a, b) for a, b in product(who.members(one), who.members(other))]
+        return sum(map(self.on.graph.in_degree, nodes))
 
     def _rarity(self, key: str) -> float:
         count = max(3, self.on.count)
-        return 1 - math.log(max(1, self.on.graph.in_degree("e:" + key))) / math.log(count)
+        named = sum(self.on.graph.in_degree("e:" + name) for name in self.on.who.members(key))
+        return 1 - math.log(max(1, named)) / math.log(count)
 
 
 def in_turn(*lists: Iterable[tuple[T, float]]) -> list[tuple[T, float]]:

@@ -26,7 +26,7 @@ from streamfold.core import (
 )
 from streamfold.plugins._facts import Fact, Facts, in_turn
 from streamfold.plugins._hops import Hops
-from streamfold.plugins._names import words
+from streamfold.plugins._identity import entity_key
 from streamfold.plugins._passages import Passages
 from streamfold.plugins._retriever import VectorRetriever, check_request
 
@@ -96,7 +96,9 @@ class GraphRetriever(VectorRetriever):
         top = float(z.max(initial=0.0))
         if top <= 0:
             return []
-        seeds: dict[int | str, float] = {"e:" + key: score for key, score in facts.local(5)[0]}
+        seeds: dict[int | str, float] = {
+            "e:" + name: score for key, score in facts.local(5)[0] for name in on.who.members(key)
+        }
         for slot in on.best(z, 64):
             seeds[int(on.ids[slot])] = _PASSAGE_WEIGHT * float(z[slot]) / top
         rank = self._view["graph"].personalized_pagerank(seeds)
@@ -120,8 +122,8 @@ class GraphRetriever(VectorRetriever):
     ) -> Neighbourhood | None:
         """Return what lies around an entity, in rings; None where no document names it."""
         view = self._view
-        entity_id = " ".join(words(entity_id).keys)
         facts = Facts(Passages.of(view, Retrieval(query="", sources=("bm25",), matches=matches)))
+        entity_id = facts.on.who.canonical(entity_key(entity_id))
         if not facts.is_named(entity_id):
             return None
         reached: dict[str, None] = {entity_id: None}
@@ -140,7 +142,7 @@ class GraphRetriever(VectorRetriever):
                         beyond.append(other)
                     found.setdefault(fact.ends, fact)
             ring = beyond
-        entities = [facts.entity(key, float(view["graph"].in_degree("e:" + key))) for key in reached]
+        entities = [facts.entity(key, float(len(facts.on.holders(key)))) for key in reached]
         relations = [facts.relation(fact) for fact in found.values()]
         return Neighbourhood(entities=entities, relations=relations, truncated=truncated)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from streamfold.core import ScoredChunk, View, stem
+from streamfold.core import ScoredChunk, stem
 from streamfold.plugins._names import alias_matches, name_spans, short_name, words
 from streamfold.plugins._passages import Passages, Slots, Values
 from streamfold.plugins._question import alias_tests
@@ -82,7 +82,7 @@ class Hops:
         """Weigh the passages whose titles the question names."""
         on = self.on
         for match in on.question.matches:
-            for _, weight, documents in titles(on.view, match.key):
+            for _, weight, documents in titles(on, match.key):
                 for document_id in documents:
                     on.add_title(on.chunks_of(document_id), weight)
 
@@ -100,7 +100,7 @@ class Hops:
         tops = rest.max(axis=1, initial=0.0)
         reached: dict[int, tuple[float, Route]] = {}
         for row, p in enumerate(frontier):
-            r = rest[row] / tops[row] if tops[row] > 0 else rest[row]
+            r = (rest[row] / tops[row]).round(5) if tops[row] > 0 else rest[row]
             for slots, values, names in self._links(p, strength[p], r):
                 totals = z[slots] + np.float32(self.hop_weight) * values
                 for slot, value, total, name in zip(
@@ -144,12 +144,12 @@ class Hops:
             rare = not match.first or on.view["text"].document_frequency(stem(match.key)) <= 0.02 * on.count
             if rare:
                 seen.add(match.key)
-                yield from titles(on.view, match.key)
+                yield from titles(on, match.key)
         for span in name_spans(cut):
             short = short_name(span.key)
             if short and span.key not in seen and short not in seen and known(short):
                 seen.add(short)
-                for key, weight, documents in titles(on.view, short):
+                for key, weight, documents in titles(on, short):
                     yield key, 0.8 * weight, documents
 
     def _names_in(self, p: int, strength: float, r: Values) -> Iterable[tuple[Slots, Values, list[str]]]:
@@ -165,7 +165,7 @@ class Hops:
         rarity: list[float] = []
         names: list[str] = []
         for key in dict.fromkeys([*found.keys(), *self._own_names(p)]):
-            if not 2 <= graph.in_degree("e:" + key) <= 2 * most:
+            if not 2 <= sum(graph.in_degree("e:" + name) for name in on.who.one(key)) <= 2 * most:
                 continue
             if asked.issuperset(key.split(" ")) or not on.is_name(key):
                 continue
@@ -199,26 +199,31 @@ class Hops:
 def holders(on: Passages, key: str) -> Slots:
     """The passages that name an entity, and the first one of each document that is called so."""
     graph = on.graph
-    slots = on.slots_of(graph.source_ids("e:" + key).tolist())
-    called, weights = graph.sources("a:" + key) if "a:" + key in graph else ((), _NOTHING)
-    firsts = [
-        row.keys[0]
-        for node, weight in zip(called, weights.tolist(), strict=True)
-        if weight == 1.0 and (row := on.document(node[2:])) is not None and row.keys
-    ]
+    slots = on.holders(key)
+    firsts: list[int] = []
+    for name in on.who.one(key):
+        called, weights = graph.sources("a:" + name) if "a:" + name in graph else ((), _NOTHING)
+        firsts += [
+            row.keys[0]
+            for node, weight in zip(called, weights.tolist(), strict=True)
+            if weight == 1.0 and (row := on.document(node[2:])) is not None and row.keys
+        ]
     if firsts:
         slots = np.unique(np.concatenate([slots, on.slots_of(firsts)]))
     found: Slots = slots[slots >= 0]
     return found
 
 
-def titles(view: View, key: str) -> Iterable[tuple[str, float, list[str]]]:
+def titles(on: Passages, key: str) -> Iterable[tuple[str, float, list[str]]]:
     """Yield (alias, weight, documents) of an alias, by weight; more documents share it → it says less."""
-    graph = view["graph"]
-    if graph.in_degree("a:" + key) > _MOST_SHARING:
-        return
-    nodes, weights = graph.sources("a:" + key)
-    shared = math.sqrt(len(nodes)) if nodes else 1.0
-    for weight in sorted(set(weights.tolist()), reverse=True):
-        documents = [node[2:] for node, w in zip(nodes, weights.tolist(), strict=True) if w == weight]
-        yield key, weight / shared, documents
+    graph = on.graph
+    found: dict[str, float] = {}
+    for name in on.who.one(key):
+        if not 0 < graph.in_degree("a:" + name) <= _MOST_SHARING:
+            continue
+        nodes, weights = graph.sources("a:" + name)
+        for node, weight in zip(nodes, weights.tolist(), strict=True):
+            found[node[2:]] = max(weight, found.get(node[2:], 0.0))
+    shared = math.sqrt(len(found)) if found else 1.0
+    for weight in sorted(set(found.values()), reverse=True):
+        yield key, weight / shared, [document for document, w in found.items() if w == weight]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from streamfold.core import STOP_WORDS, Retrieval, ScoredChunk, View
 from streamfold.plugins._extract import Extract
+from streamfold.plugins._identity import Identities
 from streamfold.plugins._question import Question, read_question
 from streamfold.plugins._retriever import EXACT, filterable, spread
 
@@ -70,9 +71,9 @@ class Passages:
             filtered = request.matches is not None or request.as_of_us is not None
             fetch = min(size, _FILTERED if filtered else EXACT)
             keys, values = spread(*(part[0] for part in view["vectors"].search(query, fetch)), exact=fetch >= size)
-            dense[found.slots(keys.tolist())] = values
+            dense[found.slots(keys.tolist())] = values.round(5)  # what comes after is the noise of where a row lies
         titled = np.zeros(len(ids), np.float32)
-        stores = {name: view[name] for name in ("graph", "words", "chunks", "documents", "texts", "extracts")}
+        stores = {name: view[name] for name in ("graph", "names", "words", "chunks", "documents", "texts", "extracts")}
         return cls(view, request, question, found.scores, found.slots, ids, bm25, dense, titled, stores)
 
     @property
@@ -96,6 +97,17 @@ class Passages:
     def graph(self) -> Any:
         """The graph store."""
         return self._stores["graph"]
+
+    @property
+    def who(self) -> Identities:
+        """Which names are one."""
+        return Identities(self._stores["names"], self.graph)
+
+    def holders(self, key: str) -> Slots:
+        """The passages that name an entity, by any of its names; no order."""
+        ids = [self.graph.source_ids("e:" + name) for name in self.who.one(key)]
+        found = self.slots_of((ids[0] if len(ids) == 1 else np.unique(np.concatenate(ids))).tolist())
+        return found[found >= 0]
 
     def is_name(self, key: str) -> bool:
         """Whether a key is a name: of several words, or a word written with a capital at least as often as without."""

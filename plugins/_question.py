@@ -54,7 +54,9 @@ def read_question(text: str, view: View) -> Question:
 def alias_tests(view: View) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
     """Return what says whether a key is an alias of a document, and whether one begins with two words."""
     graph = view["graph"]
-    return (lambda key: "a:" + key in graph), (lambda two: "b:" + two in graph)
+    if not len(view["names"]):
+        return (lambda key: "a:" + key in graph), (lambda two: "b:" + two in graph)
+    return (lambda key: "a:" + key in graph or "m:" + key in graph), (lambda two: "b:" + two in graph)
 
 
 def _pairs(cut: Words) -> zip[tuple[str, str]]:

@@ -1,11 +1,12 @@
 """Policy ``graph_index``: LightRAG's index without its costs: names, relations and links beside vectors and BM25.
 
-Everything of :mod:`vector_index`, and for each chunk the names in it and which of them are related. Three stores more:
+Everything of :mod:`vector_index`, and for each chunk the names in it and which of them are related. Four stores more:
 
 - ``graph``: edges from a chunk (its int key) to the entities ``e:…`` that it names, the relations ``r:…`` that it
   supports and its document ``d:…``; from a document to the aliases ``a:…`` that it goes by and the entity of its title.
   An edge belongs to its source, so an update or a deletion is a set difference, and what nothing supports vanishes.
 - ``extracts``: what was found in each chunk: names as written, relations with the sentence that they come from.
+- ``names``: which names were merged, and new names (:mod:`_identity`).
 - ``words``: how often each word is written in lower case and with a capital: what is a name, what a typing error.
 
 Nothing derived is stored twice: an entity's description, its weight and the links between documents are looked up from
@@ -21,20 +22,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
-from streamfold.core import ConfigError, Declaration, Event, Graph, Stores, Table, Tools, View
+from streamfold.core import (
+    Batch,
+    ConfigError,
+    Declaration,
+    Event,
+    Graph,
+    NeedsRebuild,
+    Stores,
+    Subject,
+    Table,
+    Tools,
+    View,
+)
 from streamfold.plugins._extract import Extract, case_counts, extract, relation_node
 from streamfold.plugins._graph_retriever import GraphRetriever
+from streamfold.plugins._identity import FAINT, HANDLED, Name, fold_names
 from streamfold.plugins._names import aliases, name_spans, short_name, words
 from streamfold.plugins.vector_index import Document, PreparedDocument, VectorIndex
 
 _LEAD = 2_000
 """Characters of a text without a title in which its first name is looked for."""
-_FAINT = 1e-6
-"""Weight of edges that are for looking up alone: PageRank does not walk along them."""
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -65,11 +77,13 @@ class GraphIndex(VectorIndex):
 
     name = "graph_index"
     version = 1
+    handles: ClassVar[tuple[str, ...]] = (*VectorIndex.handles, *HANDLED)
     Config = GraphConfig
     stores: tuple[Declaration, ...] = (
         *VectorIndex.stores,
         Graph("graph"),
         Table("extracts", key=int, value=bytes, max_rows=2_000_000, on_full="refuse", fold_reads=False),
+        Table("names", key=str, value=Name, on_full="refuse"),
         Table("words", key=str, value=tuple[int, int], max_rows=4_000_000),
     )
     Prepared: type[PreparedDocument] = PreparedGraph
@@ -84,6 +98,19 @@ class GraphIndex(VectorIndex):
                 one = PreparedGraph(one.starts, one.ends, one.hashes, one.vectors, extracts)
             found.append(one)
         return found
+
+    def fold(self, event: Event, prepared: PreparedDocument | None, stores: Stores) -> None:
+        """Bring the stores to what the event says."""
+        if event.type in HANDLED:
+            fold_names(event, stores)
+        else:
+            super().fold(event, prepared, stores)
+
+    def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
+        """Remove a document, exactly; what an entity was merged with is folded afresh without those events."""
+        if subject.kind == "entity":
+            raise NeedsRebuild(f"{subject.id!r}: merges build on each other, so they are folded afresh without it")
+        super().forget(subject, events, stores)
 
     def _add_chunks(
         self, data: Any, prepared: PreparedDocument, keys: Sequence[int], fresh: Sequence[int], stores: Stores
@@ -154,7 +181,7 @@ def document_names(title: str | None, called: str | None) -> dict[str, float]:
         names.setdefault(short, 0.8)
     edges = {"a:" + key: weight for key, weight in names.items()}
     edges.update({"e:" + key: 1.0 for key, weight in names.items() if weight == 1.0})
-    edges.update({"b:" + " ".join(key.split(" ", 2)[:2]): _FAINT for key in names if " " in key})
+    edges.update({"b:" + " ".join(key.split(" ", 2)[:2]): FAINT for key in names if " " in key})
     return edges
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -87,7 +87,12 @@ class VectorIndex(Policy):
 
     name = "vector_index"
     version = 1
-    handles = ("document.upserted", "document.patched", "document.deleted", "document.erased")
+    handles: ClassVar[tuple[str, ...]] = (
+        "document.upserted",
+        "document.patched",
+        "document.deleted",
+        "document.erased",
+    )
     backends = ("encoder", "chunker")
     stores: tuple[Declaration, ...] = (
         Table("documents", key=str, value=Document, on_full="refuse"),

@@ -172,11 +172,14 @@ def _check_group(node: Node, workspace: str, group: Group, expected: Expected) -
                 rows = named["score_0"].top(1_000_000)
                 found = {item: round(math.exp(value - _TIME_S * _RATE), 6) for item, value in rows}
                 assert found == {item: float(count) for item, count in expected.clicks.items()}
-            elif runtime.instance.use == "vector_index":
+            elif runtime.instance.use in ("vector_index", "graph_index"):
                 found_texts = {key: (named["texts"].get(key) or b"").decode() for key, _ in named["documents"].items()}
                 assert found_texts == expected.texts
                 chunks = sum(len(row.keys) for _, row in named["documents"].items())
                 assert len(named["chunks"]) == len(named["vectors"]) == chunks
+                if "graph" in named:
+                    keys = {key for key, _ in named["chunks"].items()}
+                    assert {node for node in named["graph"].nodes() if isinstance(node, int)} == keys
     finally:
         stores.close()
 

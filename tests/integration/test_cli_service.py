@@ -73,14 +73,14 @@ def test_some_rejected_has_exit_code_3_and_names_the_lines(run: Run) -> None:
 
 def test_operating(run: Run) -> None:
     code, [status] = run("status")
-    assert (code, {p["policy"] for p in status["policies"]}) == (0, {"trending", "vector_index"})
+    assert (code, {p["policy"] for p in status["policies"]}) == (0, {"trending", "graph_index"})
     assert "running" in run("status", text=True)[1]
     assert run("policies", "verify", "trending", text=True) == (0, "verify: equal\n")
     assert run("policies", "pause", "trending", "--reason", "test")[0] == 0
     assert "paused" in run("policies", "list", text=True)[1]
     assert run("policies", "resume", "trending")[0] == 0
     assert run("policies", "rebuild", "trending")[0] == 0
-    assert "vector_index" in run("plugins", text=True)[1]
+    assert "graph_index" in run("plugins", text=True)[1]
     assert run("dead-letters", "list") == (0, [{"items": [], "next_cursor": None}])
 
 

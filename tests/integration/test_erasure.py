@@ -76,7 +76,7 @@ def test_a_user_is_hidden_with_the_answer_and_gone_when_complete(service: SubSer
     assert report["removed"]["events"] == 10
     assert {p["policy"]: (p["method"], p["state"]) for p in report["policies"]} == {
         "trending@1": ("rebuild", "done"),
-        "vector_index@1": ("exact", "done"),
+        "graph_index@1": ("exact", "done"),
     }
     assert all(store["residue"] == 0 for store in report["stores"])
     assert report["not_covered"]

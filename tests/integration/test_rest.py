@@ -167,7 +167,7 @@ def test_the_trace_of_an_event_says_what_each_policy_did(client: httpx.Client) -
     client.post("/v1/events?wait=visible", json=view_event("traced"))
     body = client.get("/v1/events/traced").json()
     states = {line["policy"]: line["state"] for line in body["policies"]}
-    assert states == {"trending@1": "folded", "vector_index@1": "ignored"}
+    assert states == {"trending@1": "folded", "graph_index@1": "ignored"}
     assert body["event"]["data"]["item_id"] == "lamp"
     is_problem(client.get("/v1/events/nobody"), 404, "not-found")
     is_problem(client.get("/v1/events/traced", params={"source": "other"}), 404, "not-found")

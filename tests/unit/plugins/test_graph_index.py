@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamfold.core import Retrieval
+from streamfold.core import EventError, Retrieval
 from streamfold.plugins.graph_index import GraphConfig, GraphIndex
 
 FILMS = [
@@ -210,3 +210,95 @@ def test_after_any_changes_it_answers_as_if_built_afresh(bench: Any, make_event:
         assert [(r.relation_id, r.description) for r in one.relations] == [
             (r.relation_id, r.description) for r in two.relations
         ]
+
+
+# -- names that are one -----------------------------------------------------------------------------------------------
+@pytest.fixture
+def companies(bench: Any, make_event: Any) -> Any:
+    made = bench(GraphIndex())
+    texts = {
+        "a": "International Business Machines built Deep Blue in Armonk.",
+        "b": "IBM sold its laptops to Lenovo in 2005.",
+        "c": "Garry Kasparov lost to Deep Blue.",
+    }
+    made.send(*(upsert(make_event, seq, id_, None, text) for seq, (id_, text) in enumerate(texts.items())))
+    return made
+
+
+def around(bench: Any, name: str) -> set[str]:
+    near = bench.server.graph(name, depth=1, limit=50)
+    return set() if near is None else {one.entity_id for one in near.entities} - {name}
+
+
+def test_merged_names_are_one_entity_until_the_merge_is_taken_back(companies: Any, make_event: Any) -> None:
+    full = "international business machines"
+    before = around(companies, "ibm"), around(companies, full)
+    companies.send(make_event(10, "entity.merged", entity_id="IBM", into="International Business Machines"))
+    for name in ("ibm", "IBM", full):
+        near = companies.server.graph(name, depth=1, limit=50)
+        assert near.entities[0].entity_id == full
+        assert near.entities[0].name == "International Business Machines"
+        assert {one.entity_id for one in near.entities} >= {"deep blue", "lenovo"}
+        assert near.entities[0].score == 2.0
+    context = companies.server.context(Retrieval(query="What did IBM do?", mode="local", include=ALL))
+    assert {chunk.document_id for chunk in context.chunks} >= {"a", "b"}
+    companies.send(upsert(make_event, 11, "d", None, "IBM bought Red Hat in 2019."))
+    assert "red hat" in around(companies, full), "it survives later updates"
+    companies.send(make_event(12, "document.deleted", document_id="d"))
+    companies.send(make_event(13, "entity.merged", entity_id="IBM", into="International Business Machines", undo=True))
+    assert (around(companies, "ibm"), around(companies, full)) == before
+    assert len(companies.view["names"]) == 0
+
+
+def test_an_alias_leads_to_the_document_of_that_title(bench: Any, make_event: Any) -> None:
+    made = bench(GraphIndex())
+    made.send(
+        upsert(make_event, 1, "ibm", "International Business Machines", "A company with its seat in Armonk."),
+        upsert(make_event, 2, "chess", "Deep Blue", "Deep Blue was a chess computer built by Big Blue engineers."),
+        *(upsert(make_event, 3 + n, f"x{n}", f"Town {n}", "A town with a river.") for n in range(20)),
+    )
+    question = "Where is the seat of the company that built Deep Blue?"
+
+    def path() -> Any:
+        return {c.document_id: c.path for c in made.server.retrieve(Retrieval(query=question, mode="mix"))}.get("ibm")
+
+    assert not path()
+    made.send(make_event(50, "entity.aliased", entity_id="International Business Machines", aliases=["Big Blue"]))
+    assert path() == ({"document_id": "chess", "name": "big blue"},)
+    made.send(
+        make_event(51, "entity.aliased", entity_id="international business machines", aliases=["Big Blue"], undo=True)
+    )
+    assert not path()
+
+
+def test_a_split_takes_names_out_and_a_new_name_is_shown(companies: Any, make_event: Any) -> None:
+    companies.send(make_event(10, "entity.merged", entity_id="IBM", into="Lenovo"))
+    assert companies.server.graph("ibm", depth=1, limit=9).entities[0].entity_id == "lenovo"
+    companies.send(make_event(11, "entity.split", entity_id="Lenovo", into=["IBM"]))
+    assert companies.server.graph("ibm", depth=1, limit=9).entities[0].entity_id == "ibm"
+    companies.send(make_event(12, "entity.renamed", entity_id="ibm", name="I.B.M."))
+    assert companies.server.graph("ibm", depth=1, limit=9).entities[0].name == "I.B.M."
+    companies.send(make_event(13, "entity.renamed", entity_id="ibm", name="I.B.M.", undo=True))
+    assert companies.server.graph("ibm", depth=1, limit=9).entities[0].name == "IBM"
+
+
+@pytest.mark.parametrize(
+    ("type_", "data", "code"),
+    [
+        ("entity.merged", {"entity_id": "!!!", "into": "ibm"}, "no-name"),
+        ("entity.merged", {"entity_id": "lenovo", "into": "big"}, "merge-circle"),
+        ("entity.merged", {"entity_id": "a", "into": ["b", "c"]}, "invalid-event"),
+        ("entity.split", {"entity_id": "lenovo", "into": ["ibm"]}, "not-merged"),
+        ("entity.aliased", {"entity_id": "lenovo", "undo": True}, "invalid-event"),
+        ("entity.aliased", {"entity_id": "lenovo", "aliases": ["Lenovo"]}, "merge-circle"),
+    ],
+)
+def test_a_merge_that_cannot_be_is_refused_whole(
+    companies: Any, make_event: Any, type_: str, data: dict[str, Any], code: str
+) -> None:
+    companies.send(make_event(10, "entity.aliased", entity_id="Lenovo", aliases=["Big"]))
+    before = companies.fingerprint()
+    with pytest.raises(EventError) as refused:
+        companies.send(make_event(11, type_, **data))
+    assert refused.value.code == code
+    assert companies.fingerprint() == before
