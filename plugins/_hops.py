@@ -100,7 +100,7 @@ class Hops:
         tops = rest.max(axis=1, initial=0.0)
         reached: dict[int, tuple[float, Route]] = {}
         for row, p in enumerate(frontier):
-            r = (rest[row] / tops[row]).round(5) if tops[row] > 0 else rest[row]
+            r = (rest[row] / tops[row]).round(4) if tops[row] > 0 else rest[row]
             for slots, values, names in self._links(p, strength[p], r):
                 totals = z[slots] + np.float32(self.hop_weight) * values
                 for slot, value, total, name in zip(

@@ -71,7 +71,7 @@ class Passages:
             filtered = request.matches is not None or request.as_of_us is not None
             fetch = min(size, _FILTERED if filtered else EXACT)
             keys, values = spread(*(part[0] for part in view["vectors"].search(query, fetch)), exact=fetch >= size)
-            dense[found.slots(keys.tolist())] = values.round(5)  # what comes after is the noise of where a row lies
+            dense[found.slots(keys.tolist())] = values
         titled = np.zeros(len(ids), np.float32)
         stores = {name: view[name] for name in ("graph", "names", "words", "chunks", "documents", "texts", "extracts")}
         return cls(view, request, question, found.scores, found.slots, ids, bm25, dense, titled, stores)

@@ -153,6 +153,8 @@ class VectorRetriever:
 def spread(ids: npt.NDArray[np.int64], cos: npt.NDArray[np.float32], *, exact: bool) -> Scores:
     """Return ids and ``max(0, (cos − m)/(max − m))``; ``m``: the mean, or the lowest when not all are there.
 
+    Rounded to four places: what comes after them is noise that depends on where a row lies.
+
     >>> ids, values = spread(np.array([7, 8, 9]), np.array([0.9, 0.6, 0.0], np.float32), exact=True)
     >>> values.round(2).tolist()
     [1.0, 0.25, 0.0]
@@ -165,7 +167,7 @@ def spread(ids: npt.NDArray[np.int64], cos: npt.NDArray[np.float32], *, exact: b
     span = float(values.max()) - base
     if span < 1e-9:  # all alike: as with a single chunk
         return ids, np.ones(len(ids))
-    return ids, np.maximum(0.0, (values - base) / span)
+    return ids, np.maximum(0.0, (values - base) / span).round(4)
 
 
 def filterable(document_id: str, row: Document) -> dict[str, Any]:
