@@ -41,6 +41,7 @@ from streamfold.core.policy import (
     Tools,
     View,
 )
+from streamfold.core.stores._top import best_slots
 from streamfold.core.stores.declare import Blobs, Declaration, Graph, Table, Text, Vectors
 from streamfold.core.stores.text.analyser import STOP_WORDS, plain_characters, stem, tokens
 
@@ -92,6 +93,7 @@ __all__ = [
     "TopicMapping",
     "Vectors",
     "View",
+    "best_slots",
     "hookimpl",
     "plain_characters",
     "stem",

@@ -100,8 +100,8 @@ class Hops:
         tops = rest.max(axis=1, initial=0.0)
         reached: dict[int, tuple[float, Route]] = {}
         for row, p in enumerate(frontier):
-            r = (rest[row] / tops[row]).round(4) if tops[row] > 0 else rest[row]
-            for slots, values, names in self._links(p, strength[p], r):
+            scale = np.float32(1 / tops[row] if tops[row] > 0 else 0)
+            for slots, values, names in self._links(p, strength[p], rest[row], scale):
                 totals = z[slots] + np.float32(self.hop_weight) * values
                 for slot, value, total, name in zip(
                     slots.tolist(), values.tolist(), totals.tolist(), names, strict=True
@@ -115,7 +115,9 @@ class Hops:
                             self.routes[slot] = reached[slot][1]
         return reached
 
-    def _links(self, p: int, strength: float, r: Values) -> Iterable[tuple[Slots, Values, list[str]]]:
+    def _links(
+        self, p: int, strength: float, rest: Values, scale: np.float32
+    ) -> Iterable[tuple[Slots, Values, list[str]]]:
         """Yield (targets, values, names) of a passage's title links and of its name links."""
         on = self.on
         owner = on.owner(p)
@@ -125,14 +127,14 @@ class Hops:
                     continue
                 slots = on.chunks_of(document_id)
                 if len(slots) > 1:
-                    fit = 0.3 * on.dense[slots] + 0.7 * r[slots]
+                    fit = 0.3 * on.dense[slots] + 0.7 * (rest[slots] * scale).round(4)
                     order = np.argsort(-fit, kind="stable")[:_MOST_CHUNKS]
                     slots, fit = slots[order], fit[order]
                     part = np.where(fit[0] > 0, fit / max(float(fit[0]), 1e-9), 1.0)
                     yield slots, (strength * weight * part).astype(np.float32), [key] * len(slots)
                 elif len(slots):
                     yield slots, np.full(1, strength * weight, np.float32), [key]
-        yield from self._names_in(p, strength, r)
+        yield from self._names_in(p, strength, rest, scale)
 
     def _titles_in(self, p: int) -> Iterable[tuple[str, float, list[str]]]:
         """Yield (alias, weight, documents) for the titles that a passage names, also by a shorter name of somebody."""
@@ -152,7 +154,9 @@ class Hops:
                 for key, weight, documents in titles(on, short):
                     yield key, 0.8 * weight, documents
 
-    def _names_in(self, p: int, strength: float, r: Values) -> Iterable[tuple[Slots, Values, list[str]]]:
+    def _names_in(
+        self, p: int, strength: float, rest: Values, scale: np.float32
+    ) -> Iterable[tuple[Slots, Values, list[str]]]:
         on = self.on
         found = on.extract(p)
         count = on.count
@@ -185,7 +189,8 @@ class Hops:
         order = np.argsort(g, kind="stable")
         by = np.zeros(len(slots), np.intp)
         by[inverse[order]] = np.repeat(np.arange(len(parts)), lengths)[order]  # the rarest name speaks for a target
-        values = np.float32(strength) * (best_g * (0.3 * on.dense[slots] + 0.7 * r[slots]) + best_k)
+        fit = 0.3 * on.dense[slots] + 0.7 * (rest[slots] * scale).round(4)
+        values = np.float32(strength) * (best_g * fit + best_k)
         yield slots, values, [names[i] for i in by.tolist()]
 
     def _own_names(self, p: int) -> list[str]:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from streamfold.core import STOP_WORDS, Retrieval, ScoredChunk, View
+from streamfold.core import STOP_WORDS, Retrieval, ScoredChunk, View, best_slots
 from streamfold.plugins._extract import Extract
 from streamfold.plugins._identity import Identities
 from streamfold.plugins._question import Question, read_question
@@ -156,9 +156,9 @@ class Passages:
     def best(self, scores: Values, count: int) -> list[int]:
         """The passages with the highest scores > 0 that may be used, ties by id."""
         found: list[int] = []
-        reach = min(len(scores), 4 * count + 32)
+        reach = max(1, min(len(scores), 4 * count + 32))
         while True:
-            part = np.argpartition(-scores, reach - 1)[:reach] if reach < len(scores) else np.arange(len(scores))
+            part = best_slots(scores, reach)
             part = part[scores[part] > 0]
             order = part[np.lexsort((self.ids[part], -scores[part].round(6)))]
             found = []
