@@ -15,6 +15,7 @@ from pathlib import Path
 import bench_distributed
 import bench_embedded
 import bench_erasure
+import bench_fold
 import bench_growth
 import bench_workspaces
 import harness
@@ -25,6 +26,8 @@ BENCHES: dict[str, Callable[[bool, int], list[Figure]]] = {
     "embedded-freshness": bench_embedded.freshness,
     "in-process": bench_growth.in_process,
     "documents": bench_embedded.documents,
+    "fold": bench_fold.fold,
+    "recovery": bench_fold.recovery,
     "growth": bench_growth.growth,
     "isolation": bench_workspaces.isolation,
     "workspaces": bench_workspaces.many,
