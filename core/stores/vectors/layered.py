@@ -26,6 +26,7 @@ from streamfold.core.stores.vectors.files import restore_layers, save_layers
 from streamfold.core.stores.vectors.layers import AnySegment, Layers, View
 from streamfold.core.stores.vectors.replica import MakeReplica, on_gpu
 from streamfold.core.stores.vectors.segment import Coarse, IvfSegment, one_thread
+from streamfold.core.stores.vectors.single import nearest
 from streamfold.core.stores.vectors.upkeep import Upkeep
 
 Kind = Literal["ivf-fp16", "ivf-sq8", "hnsw", "auto"]
@@ -198,7 +199,14 @@ class LayeredVectors:
             if self._reads // self._probe_every > before // self._probe_every:
                 which = self._reads % len(rows)
                 self._upkeep.ask_probe(rows[which : which + 1].copy(), k)
+        if len(rows) == 1 and (found := nearest(self._layers, rows, k, self._probes)) is not None:
+            return found
         return self._top(rows, k, False)
+
+    def _probes(self, coarse: Coarse, k: int, rows_held: int) -> int:
+        """Lists to search for k results in so many rows."""
+        probed = max(self._upkeep.nprobe, -(-_READ_PER_RESULT * k * coarse.nlist // max(1, rows_held)))
+        return min(probed, coarse.nlist)
 
     def _top(
         self, rows: Floats, k: int, everywhere: bool, mask: npt.NDArray[np.bool_] | None = None
@@ -254,8 +262,9 @@ class LayeredVectors:
             if isinstance(segment, IvfSegment):
                 if segment.coarse is not coarse:
                     coarse = segment.coarse
-                    probed = max(self._upkeep.nprobe, -(-_READ_PER_RESULT * k * coarse.nlist // max(1, rows_held)))
-                    near, lists = coarse.assign(rows, coarse.nlist if everywhere else min(probed, coarse.nlist))
+                    near, lists = coarse.assign(
+                        rows, coarse.nlist if everywhere else self._probes(coarse, k, rows_held)
+                    )
                 part = segment.top(rows, k, near, lists, mask, chosen)
             elif everywhere:
                 part = segment.everything(rows, k)
