@@ -36,7 +36,7 @@ _KICK_EVERY = 1024
 _READ_PER_RESULT = 8
 """Rows read at least per result: nprobe is tuned for k around 10, a k of 1,000 needs more lists."""
 _FLOAT16_MAX = 65_504
-_SPLIT, _LIFT = np.float32(8193), np.float32(0.75)
+_SPLIT, _LIFT = np.array(8193, np.float32), np.array(0.75, np.float32)  # arrays: faster than scalars beside one row
 _WAITING_ROWS = 131_072
 """Frozen rows at which writers wait for the merges: every one costs each search time and memory."""
 
@@ -157,11 +157,11 @@ class LayeredVectors:
         Multiplying by 2¹³ + 1 and subtracting leaves 11 significant bits; adding and subtracting 3/4 leaves multiples
         of 2⁻²⁴, which changes only what is subnormal in float16.
         """
-        scaled = rows * _SPLIT
-        np.subtract(scaled, rows, out=rows)
-        np.subtract(scaled, rows, out=rows)
-        rows += _LIFT
-        rows -= _LIFT
+        scaled = np.multiply(rows, _SPLIT)
+        np.subtract(scaled, rows, rows)
+        np.subtract(scaled, rows, rows)
+        np.add(rows, _LIFT, rows)
+        np.subtract(rows, _LIFT, rows)
         if not self.normalize and np.abs(rows).max(initial=0) > _FLOAT16_MAX:
             raise StoreError("vectors are kept in float16: no member may exceed 65,504; normalise or scale them")
         return rows
