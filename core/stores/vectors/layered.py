@@ -55,7 +55,7 @@ class LayeredVectors:
     kind : ``ivf-fp16``; ``ivf-sq8`` (half the memory, less exact scores); ``hnsw`` (slow to build, for what is mostly
         read); ``auto`` chooses by size and by reads per write.
     exact_rows : rows up to which everything is searched exactly.
-    growing_rows : rows of the growing buffer above that; None: N/64 within 512 … 2048.
+    growing_rows : rows of the growing buffer above that; None: N/128 within 512 … 2048.
     segment_rows : cap of a segment, so that no rewrite copies more.
     recall : the recall@k that ``nprobe`` is tuned to.
     nprobe : lists (``hnsw``: candidates) per search; None: tuned.
@@ -205,8 +205,8 @@ class LayeredVectors:
 
     def _probes(self, coarse: Coarse, k: int, rows_held: int) -> int:
         """Lists to search for k results in so many rows."""
-        probed = max(self._upkeep.nprobe, -(-_READ_PER_RESULT * k * coarse.nlist // max(1, rows_held)))
-        return min(probed, coarse.nlist)
+        nlist: int = coarse.nlist
+        return min(max(self._upkeep.nprobe, -(-_READ_PER_RESULT * k * nlist // max(1, rows_held))), nlist)
 
     def _top(
         self, rows: Floats, k: int, everywhere: bool, mask: npt.NDArray[np.bool_] | None = None

@@ -267,7 +267,7 @@ class IvfSegment(Segment):
             ]
             return -np.inf
         scores, slots = self._scan(query, spare(k, dead, self.held), near, lists, params)
-        ids, bit = self._id, self._bit
+        score, ids, bit = -np.inf, self._id, self._bit
         for score, slot in zip(scores[0].tolist(), slots[0].tolist(), strict=True):
             if slot < 0:
                 return -np.inf

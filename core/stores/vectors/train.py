@@ -70,7 +70,7 @@ def _improved(sample: Floats, centroids: Floats, seed: int, *, split: bool) -> G
         sums[lists] += np.add.reduceat(block[order], first)
         yield
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-    better = np.divide(sums, lengths, out=centroids.copy(), where=lengths > 0)
+    better: Floats = np.divide(sums, lengths, out=centroids.copy(), where=lengths > 0)
     counts = np.bincount(home, minlength=total)
     mean = len(sample) / total
     large = np.flatnonzero(counts > _LARGE * mean)

@@ -238,7 +238,10 @@ class Upkeep:
     def _tail_rows(self) -> int:
         """Slots up to which the newest segment takes rows: until it can join its neighbour, if that is to be."""
         least = _TAIL_BUFFERS * self._layers.growing_rows
-        *_, older, tail = (None, None, *self._layers.view.segments)
+        segments = self._layers.view.segments
+        if len(segments) < 2:
+            return least
+        older, tail = segments[-2:]
         if not (isinstance(older, IvfSegment) and isinstance(tail, IvfSegment) and older.coarse is tail.coarse):
             return least
         share = -(-older.live // _RATIO)
@@ -266,7 +269,7 @@ class Upkeep:
 
     def _tuned(self, segment: IvfSegment) -> int:
         """The least nprobe that finds the target's share of the neighbours of some of the segment's own rows."""
-        k, wanted, coarse = 10, 48, segment.coarse
+        k, wanted, coarse = 10, 128, segment.coarse
         share = min(1.0, 4 * wanted / max(1, segment.live))
         rows = np.concatenate([rows for _, rows in segment.parts(share=share, seed=self._seed)])
         rows = np.ascontiguousarray(rows[:: max(1, len(rows) // wanted)])  # they come list by list
