@@ -73,7 +73,8 @@ def _checked(vectors: npt.ArrayLike, dim: int | None, normalize: bool) -> tuple[
     # One pass: a NaN or infinite member shows in the row's sum of squares (so does an overflow).
     squares: Any
     if len(rows) == 1:  # a request's or an event's one row: numpy's reductions cost more than the work
-        squares = np.dot(rows[0], rows[0])  # what vecdot calls for each row
+        row = rows[0]
+        squares = row.dot(row)  # what vecdot calls for each row
         fine = squares < np.inf and (squares > 0 or not normalize)
     else:
         squares = np.vecdot(rows, rows)

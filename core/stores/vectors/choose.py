@@ -24,7 +24,7 @@ def bytes_for(kind: str, rows: int, dim: int) -> int:
     """Resident bytes of an index of the kind: what rows, ids, lists or links, and the growing buffer take."""
     if kind == "exact":
         return rows * (4 * dim + 8 + 100)
-    growing = min(max(rows // 64, 512), 2048) * (4 * dim + 12)
+    growing = min(max(rows // 128, 512), 2048) * (4 * dim + 12)
     per_row = {"ivf-fp16": 2 * dim + 8, "ivf-sq8": dim + 8, "hnsw": 2 * dim + 144}[kind]
     centroids = 0 if kind == "hnsw" else lists_for(rows) * dim * 4
     return int(rows * (per_row + 8 + _MAP) + growing + centroids)

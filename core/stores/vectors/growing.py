@@ -100,6 +100,21 @@ class Growing:
         part = np.argpartition(scores, len(ids) - k, axis=1)[:, len(ids) - k :]
         return np.take_along_axis(scores, part, 1), ids[part]
 
+    def above(self, query: Floats, k: int, least: float, found: list[tuple[float, int]]) -> None:
+        """Append scores and ids of the best k rows for one query ``(dim,)`` that score more than ``least``."""
+        penalty = self.penalty.copy() if self.dead else None
+        n = self.count
+        if not n:
+            return
+        scores = self.matrix[:n] @ query
+        if penalty is not None:
+            scores += penalty[:n]
+        better = (scores > least).nonzero()[0]
+        if len(better) > k:
+            better = better[np.argpartition(scores[better], len(better) - k)[len(better) - k :]]
+        if len(better):
+            found += zip(scores[better].tolist(), self.ids[better].tolist(), strict=True)
+
 
 def allowed_by(mask: npt.NDArray[np.bool_], ids: Ids) -> npt.NDArray[np.bool_]:
     """Whether each id is allowed by a mask that is indexed by id; ids beyond its end are not."""

@@ -26,6 +26,7 @@ from streamfold.core.stores.vectors.files import restore_layers, save_layers
 from streamfold.core.stores.vectors.layers import AnySegment, Layers, View
 from streamfold.core.stores.vectors.replica import MakeReplica, on_gpu
 from streamfold.core.stores.vectors.segment import Coarse, IvfSegment, one_thread
+from streamfold.core.stores.vectors.single import nearest
 from streamfold.core.stores.vectors.upkeep import Upkeep
 
 Kind = Literal["ivf-fp16", "ivf-sq8", "hnsw", "auto"]
@@ -35,7 +36,7 @@ _KICK_EVERY = 1024
 _READ_PER_RESULT = 8
 """Rows read at least per result: nprobe is tuned for k around 10, a k of 1,000 needs more lists."""
 _FLOAT16_MAX = 65_504
-_SPLIT, _LIFT = np.float32(8193), np.float32(0.75)
+_SPLIT, _LIFT = np.array(8193, np.float32), np.array(0.75, np.float32)  # arrays: faster than scalars beside one row
 _WAITING_ROWS = 131_072
 """Frozen rows at which writers wait for the merges: every one costs each search time and memory."""
 
@@ -54,7 +55,7 @@ class LayeredVectors:
     kind : ``ivf-fp16``; ``ivf-sq8`` (half the memory, less exact scores); ``hnsw`` (slow to build, for what is mostly
         read); ``auto`` chooses by size and by reads per write.
     exact_rows : rows up to which everything is searched exactly.
-    growing_rows : rows of the growing buffer above that; None: N/64 within 512 … 2048.
+    growing_rows : rows of the growing buffer above that; None: N/128 within 512 … 2048.
     segment_rows : cap of a segment, so that no rewrite copies more.
     recall : the recall@k that ``nprobe`` is tuned to.
     nprobe : lists (``hnsw``: candidates) per search; None: tuned.
@@ -156,11 +157,11 @@ class LayeredVectors:
         Multiplying by 2¹³ + 1 and subtracting leaves 11 significant bits; adding and subtracting 3/4 leaves multiples
         of 2⁻²⁴, which changes only what is subnormal in float16.
         """
-        scaled = rows * _SPLIT
-        np.subtract(scaled, rows, out=rows)
-        np.subtract(scaled, rows, out=rows)
-        rows += _LIFT
-        rows -= _LIFT
+        scaled = np.multiply(rows, _SPLIT)
+        np.subtract(scaled, rows, rows)
+        np.subtract(scaled, rows, rows)
+        np.add(rows, _LIFT, rows)
+        np.subtract(rows, _LIFT, rows)
         if not self.normalize and np.abs(rows).max(initial=0) > _FLOAT16_MAX:
             raise StoreError("vectors are kept in float16: no member may exceed 65,504; normalise or scale them")
         return rows
@@ -198,7 +199,14 @@ class LayeredVectors:
             if self._reads // self._probe_every > before // self._probe_every:
                 which = self._reads % len(rows)
                 self._upkeep.ask_probe(rows[which : which + 1].copy(), k)
+        if len(rows) == 1 and (found := nearest(self._layers, rows, k, self._probes)) is not None:
+            return found
         return self._top(rows, k, False)
+
+    def _probes(self, coarse: Coarse, k: int, rows_held: int) -> int:
+        """Lists to search for k results in so many rows."""
+        nlist: int = coarse.nlist
+        return min(max(self._upkeep.nprobe, -(-_READ_PER_RESULT * k * nlist // max(1, rows_held))), nlist)
 
     def _top(
         self, rows: Floats, k: int, everywhere: bool, mask: npt.NDArray[np.bool_] | None = None
@@ -254,8 +262,9 @@ class LayeredVectors:
             if isinstance(segment, IvfSegment):
                 if segment.coarse is not coarse:
                     coarse = segment.coarse
-                    probed = max(self._upkeep.nprobe, -(-_READ_PER_RESULT * k * coarse.nlist // max(1, rows_held)))
-                    near, lists = coarse.assign(rows, coarse.nlist if everywhere else min(probed, coarse.nlist))
+                    near, lists = coarse.assign(
+                        rows, coarse.nlist if everywhere else self._probes(coarse, k, rows_held)
+                    )
                 part = segment.top(rows, k, near, lists, mask, chosen)
             elif everywhere:
                 part = segment.everything(rows, k)

@@ -55,7 +55,7 @@ class Layers:
     ----------
     dim : length of the rows.
     exact_rows : rows of the first buffer, before there is any segment.
-    growing_rows : rows of the later ones; None: N/64 within 512 … 2048.
+    growing_rows : rows of the later ones; None: N/128 within 512 … 2048.
     replicate : copies a segment's index to where it is searched (a GPU), or None.
     """
 
@@ -92,7 +92,7 @@ class Layers:
     # -- writes -------------------------------------------------------------------------------------------------------
     @property
     def growing_rows(self) -> int:
-        return self._growing_rows or min(max(len(self.map) // 64, 512), 2048)
+        return self._growing_rows or min(max(len(self.map) // 128, 512), 2048)
 
     def put1(self, key: int, row: Floats) -> bool:
         """Insert or replace one row ``(dim,)``; returns whether a buffer was frozen for it."""

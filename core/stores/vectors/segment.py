@@ -99,7 +99,9 @@ class Coarse:
         if nprobe >= self.nlist:
             lists = np.repeat(self._everything, len(queries), axis=0)
             return np.zeros(lists.shape, np.float32), lists
-        near, lists = self.quantizer.search(queries, nprobe)
+        m, pointer = len(queries), faiss.swig_ptr
+        near, lists = np.empty((m, nprobe), np.float32), np.empty((m, nprobe), np.int64)
+        self.quantizer.search_c(m, pointer(queries), nprobe, pointer(near), pointer(lists))
         return near, lists
 
 
@@ -130,6 +132,7 @@ class Segment:
         self.number = number
         self.index = index
         self.ids = ids
+        self._id = ids.data
         self.set_alive(alive)
         self.file: SavedFile | None = None
         """Where the index is on disk, once a snapshot wrote it or a restore read it."""
@@ -192,7 +195,12 @@ class IvfSegment(Segment):
     def __init__(self, number: int, coarse: Coarse, index: Any, ids: Ids, alive: Bools) -> None:
         super().__init__(number, index, ids, alive)
         self.coarse = coarse
+        self.held = int(index.ntotal)
         self.replica: Replica | None = None
+
+    @property
+    def dead(self) -> int:
+        return self.held - self.live
 
     def _row_bytes(self) -> int:
         return int(self.index.code_size) + 8
@@ -220,7 +228,7 @@ class IvfSegment(Segment):
             if not dead:
                 return self._answer(*self._scan(queries, k, near, lists, params))
             # A scan without a selector is up to twice as fast: fetch some more and leave out the dead.
-            fetched = self._scan(queries, spare(k, dead, int(self.index.ntotal)), near, lists, params)
+            fetched = self._scan(queries, spare(k, dead, self.held), near, lists, params)
             alive = without_dead(*fetched, self.bits, k)
             if alive is not None:
                 return self._answer(*alive)
@@ -243,6 +251,29 @@ class IvfSegment(Segment):
             m, pointer(queries), k, pointer(lists), pointer(near), pointer(scores), pointer(found), False, params
         )
         return scores, found
+
+    def few(self, query: Floats, k: int, near: Floats, lists: Ids, found: list[tuple[float, int]]) -> float:
+        """Append scores and ids of the best live rows for one query ``(1, dim)``: at least those of the best k.
+
+        Returns a score: below it there may be more live ones than were appended.
+        """
+        dead = self.dead
+        params = self._plain(lists.shape[1], selected=False)
+        if not dead:
+            scores, slots = self._scan(query, k, near, lists, params)
+            ids = self._id
+            found += [
+                (s, ids[slot]) for s, slot in zip(scores[0].tolist(), slots[0].tolist(), strict=True) if slot >= 0
+            ]
+            return -np.inf
+        scores, slots = self._scan(query, spare(k, dead, self.held), near, lists, params)
+        score, ids, bit = -np.inf, self._id, self._bit
+        for score, slot in zip(scores[0].tolist(), slots[0].tolist(), strict=True):
+            if slot < 0:
+                return -np.inf
+            if bit[slot >> 3] >> (slot & 7) & 1:
+                found.append((score, ids[slot]))
+        return score
 
     def replicate(self, make: MakeReplica) -> None:
         """Answer from a copy of the index from now on, on a GPU as a rule."""

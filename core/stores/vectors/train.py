@@ -1,9 +1,11 @@
-"""Centroids for the inverted lists: k-means in two levels, a step at a time.
+"""Centroids for the inverted lists: k-means in two levels, then lists of like size, a step at a time.
 
 Plain k-means over n rows and L lists costs n · L per iteration: 5 s of CPU at 50,000 rows and 1,264 lists, and eight
-times that at four times the rows. Here √L coarse cells are found first, each is divided by a k-means of its own,
-and three plain iterations over everything smooth the borders: about a quarter of the work, with lists as even
-(docs/explanation/performance.md). Every function that takes long is a generator, so that merges go on in between.
+times that at four times the rows. Here √L coarse cells are found first, each is divided by a k-means of its own, and
+three iterations go over everything. After all but the last of these the lists that have become too large are divided,
+and the smallest given up for them: a query reads a large list more often than a small one, so that even lists mean
+fewer rows for the same recall (docs/explanation/vectors.md). Every function that takes long is a generator, so that
+merges go on in between.
 """
 
 from __future__ import annotations
@@ -16,14 +18,17 @@ import numpy as np
 from streamfold.core.stores.abc import Floats
 from streamfold.core.stores.vectors.segment import Coarse, one_thread
 
-ROWS_PER_LIST = 24
+ROWS_PER_LIST = 32
 """Rows of the training sample per list."""
-_SMOOTHING = 3
+_PASSES = 3
+_BLOCK = 16_384
+_LARGE, _SPLIT_TO = 1.5, 1.1
+"""A list with more than 1.5 times the mean is divided into parts of about 1.1 times the mean."""
 
 
 def lists_for(rows: int) -> int:
-    """4 √rows: 2.5 √rows at the next training, and in between a search at recall .95 costs about the same."""
-    return max(16, int(4 * rows**0.5))
+    """5 √rows, 3.2 √rows at the next training: more make a query cheaper, and a row dearer to assign."""
+    return max(16, int(5 * rows**0.5))
 
 
 def train(
@@ -44,10 +49,45 @@ def train(
             parts.append(rows if share == len(rows) else _centroids(_kmeans(rows, share, 6, seed)))
             yield
     centroids = np.concatenate(parts)
-    for _ in range(_SMOOTHING if len(sample) > len(centroids) else 0):
-        centroids = _centroids(_kmeans(sample, len(centroids), 1, seed, centroids))
-        yield
+    for left in reversed(range(_PASSES if len(sample) > len(centroids) else 0)):
+        centroids = yield from _improved(sample, centroids, seed, split=left > 0)
     return Coarse(centroids, kind, sample, trained_rows, former)
+
+
+def _improved(sample: Floats, centroids: Floats, seed: int, *, split: bool) -> Generator[None, None, Floats]:
+    """One iteration over the sample; ``split``: divide the lists that are too large, in place of the smallest."""
+    total, dim = centroids.shape
+    index = faiss.IndexFlatIP(dim)
+    index.add(np.ascontiguousarray(centroids))
+    home = np.empty(len(sample), np.int64)
+    sums = np.zeros((total, dim), np.float32)
+    for start in range(0, len(sample), _BLOCK):
+        block = np.ascontiguousarray(sample[start : start + _BLOCK])
+        near = index.search(block, 1)[1][:, 0]
+        home[start : start + _BLOCK] = near
+        order = np.argsort(near, kind="stable")
+        lists, first = np.unique(near[order], return_index=True)
+        sums[lists] += np.add.reduceat(block[order], first)
+        yield
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    better: Floats = np.divide(sums, lengths, out=centroids.copy(), where=lengths > 0)
+    counts = np.bincount(home, minlength=total)
+    mean = len(sample) / total
+    large = np.flatnonzero(counts > _LARGE * mean)
+    if not split or not len(large):
+        return better
+    shares = np.maximum(2, np.rint(counts[large] / (_SPLIT_TO * mean)).astype(np.int64))
+    smallest = np.argsort(counts, kind="stable")[: int((shares - 1).sum())]
+    kept = np.ones(total, np.bool_)
+    kept[smallest] = kept[large] = False
+    order = np.argsort(home, kind="stable")
+    first = np.searchsorted(home[order], np.arange(total + 1))
+    parts = [better[kept]]
+    for at, share in zip(large.tolist(), shares.tolist(), strict=True):
+        rows = sample[order[first[at] : first[at + 1]]]
+        parts.append(_centroids(_kmeans(rows, share, 6, seed)))
+        yield
+    return np.concatenate(parts)[:total]
 
 
 def _shares(counts: np.ndarray[tuple[int], np.dtype[np.int64]], total: int) -> list[int]:
@@ -64,13 +104,13 @@ def _shares(counts: np.ndarray[tuple[int], np.dtype[np.int64]], total: int) -> l
     return [int(share) for share in shares]
 
 
-def _kmeans(rows: Floats, k: int, iterations: int, seed: int, start: Floats | None = None) -> faiss.IndexFlatIP:
+def _kmeans(rows: Floats, k: int, iterations: int, seed: int) -> faiss.IndexFlatIP:
     rows = np.ascontiguousarray(rows)
     means = faiss.Kmeans(
         rows.shape[1], min(k, len(rows)), niter=iterations, seed=seed, spherical=True,
         min_points_per_centroid=1, max_points_per_centroid=1 << 30,
     )  # fmt: skip
-    means.train(rows, init_centroids=start)
+    means.train(rows)
     return means.index
 
 

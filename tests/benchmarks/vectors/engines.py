@@ -124,7 +124,7 @@ class Streamfold(Engine):
         self.index.maintain()
 
     def half_grown(self, ids: Ids, vectors: Floats) -> None:
-        half = min(max(len(ids) // 64, 512), 2048) // 2
+        half = min(max(len(ids) // 128, 512), 2048) // 2
         at = 0
         while (missing := half - self.index.stats().growing) and at < len(ids):
             count = missing if missing > 0 else half  # too full: on to the next merge

@@ -11,6 +11,8 @@ from vector_harness import (
     ALL_LISTS,
     KINDS,
     LAYERED,
+    ROUNDING,
+    SUMMATION,
     Array,
     Oracle,
     assert_answer,
@@ -81,6 +83,49 @@ def test_a_random_stream_answers_as_the_oracle(new: Maker, kind: str, seed: int,
             assert_equal_to(index, oracle, kind, rng, k=int(rng.integers(1, 30)), allows=(None, few))
     settle(index, everything=True)
     assert_equal_to(index, oracle, kind, rng, k=1000)
+
+
+@pytest.mark.parametrize("kind", ["ivf-fp16", "ivf-sq8"])
+@pytest.mark.parametrize("k", [1, 10, 40])
+def test_a_query_alone_is_answered_as_in_a_batch(new: Maker, kind: str, k: int) -> None:
+    """One query goes a shorter way, over dead rows in every layer, and for a k that they leave too few rows for."""
+    index, rng = new(kind), np.random.default_rng(k)
+    for turn in range(60):
+        index.upsert(rng.integers(0, 900, 30), random_rows(rng, 30, DIM))
+        index.delete(rng.integers(0, 900, 25))
+        if turn % 3 == 0:
+            settle(index)
+        queries = random_rows(rng, 8, DIM)
+        for ids, scores, query in zip(*index.search(queries, k), queries, strict=True):
+            (alone_ids,), (alone,) = index.search(query[None], k)
+            np.testing.assert_allclose(alone, scores, atol=SUMMATION)
+            held = ids >= 0
+            assert ((alone_ids >= 0) == held).all()
+            assert len(set(alone_ids[held].tolist())) == held.sum()
+            steps = np.diff(scores[held])
+            near_next = np.append(steps >= -SUMMATION, True)  # the last may score as one that is not listed
+            near_former = np.append(False, steps >= -SUMMATION)
+            assert ((alone_ids[held] == ids[held]) | near_next | near_former).all()
+    stats = index.stats()
+    assert len(stats.segments) > 1
+    assert stats.dead
+
+
+def test_a_query_finds_the_living_behind_many_dead_rows(new: Maker, kind: str) -> None:
+    """All rows next to a query are deleted: more of them than a scan fetches in reserve."""
+    index, oracle = filled(new, kind)
+    rng = np.random.default_rng(9)
+    query = random_rows(rng, 1, DIM)
+    close_by = unit(query) + 0.01 * rng.normal(size=(100, DIM)).astype(np.float32)
+    both(index, oracle, np.arange(2000, 2100), close_by)
+    settle(index, everything=True)
+    index.delete(np.arange(2000, 2100))
+    oracle.delete(range(2000, 2100))
+    keys, rows = oracle.content()
+    ids, scores = index.search(query, 10)
+    assert np.isin(ids, keys).all()
+    best = np.sort(rows @ unit(query)[0])[::-1][:10]
+    np.testing.assert_allclose(scores[0], best, atol=DIM * ROUNDING[kind])
 
 
 @pytest.mark.parametrize("kind", LAYERED)
