@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -134,3 +136,32 @@ def test_long_and_odd_questions_and_texts_are_taken_or_refused_whole(client: htt
         ask(client, "Unicode Name of Lodz")
     assert client.put("/v1/documents/odd", json={"text": "a\u0000b"}).status_code == 422
     assert client.delete("/v1/documents/odd?wait=visible").json()["visible"]
+
+
+def test_a_new_encoder_is_built_beside_the_old_and_then_promoted(tmp_path: Path) -> None:
+    """Live answers go on with the old vectors until the shadow, folded from the log, takes over at one position."""
+    old = {**BACKENDS, "encoder": {"use": "hashing", "dim": 64}}
+    new = {**BACKENDS, "encoder": {"use": "hashing", "dim": 128}}
+    with serving(Settings(backends=old, data=tmp_path, policies={"graph_index": {}})) as client:
+        for id_, (title, text) in DOCUMENTS.items():
+            client.put(f"/v1/documents/{id_}?wait=visible", json={"title": title, "text": text})
+        before = ask(client, QUESTION)
+    settings = Settings(backends=new, data=tmp_path, policies={"graph_index": {}}, on_change="manual")
+    with serving(settings) as client:
+        assert [c["chunk_id"] for c in ask(client, QUESTION)["chunks"]] == [c["chunk_id"] for c in before["chunks"]]
+        client.put("/v1/documents/late?wait=visible", json={"title": "Santa Monica", "text": "Santa Monica is a city."})
+        rows = {row["slot"]: row for row in client.get("/v1/status").json()["policies"]}
+        assert rows.keys() == {"live", "shadow"}
+        deadline = time.monotonic() + 60
+        while client.get("/v1/status").json()["policies"][-1]["lag_events"] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        body = {"version": rows["shadow"]["label"], "reason": "a wider encoder"}
+        job = client.post("/v1/policies/graph_index/promote", json=body)
+        assert job.status_code == 202, job.text
+        while client.get(f"/v1/jobs/{job.json()['job_id']}").json()["state"] in ("queued", "running"):
+            time.sleep(0.05)
+        after = ask(client, QUESTION)
+        assert [chunk["document_id"] for chunk in after["chunks"][:2]] == ["goose", "brown"]
+        live = next(row for row in client.get("/v1/status").json()["policies"] if row["slot"] == "live")
+        assert live["label"] == rows["shadow"]["label"]
+        assert "late" in [chunk["document_id"] for chunk in ask(client, "What is Santa Monica?")["chunks"]]
