@@ -28,7 +28,6 @@ from streamfold.plugins._passages import Passages, Slots, Values
 from streamfold.plugins._question import alias_tests
 
 FRONTIER, SECOND = 8, 4
-_NOTHING = np.empty(0, np.float32)
 _MOST_CHUNKS = 64
 """Of a linked document, so many compete."""
 _MOST_SHARING = 16
@@ -84,7 +83,7 @@ class Hops:
         for match in on.question.matches:
             for _, weight, documents in titles(on, match.key):
                 for document_id in documents:
-                    on.add_title(on.chunks_of(document_id), weight)
+                    on.add_title(np.array(on.chunks_of(document_id), np.intp), weight)
 
     def _expand(
         self, strength: dict[int, float], routes: dict[int, Route], z: Values, score: Values
@@ -121,20 +120,33 @@ class Hops:
         """Yield (targets, values, names) of a passage's title links and of its name links."""
         on = self.on
         owner = on.owner(p)
+        ends: list[int] = []
+        weights: list[float] = []
+        names: list[str] = []
         for key, weight, documents in self._titles_in(p):
             for document_id in documents:
                 if document_id == owner:
                     continue
                 slots = on.chunks_of(document_id)
-                if len(slots) > 1:
-                    fit = 0.3 * on.dense[slots] + 0.7 * (rest[slots] * scale).round(4)
-                    order = np.argsort(-fit, kind="stable")[:_MOST_CHUNKS]
-                    slots, fit = slots[order], fit[order]
-                    part = np.where(fit[0] > 0, fit / max(float(fit[0]), 1e-9), 1.0)
-                    yield slots, (strength * weight * part).astype(np.float32), [key] * len(slots)
-                elif len(slots):
-                    yield slots, np.full(1, strength * weight, np.float32), [key]
+                if len(slots) == 1:
+                    ends.append(slots[0])
+                    weights.append(weight)
+                    names.append(key)
+                elif slots:
+                    yield self._chunks_linked(np.array(slots, np.intp), strength * weight, key, rest, scale)
+        if ends:
+            yield np.array(ends, np.intp), np.float32(strength) * np.array(weights, np.float32), names
         yield from self._names_in(p, strength, rest, scale)
+
+    def _chunks_linked(
+        self, slots: Slots, value: float, key: str, rest: Values, scale: np.float32
+    ) -> tuple[Slots, Values, list[str]]:
+        """A linked document of several passages: the one that fits best has the whole value."""
+        fit = 0.3 * self.on.dense[slots] + 0.7 * (rest[slots] * scale).round(4)
+        order = np.argsort(-fit, kind="stable")[:_MOST_CHUNKS]
+        slots, fit = slots[order], fit[order]
+        part = fit / fit[0] if fit[0] > 0 else np.ones(len(fit))
+        return slots, (value * part).astype(np.float32), [key] * len(slots)
 
     def _titles_in(self, p: int) -> Iterable[tuple[str, float, list[str]]]:
         """Yield (alias, weight, documents) for the titles that a passage names, also by a shorter name of somebody."""
@@ -203,32 +215,35 @@ class Hops:
 
 def holders(on: Passages, key: str) -> Slots:
     """The passages that name an entity, and the first one of each document that is called so."""
-    graph = on.graph
-    slots = on.holders(key)
-    firsts: list[int] = []
-    for name in on.who.one(key):
-        called, weights = graph.sources("a:" + name) if "a:" + name in graph else ((), _NOTHING)
-        firsts += [
-            row.keys[0]
-            for node, weight in zip(called, weights.tolist(), strict=True)
-            if weight == 1.0 and (row := on.document(node[2:])) is not None and row.keys
+    if key not in on.holding:
+        found = on.holders(key)
+        firsts = [slots[0] for document, w in _called(on, key) if w == 1.0 and (slots := on.chunks_of(document))]
+        on.holding[key] = np.unique(np.concatenate([found, np.array(firsts, np.intp)])) if firsts else found
+    return on.holding[key]
+
+
+def titles(on: Passages, key: str) -> list[tuple[str, float, list[str]]]:
+    """Return (alias, weight, documents) of an alias, by weight; more documents share it → it says less."""
+    if key not in on.titles:
+        found = (
+            dict(_called(on, key))
+            if sum(on.graph.in_degree("a:" + n) for n in on.who.one(key)) <= _MOST_SHARING
+            else {}
+        )
+        shared = math.sqrt(len(found)) if found else 1.0
+        on.titles[key] = [
+            (key, weight / shared, [document for document, w in found.items() if w == weight])
+            for weight in sorted(set(found.values()), reverse=True)
         ]
-    if firsts:
-        slots = np.unique(np.concatenate([slots, on.slots_of(firsts)]))
-    found: Slots = slots[slots >= 0]
-    return found
+    return on.titles[key]
 
 
-def titles(on: Passages, key: str) -> Iterable[tuple[str, float, list[str]]]:
-    """Yield (alias, weight, documents) of an alias, by weight; more documents share it → it says less."""
-    graph = on.graph
+def _called(on: Passages, key: str) -> list[tuple[str, float]]:
+    """The documents that are called by an entity's names, with the weight of the alias."""
     found: dict[str, float] = {}
     for name in on.who.one(key):
-        if not 0 < graph.in_degree("a:" + name) <= _MOST_SHARING:
-            continue
-        nodes, weights = graph.sources("a:" + name)
-        for node, weight in zip(nodes, weights.tolist(), strict=True):
-            found[node[2:]] = max(weight, found.get(node[2:], 0.0))
-    shared = math.sqrt(len(found)) if found else 1.0
-    for weight in sorted(set(found.values()), reverse=True):
-        yield key, weight / shared, [document for document, w in found.items() if w == weight]
+        if "a:" + name in on.graph:
+            nodes, weights = on.graph.sources("a:" + name)
+            for node, weight in zip(nodes, weights.tolist(), strict=True):
+                found[node[2:]] = max(weight, found.get(node[2:], 0.0))
+    return list(found.items())

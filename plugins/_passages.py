@@ -49,6 +49,9 @@ class Passages:
     dense: Values
     titled: Values
     _stores: Mapping[str, Any]
+    holding: dict[str, Slots] = field(default_factory=dict)
+    titles: dict[str, list[tuple[str, float, list[str]]]] = field(default_factory=dict)
+    """What ``Hops`` has looked up by name."""
     _z: Values | None = None
     _names: dict[str, bool] = field(default_factory=dict)
     _owners: dict[int, str | None] = field(default_factory=dict)
@@ -138,10 +141,10 @@ class Passages:
             return False
         return self.request.matches is None or self.request.matches(filterable(document_id, row))
 
-    def chunks_of(self, document_id: str) -> Slots:
+    def chunks_of(self, document_id: str) -> list[int]:
+        """The passages of a document that may be used, in order of the text."""
         row = self.document(document_id)
-        found = self.slots_of(row.keys) if row is not None else np.empty(0, np.intp)
-        return found[found >= 0]
+        return [] if row is None else [slot for slot in self.slots_of(row.keys).tolist() if slot >= 0]
 
     def text(self, slot: int) -> str:
         owner = self.owner(slot)
