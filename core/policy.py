@@ -183,12 +183,22 @@ class RetrievedContext:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MergeCandidate:
+    """Another name that may be the same entity; an ``entity.merged`` event makes it so."""
+
+    entity_id: str
+    reason: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbourhood:
     """Entities and relations around one entity, nearest first; ``truncated``: there are more than asked for."""
 
     entities: Sequence[ScoredEntity]
     relations: Sequence[ScoredRelation]
     truncated: bool
+    merge_candidates: Sequence[MergeCandidate] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,6 +88,11 @@ class Facts:
             fact.score = float(self._support(*fact.ends))
         return _best_facts(facts)
 
+    def names_around(self, key: str) -> list[str]:
+        """Return the entities in the passages that name one, itself included."""
+        slots = self._passages_of(key, _AROUND)
+        return [name for slot in slots for name in dict.fromkeys(self._keys(slot)) if self.on.is_name(name)]
+
     def is_named(self, key: str) -> bool:
         """Whether a document that may be used names an entity."""
         return bool(self._passages_of(key, 1))

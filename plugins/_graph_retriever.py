@@ -24,6 +24,7 @@ from streamfold.core import (
     ScoredRelation,
     View,
 )
+from streamfold.plugins._candidates import merge_candidates
 from streamfold.plugins._facts import Fact, Facts, in_turn
 from streamfold.plugins._hops import Hops
 from streamfold.plugins._identity import entity_key
@@ -43,9 +44,10 @@ class GraphRetriever(VectorRetriever):
 
     modes: tuple[str, ...] = ("mix", "naive", "local", "global", "hybrid", "ppr")
 
-    def __init__(self, view: View, *, hop_weight: float = 1.3) -> None:
+    def __init__(self, view: View, *, hop_weight: float = 1.3, suggest_merges: bool = True) -> None:
         super().__init__(view)
         self._hop_weight = hop_weight
+        self._suggest_merges = suggest_merges
 
     def retrieve(self, request: Retrieval) -> list[ScoredChunk]:
         """Return the best passages in the request's mode."""
@@ -144,7 +146,8 @@ class GraphRetriever(VectorRetriever):
             ring = beyond
         entities = [facts.entity(key, float(len(facts.on.holders(key)))) for key in reached]
         relations = [facts.relation(fact) for fact in found.values()]
-        return Neighbourhood(entities=entities, relations=relations, truncated=truncated)
+        same = merge_candidates(facts, entity_id) if self._suggest_merges else []
+        return Neighbourhood(entities=entities, relations=relations, truncated=truncated, merge_candidates=same)
 
 
 def _within(

@@ -63,9 +63,11 @@ class GraphConfig:
     Parameters
     ----------
     hop_weight : what a link from a good passage adds, against the passage's own score.
+    suggest_merges : whether the graph shows which names may be one entity.
     """
 
     hop_weight: float = 1.3
+    suggest_merges: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.hop_weight <= 10:
@@ -159,7 +161,7 @@ class GraphIndex(VectorIndex):
 
     def serve(self, view: View) -> GraphRetriever:
         """Serve retrieval in all modes, the documents, and the graph."""
-        return GraphRetriever(view, hop_weight=self.config.hop_weight)
+        return GraphRetriever(view, hop_weight=self.config.hop_weight, suggest_merges=self.config.suggest_merges)
 
 
 def edges_of(one: Extract) -> dict[str, float]:

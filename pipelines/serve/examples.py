@@ -127,6 +127,7 @@ GRAPH = {
         }
     ],
     "truncated": False,
+    "merge_candidates": [{"entity_id": "m curie", "reason": "short name", "score": 0.8}],
     "version": VERSION,
 }
 TRENDING = {"items": [{"item_id": "lamp-9", "rank": 1, "score": 3.94}], "version": VERSION}

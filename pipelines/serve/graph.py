@@ -37,6 +37,10 @@ async def graph(call: Call) -> Response:
                 "entities": [entity(one) for one in found.entities],
                 "relations": [relation(one) for one in found.relations],
                 "truncated": found.truncated,
+                "merge_candidates": [
+                    {"entity_id": one.entity_id, "reason": one.reason, "score": one.score}
+                    for one in found.merge_candidates
+                ],
                 "version": cut.as_json(),
             }
 

@@ -251,6 +251,28 @@ def test_merged_names_are_one_entity_until_the_merge_is_taken_back(companies: An
     assert len(companies.view["names"]) == 0
 
 
+def test_names_that_may_be_one_are_suggested_with_the_reason(bench: Any, make_event: Any) -> None:
+    made = bench(GraphIndex())
+    texts = [
+        "International Business Machines opened in Armonk. IBM hired many people there.",
+        "The Acme Widgets Company sued Acme Widget over a name in Boston.",
+        "Ada King met Babbage. Ada King knew Somerville. Ada King read Menabrea.",
+        "Babbage wrote to Lovelace. Somerville taught Lovelace. Menabrea cited Lovelace.",
+    ]
+    made.send(*(upsert(make_event, seq, f"d{seq}", None, text) for seq, text in enumerate(texts)))
+
+    def suggested(name: str) -> dict[str, str]:
+        near = made.server.graph(name, depth=1, limit=50)
+        return {one.entity_id: one.reason for one in near.merge_candidates}
+
+    assert suggested("IBM") == {"international business machines": "acronym"}
+    assert suggested("international business machines")["ibm"] == "acronym"
+    assert suggested("Lovelace").get("ada king") == "neighbours"
+    assert suggested("Boston") == {}
+    made.send(make_event(9, "entity.merged", entity_id="IBM", into="International Business Machines"))
+    assert suggested("IBM") == {}
+
+
 def test_an_alias_leads_to_the_document_of_that_title(bench: Any, make_event: Any) -> None:
     made = bench(GraphIndex())
     made.send(
