@@ -90,7 +90,7 @@ class GraphRetriever(VectorRetriever):
         ends, related = facts.relations(count)
         by_ends = {fact.ends: fact for fact in [*related, *around]}
         both = in_turn(((fact.ends, fact.score) for fact in around), ((fact.ends, fact.score) for fact in related))
-        return in_turn(near, ends)[: 2 * count], [by_ends[key] for key, _ in both][: 2 * count]
+        return in_turn(near, ends)[:count], [by_ends[key] for key, _ in both][:count]
 
     def _ppr(self, on: Passages, facts: Facts) -> list[ScoredChunk]:
         """Rank passages by PageRank from the question's entities and its best passages."""

@@ -154,6 +154,13 @@ async def _nothing() -> None:
 
 async def reopen(folder: str) -> None:
     """Open what a run left, in a fresh process."""
+    import faiss  # noqa: F401  # as LightRAG's figure, opening is timed after the imports
+
+    import streamfold.core.ledger.migrate
+    import streamfold.core.ledger.sqlite
+    import streamfold.pipelines.node
+    import streamfold.pipelines.serve.app  # noqa: F401
+
     started = time.perf_counter()
     adapter = Streamfold(folder)
     imported = time.perf_counter()

@@ -213,6 +213,20 @@ def test_after_any_changes_it_answers_as_if_built_afresh(bench: Any, make_event:
         ]
 
 
+def test_an_entity_with_many_mentions_takes_the_newest_fact_at_once(bench: Any, make_event: Any) -> None:
+    made = bench(GraphIndex())
+    texts = [f"Acme Steel sold rails to Town {n} in the year of the flood." for n in range(1500)]
+    made.send(*(upsert(make_event, n, f"d{n}", None, text) for n, text in enumerate(texts)))
+    made.send(upsert(make_event, 5000, "new", None, "Acme Steel swallowed Zenith Forge overnight."))
+    for mode in ("mix", "local", "global", "hybrid"):
+        request = Retrieval(query="Whom has Acme Steel swallowed?", mode=mode, include=ALL)
+        context = made.server.context(request)
+        assert context.chunks[0].document_id == "new", mode
+        assert "acme steel|zenith forge" in [one.relation_id for one in context.relations], mode
+    made.send(make_event(5001, "document.deleted", document_id="new"))
+    assert "Zenith" not in str(made.server.context(Retrieval(query="Zenith Forge", mode="mix", include=ALL)))
+
+
 # -- names that are one -----------------------------------------------------------------------------------------------
 @pytest.fixture
 def companies(bench: Any, make_event: Any) -> Any:
