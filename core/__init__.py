@@ -43,11 +43,12 @@ from streamfold.core.policy import (
     View,
 )
 from streamfold.core.stores._top import best_slots
-from streamfold.core.stores.declare import Blobs, Declaration, Graph, Table, Text, Vectors
+from streamfold.core.stores.declare import Array, Blobs, Declaration, Graph, Table, Text, Vectors
 from streamfold.core.stores.text.analyser import STOP_WORDS, plain_characters, stem, tokens
 
 __all__ = [
     "STOP_WORDS",
+    "Array",
     "Backend",
     "Batch",
     "Blobs",

@@ -1,12 +1,13 @@
 """Live stores: what a policy remembers, and how its memory survives, travels and stays bounded.
 
-A policy declares ``Table``, ``Vectors``, ``Text``, ``Graph`` or ``Blobs`` (inert data); :func:`open_store` makes the
-live store. Each life has two sides. The **fold** writes: ``begin``, writes, then ``keep`` or ``undo`` for each event;
-``drain`` at a commit packs what changed. A **view** reads: it ``load`` s a checkpoint and ``apply`` s the drained
-changes in order. Both sides then hold equal stores (``fingerprint``). Three rules make that true:
+A policy declares ``Table``, ``Array``, ``Vectors``, ``Text``, ``Graph`` or ``Blobs`` (inert data);
+:func:`open_store` makes the live store. Each life has two sides. The **fold** writes: ``begin``, writes, then ``keep``
+or ``undo`` for each event; ``drain`` at a commit packs what changed. A **view** reads: it ``load`` s a checkpoint and
+``apply`` s the drained changes in order. Both sides then hold equal stores (``fingerprint``). Three rules make that
+true:
 
 - *Set, never increment*: a change is a key's new value or its absence, so applying it twice does no harm.
-- *Table writes apply at once*, with an undo log, so a fold reads what it wrote. *Vector, text, graph and blob
+- *Table and array writes apply at once*, with an undo log, so a fold reads what it wrote. *Vector, text, graph and blob
   writes wait for ``keep``*: reads inside the same event see the state before it.
 - *Every store has a bound*: ``evict`` (deterministic) or ``refuse`` (``StoreFull``).
 
@@ -23,20 +24,23 @@ from typing import Literal
 
 from streamfold.core.errors import StoreError
 from streamfold.core.stores.abc import BlobStore, Store, TableStore, TextStore
+from streamfold.core.stores.array import LiveArray
 from streamfold.core.stores.blobs import LiveBlobs
 from streamfold.core.stores.checkpoint import CheckpointRoot, drop_old_checkpoints, read_checkpoint, write_checkpoint
-from streamfold.core.stores.declare import Blobs, Declaration, Graph, Table, Text, Vectors
+from streamfold.core.stores.declare import Array, Blobs, Declaration, Graph, Table, Text, Vectors
 from streamfold.core.stores.graph import LiveGraph
 from streamfold.core.stores.table import LiveTable, WriteOnlyTable
 from streamfold.core.stores.text.store import LiveText
 from streamfold.core.stores.vectors import ExactVectors, LiveVectors, VectorIndex
 
 __all__ = [
+    "Array",
     "BlobStore",
     "Blobs",
     "CheckpointRoot",
     "Declaration",
     "Graph",
+    "LiveArray",
     "LiveBlobs",
     "LiveGraph",
     "LiveTable",
@@ -62,7 +66,7 @@ def open_store(
     folder: Path,
     side: Literal["fold", "view"],
     make_index: Callable[[int, bool], VectorIndex] = ExactVectors,
-) -> LiveTable | LiveText | LiveVectors | LiveGraph | LiveBlobs:
+) -> LiveArray | LiveTable | LiveText | LiveVectors | LiveGraph | LiveBlobs:
     """Return an empty live store for a declaration.
 
     Parameters
@@ -72,6 +76,8 @@ def open_store(
     make_index : ``(dim, normalize)`` → the index of a view's vectors. A fold that reads vectors reads exact ones: what
         it finds must not depend on when merges ran.
     """
+    if isinstance(declaration, Array):
+        return LiveArray(declaration, writable=side == "fold")
     hold = side == "view" or declaration.fold_reads
     if isinstance(declaration, Table):
         return LiveTable(declaration) if hold else WriteOnlyTable(declaration)
@@ -83,4 +89,4 @@ def open_store(
         return LiveGraph(declaration, hold=hold)
     if isinstance(declaration, Blobs):
         return LiveBlobs(declaration, folder, hold=hold)
-    raise StoreError(f"{declaration!r} is no store declaration: use Table, Vectors, Text, Graph or Blobs")
+    raise StoreError(f"{declaration!r} is no store declaration: use Table, Array, Vectors, Text, Graph or Blobs")

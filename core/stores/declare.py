@@ -85,4 +85,14 @@ class Graph:
     fold_reads: bool = False
 
 
-Declaration = Table | Vectors | Text | Blobs | Graph
+@dataclass(frozen=True, slots=True)
+class Array:
+    """Numbers by row, changed in place. ``shape[0]`` rows are the bound; ``fill``: what a new array holds."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    fill: float = 0.0
+
+
+Declaration = Array | Table | Vectors | Text | Blobs | Graph

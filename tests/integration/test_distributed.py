@@ -46,7 +46,7 @@ use = "hashing"
 [backends.chunker]
 use = "sentences"
 [policies.trending]
-[policies.vector_index]
+[policies.graph_index]
 [ledger]
 url = "{postgres}"
 [broker]
@@ -216,7 +216,7 @@ def test_every_form_of_record_is_logged_folded_and_seen(stand: Stand) -> None:
     scores = trending(node)
     assert set(scores) == {"lamp", "sofa"}
     assert node.views is not None
-    ((_, member),) = node.views.workspace("default").servers(Retriever, "vector_index")
+    ((_, member),) = node.views.workspace("default").servers(Retriever, "graph_index")
     passages = member.server.retrieve(Retrieval(query="what do lamps burn?", top_k=1))
     assert [passage.document_id for passage in passages] == ["d1"]
 

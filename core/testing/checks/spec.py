@@ -11,10 +11,10 @@ import msgspec
 from streamfold.core.errors import StreamfoldError, nearest
 from streamfold.core.events import EventTypes, builtin_types
 from streamfold.core.policy import CandidateSource, Policy, Retriever
-from streamfold.core.stores import Blobs, Graph, Table, Text, Vectors
+from streamfold.core.stores import Array, Blobs, Graph, Table, Text, Vectors
 from streamfold.core.testing.lab import Lab, difference, folding, needs, plugin_of, shown, told
 
-_KINDS = (Table, Vectors, Text, Graph, Blobs)
+_KINDS = (Table, Array, Vectors, Text, Graph, Blobs)
 _ARGUMENTS = {
     "prepare": ["event", "tools"],
     "prepare_batch": ["events", "tools"],
@@ -72,10 +72,10 @@ def _check_stores(policy: Policy) -> None:
     stores = getattr(policy, "stores", None)
     needs(
         isinstance(stores, tuple) and stores,
-        f"stores is {stores!r}: set a tuple of Table, Vectors, Text, Graph or Blobs",
+        f"stores is {stores!r}: set a tuple of Table, Array, Vectors, Text, Graph or Blobs",
     )
     for one in policy.stores:
-        needs(isinstance(one, _KINDS), f"stores holds {one!r}: declare Table, Vectors, Text, Graph or Blobs")
+        needs(isinstance(one, _KINDS), f"stores holds {one!r}: declare Table, Array, Vectors, Text, Graph or Blobs")
     names = [one.name for one in policy.stores]
     needs(len(set(names)) == len(names), f"stores are named {names}: give each a name of its own")
 
