@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 from streamfold.core import crash
 from streamfold.core.errors import CorruptCheckpoint
-from streamfold.core.files import file_digest, sync
+from streamfold.core.files import file_digest, make_folder, sync
 from streamfold.core.stores.abc import Store
 
 _MANIFEST = "manifest.json"
@@ -49,7 +49,7 @@ class CheckpointRoot:
     def writing(self, name: str) -> Iterator[Path]:
         """Give a folder to fill; on a clean exit it is durable under the name, otherwise nothing is left of it."""
         if self._fs is None:
-            self._path.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path)
             folder = self._path / f"{name}.tmp"
             folder.mkdir()
         else:
