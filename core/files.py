@@ -22,10 +22,13 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and the missing ones above it, so that a power cut later leaves all of them."""
-    if path.is_dir():
-        return
-    make_folder(path.parent)
-    path.mkdir(exist_ok=True)
-    sync(path.parent)
+def make_folder(path: Path, *, levels: int) -> None:
+    """Make a folder and the missing ones above it; a power cut after this leaves them and the last ``levels``.
+
+    Also those that were there: whoever made them may have died before their entries were on the disk.
+    """
+    folders = (path, *path.parents)
+    missing = sum(not folder.is_dir() for folder in folders)
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in folders[: max(levels, missing)]:
+        sync(folder.parent)

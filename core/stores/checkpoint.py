@@ -30,6 +30,8 @@ from streamfold.core.files import file_digest, make_folder, sync
 from streamfold.core.stores.abc import Store
 
 _MANIFEST = "manifest.json"
+_LEVELS = 3
+"""Folders that core makes above a checkpoint: ``checkpoints``, the workspace's, the group's."""
 
 
 class CheckpointRoot:
@@ -49,7 +51,7 @@ class CheckpointRoot:
     def writing(self, name: str) -> Iterator[Path]:
         """Give a folder to fill; on a clean exit it is durable under the name, otherwise nothing is left of it."""
         if self._fs is None:
-            make_folder(self._path)
+            make_folder(self._path, levels=_LEVELS)
             folder = self._path / f"{name}.tmp"
             folder.mkdir()
         else:

@@ -121,10 +121,11 @@ def test_exported_names_are_sorted() -> None:
     assert stores.__all__ == sorted(stores.__all__)
 
 
-def test_each_new_folder_on_the_way_to_a_checkpoint_is_synced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("made_before", [False, True])
+def test_each_folder_on_the_way_to_a_checkpoint_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_before: bool
 ) -> None:
-    """Found by the simulator: a power cut took the new folders away, and with them the first checkpoint."""
+    """Found by the simulator: a power cut took new folders away, and with them the first checkpoint."""
     synced: dict[int, set[str]] = {}
     fsync = os.fsync
 
@@ -135,6 +136,8 @@ def test_each_new_folder_on_the_way_to_a_checkpoint_is_synced(
 
     monkeypatch.setattr(os, "fsync", recording)
     root = tmp_path / "checkpoints" / "workspace" / "group"
+    if made_before:  # by a process that died before it synced them
+        root.mkdir(parents=True)
     name = write_checkpoint(filled(tmp_path), root, meta=META)
     for entry in (root / name, root, root.parent, root.parent.parent):
         assert entry.name in synced[entry.parent.stat().st_ino], f"{entry} may be lost"
