@@ -205,8 +205,8 @@ class Folds(RuleBasedStateMachine):
             view.states_at = 0.0
             while view.follow():
                 pass
-            for group in view.live():
-                found = held(group.group, group.stores.by_runtime)
+            for served in view.live():
+                found = held(served.group, served.stores.by_runtime)
                 assert found == {store: end[store] for store in found}
         skipped = [letter.position for letter in self.ledger.dead_letters(workspace, limit=1000)]
         assert sorted(position for position in skipped if position) == self.oracles[at].poison
@@ -228,4 +228,4 @@ def test_two_processes_fold_and_serve_two_workspaces(make: Callable[[], Folds]) 
     limits: Any = settings(
         max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
     )
-    run_state_machine_as_test(make, settings=limits)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(make, settings=limits)  # type: ignore[arg-type]  # any maker

@@ -22,6 +22,8 @@ from typing import Any
 from unittest.mock import patch
 
 import msgspec
+from kafka import TopicPartition
+from kafka.errors import KafkaError
 from sim_disk import Disk, SimOs, SimShutil, room_for
 from sim_kernel import (
     EPOCH_S,
@@ -66,14 +68,14 @@ UNDER = (
 )
 REAL = ("streamfold.core.ledger", "streamfold.core.crash", "streamfold.core.clock", "streamfold.core.testing")
 """The ledger's own threads and time stay real: a call of it is one step, which nothing interrupts but a kill."""
-PARTITION = ingest_module.TopicPartition("events", 0)
+PARTITION = TopicPartition("events", 0)
 REST_S = 90.0
 
 
 def simulated_modules() -> list[Any]:
     """Modules that wait, lock, start threads or read the time: they get the simulator's ``time`` and ``threading``."""
     found = [m for n, m in sorted(sys.modules.items()) if n.startswith(UNDER) and not n.startswith(REAL)]
-    return [m for m in found if m is not None and {"time", "threading"} & vars(m).keys()]
+    return [m for m in found if {"time", "threading"} & vars(m).keys()]
 
 
 @dataclass
@@ -121,7 +123,7 @@ class Consumer:
     def poll(self, timeout_ms: int, max_records: int) -> dict[Any, list[Any]]:
         fault = self._kernel.point("poll", ("kill", "down"))
         if fault is not None:
-            raise ingest_module.KafkaError("simulated: the broker is away")
+            raise KafkaError("simulated: the broker is away")
         found = [] if self._paused else self._broker.records[self._at : self._at + max_records]
         self._at += len(found)
         if not found:
@@ -195,8 +197,7 @@ class World:
         self.resets = 0
         self._synced_wal = 0
         self._template = template
-        self._caught: list[BaseException] = []
-        self._raised: Counter[int] = Counter()
+        self._checker: Context | None = None
 
     def _settings(self) -> Settings:
         return Settings(
@@ -568,7 +569,8 @@ class World:
         return None
 
     def _checking(self) -> Context:
-        if getattr(self, "_checker", None) is None or self._checker.settings is not self.settings:
+        """A context of nobody's, past all faults."""
+        if self._checker is None or self._checker.settings is not self.settings:
             self._checker = self._context(Process("check", immortal=True), raw=True)
         return self._checker
 
@@ -640,7 +642,7 @@ class World:
         kernel.on_kill = lambda process: process.parts.update({k: v for k, v in process.parts.items() if k == "boot"})
         time, threading = self.time, SimThreading(kernel)
         simulated_os, simulated_shutil = SimOs(kernel, self.disk), SimShutil(kernel)
-        patches = [
+        patches: list[Any] = [
             patch.object(crash, "point", self.crash_point),
             patch.object(files, "os", simulated_os),
             patch.object(checkpoint_files, "os", simulated_os),
