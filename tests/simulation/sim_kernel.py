@@ -140,6 +140,8 @@ class Kernel:
         self._finished = _thread.allocate_lock()
         self._finished.acquire()
         self._threads: list[threading.Thread] = []
+        self.idents: set[int] = set()
+        """The simulated threads: any other that is left of another test keeps its real time."""
 
     # -- tasks ----------------------------------------------------------------------------------------------------
     def spawn(self, process: Process, name: str, work: Callable[[], object]) -> Task:
@@ -150,6 +152,7 @@ class Kernel:
         self.tasks.append(task)
 
         def run() -> None:
+            self.idents.add(_thread.get_ident())
             task.baton.acquire()
             try:
                 self._check(task)
@@ -321,19 +324,25 @@ class SimTime:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
+    def _is_real(self) -> bool:
+        return _thread.get_ident() not in self._kernel.idents
+
     def monotonic(self) -> float:
-        return 1000.0 + self._kernel.now
+        return time.monotonic() if self._is_real() else 1000.0 + self._kernel.now
 
     perf_counter = monotonic
 
     def time(self) -> float:
-        return EPOCH_S + self._kernel.now
+        return time.time() if self._is_real() else EPOCH_S + self._kernel.now
 
     def time_ns(self) -> int:
         return int(self.time() * 1e9)
 
     def sleep(self, seconds: float) -> None:
-        self._kernel.pause(self._kernel.now + seconds, None, "sleep")
+        if self._is_real():
+            time.sleep(seconds)
+        else:
+            self._kernel.pause(self._kernel.now + seconds, None, "sleep")
 
 
 class SimClock:

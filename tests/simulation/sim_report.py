@@ -53,8 +53,10 @@ def main() -> int:
         if error is not None:
             print(report(world, error, lambda only, seed=seed: simulate(seed, template, only=only)))  # type: ignore[misc]  # bound now
             return 1
-        if seed % 100 == 99:
-            print(f"{seed + 1 - int(first)} schedules, {points} points, {time.monotonic() - started:.0f} s", flush=True)
+        done = seed + 1 - int(first)
+        if done % 100 == 0 or seed + 1 == int(last or 0):
+            print(f"{done} schedules, {points} points, {time.monotonic() - started:.0f} s", flush=True)
+    print("none fails")
     return 0
 
 
