@@ -133,7 +133,8 @@ class Kernel:
         self.ended = False
         self.error: BaseException | None = None
         self.trace: list[str] = []
-        self.on_power: Callable[[], None] = lambda: None
+        self.on_power: Callable[[], None] | None = None
+        """What a power cut does; None: there is none."""
         self.on_kill: Callable[[Process], None] = lambda process: None
         self._turns = 0
         self._names: dict[str, int] = {}
@@ -220,6 +221,8 @@ class Kernel:
         task.points += 1
         if not self.atomic:
             self.now += STEP_S
+        if self.on_power is None:
+            kinds = [kind for kind in kinds if kind != "power"]
         if task.process.immortal:
             kinds = [kind for kind in kinds if kind in ("down", "lost", "disk", "drop")]
         elif not self.atomic and kinds:
@@ -239,7 +242,7 @@ class Kernel:
         if decision.kind == "kill":
             self.kill(task.process, decision.arg)
             raise Killed
-        if decision.kind == "power":
+        if decision.kind == "power" and self.on_power is not None:
             self.on_power()
             raise Killed
         return decision

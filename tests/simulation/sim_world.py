@@ -7,6 +7,7 @@ told that an event is logged. At the end faults stop, and everything has to come
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import shutil
@@ -68,6 +69,8 @@ UNDER = (
 )
 REAL = ("streamfold.core.ledger", "streamfold.core.crash", "streamfold.core.clock", "streamfold.core.testing")
 """The ledger's own threads and time stay real: a call of it is one step, which nothing interrupts but a kill."""
+_numbers = itertools.count()
+"""Of runs on a ledger that others have used: each has a workspace of its own."""
 PARTITION = TopicPartition("events", 0)
 REST_S = 90.0
 
@@ -176,7 +179,7 @@ class World:
         self.folder = Path(tempfile.mkdtemp(prefix="streamfold-sim-", dir=shm if shm.is_dir() else None))
         self.embedded = ledger is None and rng.random() < 0.4
         self.given = ledger
-        self.workspace = f"s{schedule.seed}" if ledger is not None else "default"
+        self.workspace = f"s{next(_numbers)}" if ledger is not None else "default"
         self.image = 0
         self.fold = {
             "batch_events": rng.choice([1, 3, 1000]), "lease_s": rng.choice([0.5, 2.0]), "sweep_s": 0.5,
@@ -240,9 +243,9 @@ class World:
     def call(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """One call of the ledger, with what the schedule does to it."""
         kernel = self.kernel
-        kinds = ["kill", "down", "lost"]
-        if self.given is None:
-            kinds += ["power"] if name in self._READS else ["power", "disk"]
+        kinds = ["kill", "down", "lost", "power"]
+        if self.given is None and name not in self._READS:
+            kinds.append("disk")
         fault = kernel.point(f"ledger.{name}", kinds)
         kind = fault.kind if fault else ""
         if kind == "down":
@@ -278,7 +281,7 @@ class World:
 
     def crash_point(self, name: str) -> None:
         kernel = self.kernel
-        kinds = ["kill"] if self.given is not None else ["kill", "power"]
+        kinds = ["kill", "power"]
         if name == "checkpoint.in":
             kinds.append("enospc")
         if kernel.point(f"point {name}", kinds) is not None:
@@ -638,7 +641,7 @@ class World:
     @contextmanager
     def _under_simulation(self) -> Iterator[None]:
         kernel = self.kernel
-        kernel.on_power = self.cut_power
+        kernel.on_power = self.cut_power if self.given is None else None
         kernel.on_kill = lambda process: process.parts.update({k: v for k, v in process.parts.items() if k == "boot"})
         time, threading = self.time, SimThreading(kernel)
         simulated_os, simulated_shutil = SimOs(kernel, self.disk), SimShutil(kernel)

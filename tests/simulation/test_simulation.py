@@ -21,7 +21,7 @@ from streamfold.core.ledger.abc import Ledger
 
 HERE = Path(__file__).parent
 SCHEDULES = int(os.environ.get("STREAMFOLD_SIMULATIONS", "160"))
-ON_POSTGRESQL = max(1, SCHEDULES // 12)
+ON_POSTGRESQL = max(1, SCHEDULES // 16)
 PART = 20
 """Schedules in one test."""
 MOST_TRIES = 200
