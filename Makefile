@@ -67,6 +67,14 @@ format: setup ## apply ruff's fixes and format
 faults: setup ## kill processes and services at random moments, and check that nothing is lost
 	$(BIN)/python -m pytest tests/faults $(ARGS)
 
+.PHONY: soak
+soak: setup ## 1,000 kill -9 and an hour of load with flat memory: hours (ARGS="--kills 8 --minutes 1" is the short form)
+	$(BIN)/python tests/faults/soak.py $(ARGS)
+
+.PHONY: simulate
+simulate: setup ## run many schedules of folds, leases, feed and intake under simulated faults (ARGS="--seeds 0:5000")
+	$(BIN)/python tests/simulation/sim_report.py $(ARGS)
+
 .PHONY: bench
 bench: setup ## measure throughput, freshness and quality
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)

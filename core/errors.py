@@ -16,6 +16,7 @@
     ├── StoreError            a store was used wrongly (wrong type, dimension, key)
     │   └── StoreFull         a bounded store with ``on_full="refuse"`` has no room
     ├── CorruptCheckpoint     a checkpoint's files do not match their manifest; refold from the ledger
+    ├── NewerCheckpoint       a checkpoint of a newer streamfold: leave the group to the processes that can read it
     └── LedgerError           the ledger refused or could not be reached
         ├── Fenced            this writer's lease or position was taken over; drop warm state
         ├── IntakeConflict    another consumer has moved this intake's position
@@ -110,6 +111,10 @@ class StoreFull(StoreError):
 
 class CorruptCheckpoint(StreamfoldError):
     """A checkpoint's files do not match their manifest."""
+
+
+class NewerCheckpoint(StreamfoldError):
+    """A newer version of streamfold wrote this checkpoint; it is whole, and must not be folded afresh."""
 
 
 class LedgerError(StreamfoldError):

@@ -20,3 +20,15 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folder(path: Path, *, levels: int) -> None:
+    """Make a folder and the missing ones above it; a power cut after this leaves them and the last ``levels``.
+
+    Also those that were there: whoever made them may have died before their entries were on the disk.
+    """
+    folders = (path, *path.parents)
+    missing = sum(not folder.is_dir() for folder in folders)
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in folders[: max(levels, missing)]:
+        sync(folder.parent)

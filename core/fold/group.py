@@ -17,7 +17,7 @@ from streamfold.core import crash
 from streamfold.core.clock import US
 from streamfold.core.codec import pack
 from streamfold.core.context import Context, Group, Runtime
-from streamfold.core.errors import CorruptCheckpoint, EventError, Fenced, LedgerUnavailable
+from streamfold.core.errors import CorruptCheckpoint, EventError, Fenced, LedgerUnavailable, NewerCheckpoint
 from streamfold.core.events.model import Event
 from streamfold.core.fold.erasure import ForgetFailed, forget
 from streamfold.core.fold.halt import halt_reason
@@ -115,6 +115,9 @@ class GroupFold:
         except CorruptCheckpoint as error:
             stores.close()
             self._refold(state, error)
+        except NewerCheckpoint as error:
+            stores.close()
+            self._leave(lease, error)
         except BaseException:
             stores.close()
             raise
@@ -146,6 +149,14 @@ class GroupFold:
             ctx.ledger.reset_group(self.workspace, self.group.name, watermark=self.group.start_seq)
         self.lease = None
         raise Fenced(f"group {self.group.name} has to be recovered again: {error}") from error
+
+    def _leave(self, lease: Lease, error: NewerCheckpoint) -> NoReturn:
+        """Give the lease to whoever can read the state, and do not ask for it for a while (a rolling upgrade)."""
+        ctx = self.context
+        ctx.ledger.release(self.workspace, lease)
+        self._backoff_until = time.monotonic() + ctx.settings.fold.lease_s
+        log.warning("group_left workspace=%s group=%s: %s", self.workspace, self.group.name, error)
+        raise Fenced(f"group {self.group.name} is left to a newer version: {error}") from error
 
     def drop(self) -> None:
         """Drop lease knowledge and warm stores: the next turn recovers from checkpoint + feed."""

@@ -15,6 +15,8 @@ from sqlalchemy import Connection, text
 from streamfold.core.errors import LedgerError
 from streamfold.core.ledger.schema import metadata
 
+log = logging.getLogger("streamfold.ledger")
+
 LOCATION = "streamfold.migrations:"
 _LOCK = 0x5F0D_1ED6
 """Key of PostgreSQL's advisory lock: whoever comes second finds nothing left to do."""
@@ -26,7 +28,7 @@ def upgrade(connection: Connection) -> None:
         connection.execute(text("set local lock_timeout = '30s'"))
         connection.execute(text("set local statement_timeout = 0"))
         connection.execute(text(f"select pg_advisory_xact_lock({_LOCK})"))
-    if not current(connection):
+    if not current(connection) and not _is_newer(connection):
         config = _config()
         config.attributes["connection"] = connection
         level = logging.getLogger("alembic").level
@@ -47,13 +49,38 @@ def current(connection: Connection) -> bool:
     return MigrationContext.configure(connection).get_current_revision() == newest()
 
 
+def _is_newer(connection: Connection) -> bool:
+    """Whether a newer version has migrated the database, in a way that this one can go on beside it.
+
+    Migrations add first and take away a release later, so a process of the release before goes on, and may be started
+    again, in the midst of a rolling upgrade. A migration that takes away says so in ``meta``: ``needs`` is the oldest
+    migration whose code can use the database from then on.
+
+    Raises
+    ------
+    LedgerError : this version is older than that.
+    """
+    at = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if at is None or at in known:
+        return False
+    needs = connection.execute(text("select value from meta where name = 'needs'")).scalar()
+    if needs is not None and needs not in known:
+        raise LedgerError(
+            f"the database is at migration {at} and needs a streamfold that knows {needs}, this one knows up to "
+            f"{newest()}: start the newer version"
+        )
+    log.warning("database_is_newer at=%s newest_known=%s: going on beside the newer version", at, newest())
+    return True
+
+
 def newest() -> str | None:
     return ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def require(connection: Connection) -> None:
     """Refuse a database that was not migrated."""
-    if not current(connection):
+    if not current(connection) and not _is_newer(connection):
         raise LedgerError(f"the database is not at migration {newest()}; run `streamfold migrate`")
 
 

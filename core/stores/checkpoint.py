@@ -25,11 +25,15 @@ from typing import Any
 from urllib.parse import quote
 
 from streamfold.core import crash
-from streamfold.core.errors import CorruptCheckpoint
-from streamfold.core.files import file_digest, sync
+from streamfold.core.errors import CorruptCheckpoint, NewerCheckpoint
+from streamfold.core.files import file_digest, make_folder, sync
 from streamfold.core.stores.abc import Store
 
 _MANIFEST = "manifest.json"
+_FORMAT = 1
+"""Raised when an older version could not read what is written; readers of both come a release before the writer."""
+_LEVELS = 3
+"""Folders that core makes above a checkpoint: ``checkpoints``, the workspace's, the group's."""
 
 
 class CheckpointRoot:
@@ -49,7 +53,7 @@ class CheckpointRoot:
     def writing(self, name: str) -> Iterator[Path]:
         """Give a folder to fill; on a clean exit it is durable under the name, otherwise nothing is left of it."""
         if self._fs is None:
-            self._path.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path, levels=_LEVELS)
             folder = self._path / f"{name}.tmp"
             folder.mkdir()
         else:
@@ -128,7 +132,7 @@ def write_checkpoint(stores: Mapping[str, Store], root: Path | str | CheckpointR
             store.save(part)
         crash.point("checkpoint.in")
         files = {path: {"size": size, "blake2b": digest} for path, size, digest in _digests(folder)}
-        manifest = {"format": 1, "meta": dict(meta), "stores": sorted(stores), "files": files}
+        manifest = {"format": _FORMAT, "meta": dict(meta), "stores": sorted(stores), "files": files}
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
     return name
 
@@ -144,6 +148,7 @@ def read_checkpoint(
     ------
     CorruptCheckpoint : a file is missing, cut or changed (it is named); the checkpoint holds other stores than asked
         for; or it belongs to another timeline than ``timeline_id`` (the ledger was restored from an older backup).
+    NewerCheckpoint : a newer version of streamfold has written it.
     """
     place = root if isinstance(root, CheckpointRoot) else CheckpointRoot(root)
     with place.reading(name) as folder:
@@ -187,7 +192,12 @@ def _folder_name(store: str) -> str:
 def _manifest(folder: Path, where: str) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != 1 or not isinstance(manifest["meta"], dict):
+        if manifest["format"] > _FORMAT:
+            raise NewerCheckpoint(
+                f"checkpoint {where} has format {manifest['format']}, this version reads up to {_FORMAT}: a newer "
+                "streamfold has written it; upgrade this process"
+            )
+        if manifest["format"] != _FORMAT or not isinstance(manifest["meta"], dict):
             raise ValueError(f"format {manifest['format']}")
         files, stores = manifest["files"], manifest["stores"]
         if not isinstance(files, dict) or not isinstance(stores, list):

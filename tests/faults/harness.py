@@ -217,6 +217,19 @@ def check_everything(settings: Settings, events: Sequence[Event]) -> None:
         node.close()
 
 
+def check_when_quiet(settings: Settings, events: Sequence[Event]) -> None:
+    """Let running processes log and fold all of it, then compare with the oracle."""
+    node = open_node(settings)
+    try:
+        wanted = {event["id"] for event in events}
+        wait_for("the log to have everything", lambda: wanted <= set(logged_ids(node)), 60, 0.2)
+        wait_for("the folds to catch up", lambda: is_caught_up(node), 60)
+        time.sleep(0.3)  # a checkpoint may be under way
+        check_state(node, events)
+    finally:
+        node.close()
+
+
 # -- settings ---------------------------------------------------------------------------------------------------------
 def write_settings(folder: Path, **tables: Mapping[str, Any]) -> Path:
     """Write a streamfold.toml for tests: the hashing encoder, small checkpoints, short leases."""
@@ -250,12 +263,15 @@ class Proc:
     def __init__(self, folder: Path, name: str, *words: str) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
+        self.environment: dict[str, str] = {}
+        """Variables beside those of this process."""
         self._words = words
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, crash: str = "") -> None:
         assert not self.alive(), f"{self.name} runs already"
         environment = {k: v for k, v in os.environ.items() if k != "STREAMFOLD_CRASH"} | {"PYTHONFAULTHANDLER": "1"}
+        environment |= self.environment
         if crash:
             environment["STREAMFOLD_CRASH"] = crash
         with self.log.open("ab") as log:

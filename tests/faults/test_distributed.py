@@ -26,8 +26,7 @@ from harness import (
     Proc,
     Sender,
     Service,
-    check_state,
-    is_caught_up,
+    check_when_quiet,
     logged_ids,
     open_node,
     pick,
@@ -35,8 +34,9 @@ from harness import (
     wait_for,
     write_settings,
 )
+from next_version import check_by, make_next_version
 
-from streamfold.core.settings import load_settings
+from streamfold.core.settings import Settings, load_settings
 from streamfold.pipelines.services import Service as Server
 
 pytestmark = [
@@ -76,6 +76,7 @@ class Stack:
             fold=FOLD | {"prepare_timeout_s": 0.5},
             kafka={"bootstrap": self.kafka.url, "poll_records": 50, "topics": {"events": {}}},
         )
+        self.config = config
         self.settings = load_settings(config)
         common = ("--config", str(config))
         self.api = Service(folder, config)
@@ -128,24 +129,17 @@ class Stack:
             if self.api.alive() and not self.sender.send_one(self.api, size=20):
                 time.sleep(0.05)
 
-    def check(self) -> None:
-        """Let everything go quiet, then compare with the oracle."""
+    def check(self, look: Callable[[Settings, list[Event]], None] = check_when_quiet) -> None:
+        """Let everything go quiet, then compare with the oracle (``look``: by this version's code, or another's)."""
         self.ensure_running()
         deadline = time.monotonic() + 60
         while self.sender.pending:
             assert self.sender.send_one(self.api) or time.monotonic() < deadline, self.api.tail()
         events = self.sent + self.sender.acknowledged
-        node = open_node(self.settings)
         try:
-            wanted = {event["id"] for event in events}
-            wait_for("the log to have everything", lambda: wanted <= set(logged_ids(node)), 60, 0.2)
-            wait_for("the folds to catch up", lambda: is_caught_up(node), 60)
-            time.sleep(0.3)  # a checkpoint may be under way
-            check_state(node, events)
+            look(self.settings, events)
         except AssertionError as error:
             raise AssertionError("\n".join([str(error), *(p.tail() for p in self.processes.values())])) from error
-        finally:
-            node.close()
         answer = self.api.send(self.sender.acknowledged[-1:], wait=True)
         assert answer is not None, self.api.tail()
         assert answer["visible"], "the API's view does not follow"
@@ -242,3 +236,72 @@ def test_a_zombie_consumer_wakes_up_after_a_rebalance(stack: Stack) -> None:
     stack.check()
     stack.zombie.kill()
     stack.check()
+
+
+def test_a_rolling_upgrade_loses_and_doubles_nothing(stack: Stack, tmp_path: Path) -> None:
+    """Processes of this version and of the next side by side, one after the other replaced; the older also come back.
+
+    The next version is a copy with another migration, checkpoint format and wake-up (see ``next_version.py``).
+    """
+    stack.ensure_running()
+    root = make_next_version(tmp_path)
+    code = {"PYTHONPATH": str(root)}
+    config = stack.config
+    newer_api = Service(tmp_path, config)
+    newer = {
+        "worker": Proc(tmp_path, "worker", "streamfold.pipelines.worker", "--config", str(config), "--role", "all"),
+        "ingest": Proc(tmp_path, "ingest", "streamfold.pipelines.ingest", "--config", str(config)),
+        "api": newer_api,
+    }
+    older = dict(stack.processes)
+
+    def pump_more(events: int = 200) -> None:
+        least = len(stack.sent) + events
+        stack.pump(lambda: len(stack.sent) >= least)
+
+    def formats() -> set[int]:
+        """The formats of the checkpoints that the ledger points to."""
+        node = open_node(stack.settings)
+        try:
+            found = set()
+            for state in node.ledger.groups("default"):
+                file = Path(f"{stack.settings.checkpoint_root}/default/{state.group}/{state.checkpoint}/manifest.json")
+                found |= {json.loads(file.read_text())["format"]} if file.exists() else set()
+            return found
+        finally:
+            node.close()
+
+    try:
+        for process in newer.values():
+            process.environment = code
+        newer_api.start()  # readers first: it migrates, while all others are of this version
+        newer_api.wait_ready()
+        pump_more()
+        newer["worker"].start()
+        pump_more()
+        older["worker"].stop()  # whose groups the newer one takes over, and writes checkpoints of its own
+        stack.pump(lambda: 2 in formats())
+        older["worker"].start()  # comes back, say after a restart of its host, and cannot read these
+        pump_more()
+        newer["worker"].kill()  # nobody can fold on now: the older one waits, instead of folding afresh
+        stack.produce(50)
+        wait_for("the older worker to leave the groups", lambda: "group_left" in older["worker"].log.read_text())
+        newer["worker"].start()
+        pump_more()
+        newer["ingest"].start()
+        pump_more()
+        older["ingest"].stop()
+        older["worker"].stop()
+        pump_more()
+        for process in (*newer.values(), older["api"]):
+            assert process.alive(), process.tail()
+        stack.processes = {**newer}
+        stack.check(lambda _, events: check_by(root, config, events))
+        assert newer_api.get("/v1/trending") == 200
+        for process in older.values():
+            assert "checkpoint_corrupt" not in process.log.read_text(), "an older process has folded afresh"
+    finally:
+        stack.processes = older
+        for process in newer.values():
+            process.kill()
+        newer_api.close()

@@ -74,3 +74,23 @@ def test_versions_keep_what_an_older_database_holds(url: str) -> None:
         assert {i.generation for i in ledger.instances("w")} == {0}
     finally:
         ledger.close()
+
+
+@pytest.mark.parametrize("needs", [None, "0001", "0099_next"])
+def test_a_database_that_a_newer_version_has_migrated_is_used_as_far_as_it_allows(url: str, needs: str | None) -> None:
+    """In a rolling upgrade a process of the release before may be started again; not once something was taken away."""
+    open_ledger(url).close()
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text("update alembic_version set version_num = '0099_next'"))
+        if needs is not None:
+            connection.execute(text("insert into meta (name, value) values ('needs', :needs)"), {"needs": needs})
+    engine.dispose()
+    for may_migrate in (True, False):
+        if needs == "0099_next":
+            with pytest.raises(LedgerError, match="needs a streamfold that knows 0099_next"):
+                open_ledger(url, migrate=may_migrate)
+        else:
+            ledger = open_ledger(url, migrate=may_migrate)
+            ledger.ensure_workspace("w")
+            ledger.close()

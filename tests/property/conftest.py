@@ -1,6 +1,7 @@
-"""The property tests of the vector index use the oracle of its unit tests."""
+"""The property tests of the vector index use the oracle of its unit tests, those of folds the simulator's."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit/core/stores/vectors"))
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / "unit/core/stores/vectors"), str(TESTS / "simulation")]

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from streamfold.core import Event, EventError, Policy, Stores, Subject, Table
 from streamfold.core.fold.checkpoint import checkpoint_group
 from streamfold.core.fold.eraser import Eraser
+from streamfold.core.ledger import open_ledger
+from streamfold.core.ledger.abc import Ledger
+from streamfold.core.ledger.schema import metadata
 from streamfold.core.testing import World, plugin
 
 USERS = st.sampled_from(["user-anna", "user-bert", "user-cleo"])
 ITEMS = st.sampled_from(["item-a", "item-b", "bad-one"])
+_numbers = itertools.count()
 
 
 class Exact(Policy):
@@ -72,12 +78,18 @@ class Alone(Exact):
 class Life(RuleBasedStateMachine):
     """Appends, redelivers, folds, crashes, checkpoints, resets, erases users and items, step by step or to the end."""
 
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        super().__init__()
+        self.given = ledger
+        """An empty ledger, or a SQLite file in the folder."""
+
     @initialize(batch=st.sampled_from([1, 3, 4096]))
     def start(self, batch: int) -> None:
         self.folder = tempfile.TemporaryDirectory()
         fold = {"batch_events": batch, "max_skips": 10_000}
         policies: dict[str, Any] = {"exact": {}, "afresh": {}, "alone": {}}
-        self.world = World(Path(self.folder.name), [plugin([Exact, Afresh, Alone])], policies, fold=fold)
+        plugins = [plugin([Exact, Afresh, Alone])]
+        self.world = World(Path(self.folder.name), plugins, policies, fold=fold, ledger=self.given)
         self.alive: list[tuple[str, str, str]] = []
         self.gone: list[tuple[str, str, str]] = []
         self.sent = 0
@@ -150,6 +162,8 @@ class Life(RuleBasedStateMachine):
         assert len(world.store("afresh", "before")) == len(self.alive)
         for verdict in world.verify().values():
             assert verdict.equal, verdict.differences
+        if self.given is not None:  # what the tables hold now, as files
+            self.given.backup(Path(self.folder.name) / f"backup-{self.sent}-{next(_numbers)}")
         held = {s for _, user, item in self.alive for s in (user, item)}
         for subject in {s for _, user, item in self.gone for s in (user, item)} - held:
             files = [file for file in Path(self.folder.name).rglob("*") if file.is_file()]
@@ -167,7 +181,25 @@ class Life(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-Life.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
-)
-TestLife = Life.TestCase
+LIMITS: Any = settings(max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def test_erasures_on_sqlite() -> None:
+    run_state_machine_as_test(Life, settings=LIMITS)  # type: ignore[no-untyped-call]
+
+
+def test_erasures_on_postgresql(postgres_database: str) -> None:
+    ledger = open_ledger(postgres_database)
+    engine = sqlalchemy.create_engine(postgres_database)
+    tables = ", ".join(table.name for table in metadata.sorted_tables if table.name != "meta")
+
+    def on_an_empty_ledger() -> Life:
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text(f"truncate {tables}"))
+        return Life(ledger)
+
+    try:
+        run_state_machine_as_test(on_an_empty_ledger, settings=LIMITS)  # type: ignore[no-untyped-call]
+    finally:
+        engine.dispose()
+        ledger.close()

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from streamfold.core import Candidates, Event, EventError, Policy, Stores, Table, Tools, View
+from streamfold.core.fold import FoldRunner
 from streamfold.core.fold.checkpoint import checkpoint_group
+from streamfold.core.stores import checkpoint as checkpoint_files
 from streamfold.core.testing import World, plugin
 
 
@@ -317,3 +319,31 @@ def test_a_version_that_todays_code_cannot_read_is_not_served_and_not_touched(tm
         assert world.ledger.groups(world.workspace) == before
         world.fold()
         assert len(world.store("trending", "other")) == 2
+
+
+def test_a_checkpoint_of_a_newer_version_is_left_to_it_and_never_folded_afresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a rolling upgrade the older process gives the lease back, so that the newer one goes on from that state."""
+    with World(tmp_path, [plugin([Counting])], {"counting": {}}) as world:
+        world.send("interaction.observed", {"user_id": "u", "item_id": "a", "action": "click"})
+        world.fold()
+        group = world.group("counting")
+        fold = world.runner._folds[world.workspace, group.name]
+        assert fold.lease is not None
+        monkeypatch.setattr(checkpoint_files, "_FORMAT", 2)
+        assert checkpoint_group(world.context, world.workspace, group, fold.lease)
+        world.forget_warm()
+        world.send("interaction.observed", {"user_id": "u", "item_id": "a", "action": "click"})
+        monkeypatch.setattr(checkpoint_files, "_FORMAT", 1)
+        before = world.ledger.group(world.workspace, group.name)
+        for _ in range(3):
+            world.runner.run(world.workspace)
+        after = world.ledger.group(world.workspace, group.name)
+        assert (after.watermark, after.commit_no, after.checkpoint) == (1, 1, before.checkpoint)
+        assert after.owner is None
+        newer = FoldRunner(world.context, world.prepared)
+        monkeypatch.setattr(checkpoint_files, "_FORMAT", 2)
+        newer.run(world.workspace)
+        assert world.ledger.watermarks(world.workspace)[group.name] == (2, 2)
+        newer.stop()

@@ -119,3 +119,25 @@ def test_killed_writer_leaves_no_checkpoint_and_its_rest_is_cleared(tmp_path: Pa
 
 def test_exported_names_are_sorted() -> None:
     assert stores.__all__ == sorted(stores.__all__)
+
+
+@pytest.mark.parametrize("made_before", [False, True])
+def test_each_folder_on_the_way_to_a_checkpoint_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_before: bool
+) -> None:
+    """Found by the simulator: a power cut took new folders away, and with them the first checkpoint."""
+    synced: dict[int, set[str]] = {}
+    fsync = os.fsync
+
+    def recording(fd: int) -> None:
+        fsync(fd)
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            synced[os.fstat(fd).st_ino] = set(os.listdir(fd))
+
+    monkeypatch.setattr(os, "fsync", recording)
+    root = tmp_path / "checkpoints" / "workspace" / "group"
+    if made_before:  # by a process that died before it synced them
+        root.mkdir(parents=True)
+    name = write_checkpoint(filled(tmp_path), root, meta=META)
+    for entry in (root / name, root, root.parent, root.parent.parent):
+        assert entry.name in synced[entry.parent.stat().st_ino], f"{entry} may be lost"
