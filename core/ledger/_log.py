@@ -44,15 +44,15 @@ class LogMixin(Base):
         """Read the head first: what commits between two reads the other way round would be passed over."""
 
         def job(tx: Tx) -> LogPage:
-            row = tx.one("select seq from log_head where workspace = ?", (workspace,))
-            head = int(row[0]) if row else 0
+            row = tx.one("select seq, left_upto from log_head where workspace = ?", (workspace,))
+            head, left = (int(row[0]), int(row[1])) if row else (0, 0)
             last = head if upto is None else min(head, upto)
             if last <= after or (types is not None and not types):
-                return LogPage(head, [])
+                return LogPage(head, [], left)
             kinds = "" if types is None else f" and type in ({','.join('?' * len(types))})"
             where = f"workspace = ? and seq > ? and seq <= ?{kinds}"
             sql = f"select {LOG_COLUMNS} from log where {where} order by seq limit ?"
-            return LogPage(head, log_rows(tx.all(sql, (workspace, after, last, *(types or ()), limit))))
+            return LogPage(head, log_rows(tx.all(sql, (workspace, after, last, *(types or ()), limit))), left)
 
         return self._read(job)
 
@@ -62,17 +62,14 @@ class LogMixin(Base):
         return sorted(found, key=lambda row: row.seq)
 
     def find(self, workspace: str, event_id: str, source: str | None = None) -> list[LogRow]:
-        """Scan the range of ``dedup`` that starts with the id's hash, then compare the ids themselves."""
+        return matching(self.rows(workspace, self.find_seqs(workspace, event_id)), event_id, source)
+
+    def find_seqs(self, workspace: str, event_id: str) -> list[int]:
+        """Scan the range of ``dedup`` that starts with the id's hash."""
         prefix = _hash(event_id)[:_ID_BYTES]
         low, high = prefix + bytes(_SOURCE_BYTES), prefix + b"\xff" * _SOURCE_BYTES
         sql = "select seq from dedup where workspace = ? and dedup >= ? and dedup <= ?"
-        seqs = [row[0] for row in self._all(sql, (workspace, low, high))]
-        found = []
-        for row in reversed(self.rows(workspace, seqs)):
-            envelope = _envelope(row)
-            if envelope is not None and envelope.id == event_id and source in (None, envelope.source):
-                found.append(row)
-        return found
+        return [row[0] for row in self._all(sql, (workspace, low, high))]
 
     def page(
         self, workspace: str, *, after: int, limit: int, type: str | None = None, subject_id: str | None = None
@@ -103,6 +100,16 @@ class LogMixin(Base):
         columns = (c.intake, c.topic, c.next_offset, c.events, c.duplicates, c.rejected, c.updated_us)
         rows = self._select(select(*columns).where(c.workspace == workspace).order_by(c.intake))
         return [IntakeState(**row._asdict()) for row in rows]
+
+
+def matching(rows: Sequence[LogRow], event_id: str, source: str | None) -> list[LogRow]:
+    """Return the rows, newest first, whose event has this id: keys are hashes, so the ids themselves are compared."""
+    found = []
+    for row in reversed(rows):
+        envelope = _envelope(row)
+        if envelope is not None and envelope.id == event_id and source in (None, envelope.source):
+            found.append(row)
+    return found
 
 
 def _hash(text: str) -> bytes:

@@ -33,6 +33,7 @@ from streamfold.core.ledger._groups import ADVANCE, GroupMixin, fenced
 from streamfold.core.ledger._letters import LetterMixin
 from streamfold.core.ledger._log import LogMixin
 from streamfold.core.ledger._prepare import PrepareMixin
+from streamfold.core.ledger._retention import RetainMixin
 from streamfold.core.ledger._tx import PostgresTx, Tx
 from streamfold.core.ledger._versions import VersionMixin
 from streamfold.core.ledger.abc import Appended, DeadLetter, ErasedGroup, IntakeMove, Lease
@@ -151,7 +152,9 @@ def _upgrade(connection: Connection) -> None:
         migrations.upgrade(connection)
 
 
-class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, EraseMixin):
+class PostgresLedger(
+    LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, EraseMixin, RetainMixin
+):
     """See ``streamfold.core.ledger.abc.Ledger``."""
 
     def __init__(self, engine: Engine) -> None:

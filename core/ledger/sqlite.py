@@ -35,6 +35,7 @@ from streamfold.core.ledger._groups import GroupMixin
 from streamfold.core.ledger._letters import LetterMixin
 from streamfold.core.ledger._log import LogMixin
 from streamfold.core.ledger._prepare import PrepareMixin
+from streamfold.core.ledger._retention import RetainMixin
 from streamfold.core.ledger._sqlite_files import PAGES, Checkpointer, Gaps, ProcessLock
 from streamfold.core.ledger._tx import SqliteTx, Tx
 from streamfold.core.ledger._versions import VersionMixin
@@ -61,6 +62,9 @@ _DEDUP = "insert into dedup (workspace, dedup, seq, digest, recorded_us) values 
 _LOG = """insert into log (workspace, seq, recorded_us, type, retry_of, subject_kind, subject_id, body)
     values (?, ?, ?, ?, ?, ?, ?, ?)"""
 
+_LOGGED = """select (select coalesce(sum(seq), 0) from log_head) -
+    (select coalesce(sum(events), 0) from departures where cleared)"""
+
 
 def make_engine(path: Path) -> Engine:
     """Make connections in autocommit mode, so that the ledger alone says when transactions begin and end."""
@@ -79,7 +83,7 @@ def make_engine(path: Path) -> Engine:
     return engine
 
 
-class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, EraseMixin):
+class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, EraseMixin, RetainMixin):
     """See ``streamfold.core.ledger.abc.Ledger``. ``held`` is this process's lock on the file."""
 
     def __init__(self, path: Path, engine: Engine, held: ProcessLock) -> None:
@@ -235,7 +239,7 @@ class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin
             pages, size = tx.all("pragma page_count")[0][0], tx.all("pragma page_size")[0][0]
             log = "select length(body) + 60 as size from log l join log_head h on h.workspace = l.workspace"
             return {
-                "log": sampled(tx, "select sum(seq) from log_head", f"{log} and l.seq > h.seq - 200"),
+                "log": sampled(tx, _LOGGED, f"{log} and l.seq > h.seq - 200"),
                 "feed": int((tx.one("select sum(feed_bytes) from fold_groups") or (0,))[0] or 0),
                 "results": sampled(
                     tx,

@@ -118,7 +118,7 @@ def _halt(call: Call, state: GroupState) -> dict[str, Any] | None:
         return None
     node, found = call.service.node, None
     if state.halted_at is not None:
-        rows = node.ledger.rows(call.workspace, [state.halted_at])
+        rows = node.context.history.rows(call.workspace, [state.halted_at])
         with suppress(InvalidEvent):  # erased, or of a plugin that is gone
             found = node.registry.event_types.decode(rows[0]) if rows and rows[0].effect != ERASED else None
     return {
