@@ -140,12 +140,13 @@ class History:
     def _group(self, reader: Reader, number: int) -> list[LogRow]:
         key = (reader.path, number)
         with self._lock:
-            if key not in self._groups:
-                self._groups[key] = reader.rows(number)
-            self._groups.move_to_end(key)
+            rows = self._groups.pop(key, None)
+            if rows is None:
+                rows = reader.rows(number)
+            self._groups[key] = rows  # the newest comes last
             while len(self._groups) > _GROUPS:
                 self._groups.popitem(last=False)
-            return self._groups[key]
+            return rows
 
     def _reader(self, workspace: str, departure: Departure) -> Reader | None:
         """Return a file's reader; None when the file is gone."""

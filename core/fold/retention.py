@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -43,7 +43,6 @@ _AGAIN = 0.1
 _WAIT_S = 30.0
 """How long a run waits for other processes' checkpoints."""
 _IDS = 5000
-Holds = Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -340,6 +339,8 @@ class _Run:
         for batch in _batched_keys(keys, _BATCH):
             types: dict[str, tuple[int, int]] = {}
             for key in batch:
+                if key.effect != NORMAL:
+                    continue  # nobody folds it
                 types[key.type] = (types.get(key.type, (0, 0))[0] + 1, key.seq)
             seqs = [key.seq for key in batch]
             now_us = self._context.clock.now_us()

@@ -106,15 +106,15 @@ def rebuild(context: Context, workspace: str, group: Group, *, actor: str, reaso
 
 def _require_reach(context: Context, workspace: str, group: Group, instead: str) -> None:
     reach = context.reach(workspace, group)
-    if reach.rebuild == "impossible":
-        missing = ", ".join(context.history.missing(workspace))
-        raise OutOfReach(
-            f"{group.name} cannot be folded from position {group.start_seq}: events that it handles have left the log up "
-            f"to position {reach.rebuildable_from}"
-            + (f" for archive files that are not there ({missing}): put them back, or {instead}" if missing else
-               f" without an archive: {instead}"),
-            rebuildable_from=reach.rebuildable_from,
-        )  # fmt: skip
+    if reach.rebuild != "impossible":
+        return
+    missing = ", ".join(context.history.missing(workspace))
+    why = f"for archive files that are not there ({missing}): put them back, or" if missing else "without an archive:"
+    raise OutOfReach(
+        f"{group.name} cannot be folded from position {group.start_seq}: events that it handles have left the log up "
+        f"to position {reach.rebuildable_from} {why} {instead}",
+        rebuildable_from=reach.rebuildable_from,
+    )
 
 
 def sorted_members(group: Group) -> list[Any]:

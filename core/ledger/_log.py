@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import msgspec
 from sqlalchemy import func, select
 
-from streamfold.core.events.model import Envelope
 from streamfold.core.ledger import schema as s
 from streamfold.core.ledger._base import LOG_COLUMNS, Base, log_columns, log_rows
 from streamfold.core.ledger._tx import Tx
-from streamfold.core.ledger.abc import IntakeState, LogPage, LogRow
+from streamfold.core.ledger.abc import IntakeState, LogPage, LogRow, matching
 
-_decode = msgspec.msgpack.Decoder(Envelope).decode
 _ID_BYTES, _SOURCE_BYTES = 10, 6
 
 
@@ -102,23 +99,6 @@ class LogMixin(Base):
         return [IntakeState(**row._asdict()) for row in rows]
 
 
-def matching(rows: Sequence[LogRow], event_id: str, source: str | None) -> list[LogRow]:
-    """Return the rows, newest first, whose event has this id: keys are hashes, so the ids themselves are compared."""
-    found = []
-    for row in reversed(rows):
-        envelope = _envelope(row)
-        if envelope is not None and envelope.id == event_id and source in (None, envelope.source):
-            found.append(row)
-    return found
-
-
 def _hash(text: str) -> bytes:
     """The hash that ``NewEvent.dedup`` starts with."""
     return hashlib.blake2b(text.encode()).digest()
-
-
-def _envelope(row: LogRow) -> Envelope | None:
-    try:
-        return _decode(row.body)
-    except msgspec.DecodeError:
-        return None  # an erased row keeps its position, not its content

@@ -94,7 +94,10 @@ class RetainMixin(Base):
     def keys(self, workspace: str, after: int, upto: int, limit: int) -> list[LogKey]:
         sql = """select seq, recorded_us, type, effect, retry_of, subject_kind, subject_id from log
             where workspace = ? and seq > ? and seq <= ? order by seq limit ?"""
-        return [LogKey(*row[:5], Subject(row[5], row[6])) for row in self._all(sql, (workspace, after, upto, limit))]
+        rows = self._all(sql, (workspace, after, upto, limit))
+        return [
+            LogKey(seq, at, type_, effect, of, Subject(kind, id_)) for seq, at, type_, effect, of, kind, id_ in rows
+        ]
 
     # -- the lease ---------------------------------------------------------------------------------------------
     def archive_lease(self, workspace: str, owner: str, *, now_us: int, ttl_us: int) -> int | None:

@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from streamfold.core.events.model import NewEvent, Subject
+import msgspec
+
+from streamfold.core.events.model import Envelope, NewEvent, Subject
 
 Slot = Literal["live", "shadow", "retired"]
 Outcome = Literal["accepted", "duplicate", "reused", "erased"]
 Stage = Literal["decode", "validate", "prepare", "fold"]
 Reason = Literal["expired", "compacted"]
 
+_decode = msgspec.msgpack.Decoder(Envelope).decode
 NORMAL, SUPERSEDED, ERASED = 0, 1, 2
 """A log row's effect: folded, logged but not folded (an older ``sequence``), traces removed."""
 
@@ -33,6 +36,23 @@ class LogRow:
     body: bytes
     effect: int = NORMAL
     retry_of: int | None = None
+
+
+def matching(rows: Sequence[LogRow], event_id: str, source: str | None) -> list[LogRow]:
+    """Return the rows, newest first, whose event has this id: keys are hashes, so the ids themselves are compared."""
+    found = []
+    for row in reversed(rows):
+        envelope = _envelope(row)
+        if envelope is not None and envelope.id == event_id and source in (None, envelope.source):
+            found.append(row)
+    return found
+
+
+def _envelope(row: LogRow) -> Envelope | None:
+    try:
+        return _decode(row.body)
+    except msgspec.DecodeError:
+        return None  # an erased row keeps its position, not its content
 
 
 @dataclass(frozen=True, slots=True)
