@@ -211,6 +211,8 @@ class History:
     def reach(self, workspace: str, handles: Collection[str], start_seq: int, *, newest_suffices: bool) -> Reach:
         """Say what folding these types afresh from ``start_seq`` would give."""
         gone, compacted = start_seq, False
+        if self._ledger.left_upto(workspace) <= start_seq:
+            return Reach(rebuild="exact", rebuildable_from=start_seq)
         for departure in self._ledger.departures(workspace):
             last = max((last for type_, (_, last) in departure.types.items() if type_ in handles), default=0)
             if last <= start_seq or self._is_there(workspace, departure):

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +112,8 @@ class Keeper:
 
     # -- a run ----------------------------------------------------------------------------------------------------
     def plan(self, workspace: str) -> Report:
-        """Say what a run would do now; nothing is changed."""
-        cuts = self._cuts(workspace)
+        """Say what a run asked for now would do; nothing is changed."""
+        cuts = self._cuts(workspace, written=True)
         report = self._report(workspace, cuts)
         state = self.context.ledger.retention(workspace)
         compacted = list(self._compacted(workspace, cuts)) if self._settings.compact else []
@@ -173,8 +173,11 @@ class Keeper:
         before_us = self.context.clock.now_us() - int(self._settings.compact_after_s * US)
         return self.context.ledger.seq_before(workspace, before_us)
 
-    def _cuts(self, workspace: str) -> _Cuts:
+    def _cuts(self, workspace: str, *, written: bool = False) -> _Cuts:
+        """``written``: as if every group had just written a checkpoint, which a run has them do."""
         floors = self.context.ledger.floors(workspace)
+        if written:
+            floors = [replace(floor, position=floor.watermark) for floor in floors]
         needed = min((floor.position for floor in floors), default=self.context.ledger.head(workspace))
         old = min(needed, self._old_upto(workspace, self._settings.keep_s))
         return _Cuts(old, min(needed, self._compactable_upto(workspace)), floors)

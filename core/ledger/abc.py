@@ -385,8 +385,17 @@ class Ledger(Protocol):
 
     def close(self) -> None: ...
 
-    def backup(self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-        """Write a consistent copy into a new folder while everything goes on; returns its manifest."""
+    def backup(
+        self,
+        folder: Path,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        archive: Path | None = None,
+    ) -> dict[str, Any]:
+        """Write a consistent copy into a new folder while everything goes on; returns its manifest.
+
+        ``archive``: the folder of this timeline's archive, whose files are copied with it.
+        """
 
     def ensure_workspace(self, workspace: str) -> None:
         """Create the workspace's head row when missing (idempotent)."""

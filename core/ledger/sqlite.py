@@ -182,18 +182,29 @@ class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin
     def _contains(self, column: str) -> str:
         return f"instr({column}, ?) > 0"
 
-    def backup(self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    def backup(
+        self,
+        folder: Path,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        archive: Path | None = None,
+    ) -> dict[str, Any]:
         """Copy the database in one step: a snapshot, which writers do not wait for."""
         part = backups.start_folder(folder)
         try:
+            if archive is not None:
+                backups.copy_archive(archive, part)
             with self._reading() as tx:
                 copy = sqlite3.connect(part / DATABASE)
                 try:
                     tx.raw.backup(copy, pages=-1, progress=lambda _, left, total: progress(total - left, total))
                     copy.execute("pragma journal_mode=delete")
                     at = dict(copy.execute("select workspace, seq from log_head order by workspace").fetchall())
+                    named = copy.execute(backups.NAMED).fetchall()
                 finally:
                     copy.close()
+            if archive is not None:
+                backups.complete_archive(archive, part, named, self._all(backups.NAMED))
             return backups.finish_folder(part, folder, kind="sqlite", timeline=self.timeline_id, at=at)
         except sqlite3.Error as error:
             raise unavailable(error) from error
@@ -295,8 +306,8 @@ def _insert(tx: Tx, workspace: str, fresh: Sequence[NewEvent], first: int, recor
     tx.many(_LOG, rows)
 
 
-def restore(folder: Path, path: Path) -> str:
-    """Put a backup's database at a path where there is none, with a timeline of its own; returns that."""
+def restore(folder: Path, path: Path, timeline: str) -> None:
+    """Put a backup's database at a path where there is none, with a timeline of its own."""
     if path.exists():
         raise LedgerError(f"{path} is already there: move it away first, nothing was restored")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,11 +319,10 @@ def restore(folder: Path, path: Path) -> str:
         with engine.connect() as connection:
             tx = SqliteTx(connection)
             tx.raw.execute("begin immediate")
-            timeline = backups.begin_timeline(tx)
+            backups.begin_timeline(tx, timeline)
             tx.raw.execute("commit")
             tx.raw.execute("pragma wal_checkpoint(truncate)").fetchall()
             tx.raw.execute("pragma journal_mode=delete").fetchall()
     finally:
         engine.dispose()
     os.rename(part, path)
-    return timeline

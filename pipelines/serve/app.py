@@ -32,6 +32,7 @@ from streamfold.pipelines.serve import (
     health,
     keys,
     operate,
+    retention,
     versions,
 )
 from streamfold.pipelines.serve.auth import LOCAL, require
@@ -42,7 +43,9 @@ from streamfold.pipelines.serve.service import Service
 
 ENDPOINTS: tuple[Endpoint, ...] = tuple(
     endpoint
-    for module in (events, documents, ask, graph, deadletters, erasures, backups, operate, versions, keys, health)
+    for module in (
+        events, documents, ask, graph, deadletters, erasures, backups, retention, operate, versions, keys, health,
+    )  # fmt: skip
     for endpoint in module.ENDPOINTS
 )
 """All routes under ``/v1`` and beside it, but ``/openapi.json``, which describes them."""

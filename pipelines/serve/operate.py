@@ -90,7 +90,7 @@ def policies(call: Call, head: int) -> list[dict[str, Any]]:
                 "halt": _halt(call, state),
                 "state_bytes": state.state_bytes,
                 "skips": state.skips,
-                "rebuildable_from": instance.start_seq,
+                **_reach(call, instance),
                 "missing_on": [node.context.owner] if instance.instance_id in missing else [],
                 "group": instance.group,
                 "rate": instance.rate or None,
@@ -100,6 +100,16 @@ def policies(call: Call, head: int) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def _reach(call: Call, instance: Instance) -> dict[str, Any]:
+    """From where, and how well, its group could be folded afresh; not known where its code is missing."""
+    context = call.service.node.context
+    group = next((g for g in context.groups(call.workspace) if g.name == instance.group), None)
+    if group is None:
+        return {"rebuildable_from": instance.start_seq, "rebuild": None}
+    reach = context.reach(call.workspace, group)
+    return {"rebuildable_from": max(instance.start_seq, reach.rebuildable_from), "rebuild": reach.rebuild}
 
 
 def _word(instance: Instance, state: GroupState, head: int, missing: bool) -> str:
