@@ -115,12 +115,9 @@ class Keeper:
         """Say what a run asked for now would do; nothing is changed."""
         cuts = self._cuts(workspace, written=True)
         report = self._report(workspace, cuts)
-        state = self.context.ledger.retention(workspace)
-        compacted = list(self._compacted(workspace, cuts)) if self._settings.compact else []
-        report.compacted = len(compacted)
-        upto = cuts.compactable if self._settings.compact else state.compacted_upto
-        gone = {key.seq for key in compacted}
-        report.expired = sum(1 for key in self._expired(workspace, cuts, upto) if key.seq not in gone)
+        if self._settings.compact:
+            report.compacted = sum(1 for _ in self._compacted(workspace, cuts))
+        report.expired = sum(1 for _ in self._expired(workspace, cuts))
         if before_us := self._forgets_before_us():
             report.ids = self.context.ledger.old_dedup(workspace, before_us)
         return report
@@ -197,26 +194,21 @@ class Keeper:
         window_s = self._settings.dedup_window_s
         return self.context.clock.now_us() - int(window_s * US) if window_s else 0
 
-    def _expired(self, workspace: str, cuts: _Cuts, compacted_upto: int) -> Iterator[LogKey]:
-        """The keys of what is too old. With compaction the newest of each subject stays, and a deletion goes only
-        after all that it deletes has."""
-        whole, part = self._states()
-        deleting = frozenset(self.context.registry.event_types.deleting())
+    def _expired(self, workspace: str, cuts: _Cuts) -> Iterator[LogKey]:
+        """The keys of what is too old; with compaction, what states a subject leaves by it alone."""
+        stating = frozenset().union(*self._states()) if self._settings.compact else frozenset()
         for key in self._keys(workspace, cuts.old):
-            if self._settings.compact and key.effect == NORMAL:
-                if key.type in whole or key.type in part:
-                    continue
-                if key.type in deleting and key.seq > compacted_upto:
-                    continue
-            yield key
+            if key.type not in stating or key.effect != NORMAL:
+                yield key
 
     def _compacted(self, workspace: str, cuts: _Cuts) -> Iterator[LogKey]:
-        """The keys of upserts, patches and deletions that a later upsert or deletion of their subject replaces.
+        """The keys of upserts, patches and deletions that a later upsert or deletion of their subject replaces, and
+        of deletions that are too old: what they delete is gone before them.
 
         A retried event counts neither way: only some instances fold it.
         """
-        whole, part = self._states()
-        replacing = whole | frozenset(self.context.registry.event_types.deleting())
+        whole, part, deleting = self._states()
+        replacing = whole | deleting
         stating = replacing | part
 
         def mine(key: LogKey) -> bool:
@@ -230,8 +222,10 @@ class Keeper:
                 if mine(key) and key.type in replacing and (name := _name(key))[0] % passes == number:
                     newest[name] = key.seq
             for key in self._keys(workspace, cuts.compactable):
-                if mine(key) and (name := _name(key))[0] % passes == number and newest.get(name, 0) > key.seq:
-                    yield key
+                if mine(key) and (name := _name(key))[0] % passes == number:
+                    too_old = key.type in deleting and key.seq <= cuts.old
+                    if too_old or newest.get(name, 0) > key.seq:
+                        yield key
 
     def _keys(self, workspace: str, upto: int) -> Iterator[LogKey]:
         after = 0
@@ -242,9 +236,10 @@ class Keeper:
                 return
             after = keys[-1].seq
 
-    def _states(self) -> tuple[frozenset[str], frozenset[str]]:
+    def _states(self) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+        """The types that say all about their subject, those that change some of it, and those that delete it."""
         types = self.context.registry.event_types
-        return types.stating("whole"), types.stating("part")
+        return types.stating("whole"), types.stating("part"), frozenset(types.deleting())
 
 
 def _name(key: LogKey) -> bytes:
@@ -277,7 +272,7 @@ class _Run:
         if self._settings.compact and self._is_worth_it(cuts):
             report.compacted = self._leave("compacted", keeper._compacted(workspace, cuts), report)
             compacted_upto = max(compacted_upto, cuts.compactable)
-        report.expired = self._leave("expired", keeper._expired(workspace, cuts, compacted_upto), report)
+        report.expired = self._leave("expired", keeper._expired(workspace, cuts), report)
         report.ids = self._forget_ids()
         at_us = self._context.clock.now_us()
         text = json.dumps(report.as_json(), sort_keys=True)

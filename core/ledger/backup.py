@@ -56,7 +56,6 @@ def begin_timeline(tx: Tx, timeline: str) -> None:
     tx.run(_FEED)
     tx.run(_RESET)
     tx.run("delete from prepared where state = 0")
-    tx.run("update retention set owner = null, lease_until_us = 0")
 
 
 def positions(tx: Tx) -> dict[str, int]:
