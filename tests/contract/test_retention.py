@@ -125,10 +125,10 @@ def test_compaction_keeps_the_newest_of_each_subject_and_what_came_after_it(worl
     fill(world)
     decode = world.registry.event_types.decode
     cut = world.ledger.seq_before("default", world.clock.now_us() - DAY * 1_000_000)
+    expired_upto = world.ledger.seq_before("default", world.clock.now_us() - 3 * DAY * 1_000_000)
     old = [decode(row) for row in logged(world) if row.type.startswith("document.") and row.seq <= cut]
     newest = {e.subject.id: e.seq for e in old if e.type in ("document.upserted", "document.deleted")}
     keep(world)
-    expired_upto = world.ledger.seq_before("default", world.clock.now_us() - 3 * DAY * 1_000_000)
     kept = {row.seq for row in logged(world)}
     for event in old:
         stays = event.seq >= newest[event.subject.id]
