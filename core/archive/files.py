@@ -126,6 +126,7 @@ class Reader:
     """Reads one file. Raises ``OSError`` (also when it is not there) and pyarrow's own errors."""
 
     def __init__(self, path: Path) -> None:
+        require()
         import pyarrow.parquet as pq
 
         self.path = path

@@ -19,6 +19,7 @@ from urllib.parse import quote
 from streamfold.core.archive.files import PART, Reader
 from streamfold.core.errors import ArchiveMissing
 from streamfold.core.events.model import Subject
+from streamfold.core.files import file_digest
 from streamfold.core.ledger.abc import Departure, Ledger, LogPage, LogRow, matching
 
 _READERS, _GROUPS = 32, 8
@@ -156,6 +157,8 @@ class History:
                 self._readers.pop(path, None)
                 return None
             if path not in self._readers:
+                if file_digest(path) != departure.digest:
+                    raise ArchiveMissing(f"{path} is cut or was changed: put the file back as it was written")
                 self._readers[path] = Reader(path)
             self._readers.move_to_end(path)
             while len(self._readers) > _READERS:

@@ -274,7 +274,7 @@ class _Run:
             compacted_upto = max(compacted_upto, cuts.compactable)
         report.expired = self._leave("expired", keeper._expired(workspace, cuts), report)
         report.ids = self._forget_ids()
-        at_us = self._context.clock.now_us()
+        at_us = max(self._context.clock.now_us(), self._state.asked_us)  # another host's clock may be ahead
         text = json.dumps(report.as_json(), sort_keys=True)
         ledger.end_retention(workspace, self._epoch, at_us=at_us, compacted_upto=compacted_upto, report=text)
         log.info("retention workspace=%s %s", workspace, text)
@@ -321,7 +321,7 @@ class _Run:
         report.files.append(departure.name)
         number = next(d.number for d in self._ledger.departures(self._workspace) if d.name == departure.name)
         gone = [seq for seq in seqs if seq <= departure.last]
-        self._clear(Departure(**asdict(departure) | {"number": number}), gone)
+        self._clear(replace(departure, number=number), gone)
         return len(gone)
 
     def _rows(self, seqs: Sequence[int]) -> Iterator[list[LogRow]]:
@@ -376,7 +376,8 @@ class _Run:
         while before_us:
             after, forgotten = self._ledger.prune_dedup(self._workspace, before_us, after, _IDS)
             count += forgotten
-            crash.point("retention.pruned")
+            if forgotten:
+                crash.point("retention.pruned")
             self._ledger.archive_renew(
                 self._workspace, self._epoch, now_us=self._context.clock.now_us(), ttl_us=_ttl_us(self._context)
             )

@@ -31,6 +31,10 @@ _REPLACE = """update departures set name = ?, first_seq = ?, last_seq = ?, event
     where workspace = ? and number = ?"""
 
 
+class _Refused(Exception):
+    """Something needs what was to leave; rolls its transaction back."""
+
+
 class RetainMixin(Base):
     """Departures, the archive's lease, and the keys of old events."""
 
@@ -56,16 +60,18 @@ class RetainMixin(Base):
             where coalesce(r.ran_us, 0) + ? <= ? or r.asked_us > r.ran_us order by h.workspace"""
         return [row[0] for row in self._all(sql, (every_us, now_us))]
 
-    def ask_retention(self, workspace: str, *, actor: str, at_us: int) -> None:
-        sql = """insert into retention (workspace, asked_us) values (?, ?)
-            on conflict (workspace) do update set asked_us = excluded.asked_us"""
+    def ask_retention(self, workspace: str, *, actor: str, at_us: int) -> int:
+        sql = """insert into retention (workspace, asked_us) values (?, ?) on conflict (workspace) do update
+            set asked_us = case when retention.ran_us >= excluded.asked_us then retention.ran_us + 1
+                else excluded.asked_us end returning asked_us"""
         entry = AuditEntry(actor=actor, action="retention", target=f"workspace:{workspace}", reason="", at_us=at_us)
 
-        def job(tx: Tx) -> None:
-            tx.run(sql, (workspace, at_us))
+        def job(tx: Tx) -> int:
+            [[asked_us]] = tx.all(sql, (workspace, at_us))
             add_audit(tx, workspace, entry)
+            return int(asked_us)
 
-        self._write(job)
+        return self._write(job)
 
     def floors(self, workspace: str) -> list[Floor]:
         return self._read(lambda tx: _floors(tx, workspace))
@@ -142,33 +148,25 @@ class RetainMixin(Base):
     ) -> bool:
         left = "update log_head set left_upto = ? where workspace = ? and left_upto < ?"
 
-        def job(tx: Tx) -> bool:
+        def job(tx: Tx) -> None:
             tx.count(workspace, "slots", 0)  # no watermark goes back meanwhile
             _hold(tx, workspace, epoch, now_us + ttl_us)
             # Locks the head even where it changes nothing: an erasure is appended before this, and seen, or after it.
             tx.run("update log_head set left_upto = left_upto where workspace = ?", (workspace,))
-            tx.run(left, (departure.last, workspace, departure.last))
             needed = min((floor.position for floor in _floors(tx, workspace)), default=departure.last)
             if needed < departure.last or _erasures(tx, workspace) != erasures:
-                return False
+                raise _Refused
+            tx.run(left, (departure.last, workspace, departure.last))
             _enter(tx, workspace, departure)
             if seqs:
                 _delete(tx, workspace, seqs)
             crash.point("retention.depart.in")
-            return True
-
-        class Refused(Exception):
-            pass
-
-        def whole(tx: Tx) -> bool:
-            if not job(tx):
-                raise Refused  # nothing of it is written
-            return True
 
         try:
-            return self._write(whole)
-        except Refused:
+            self._write(job)
+        except _Refused:
             return False
+        return True
 
     def clear(
         self, workspace: str, epoch: int, number: int, seqs: Sequence[int], *, last: bool, now_us: int, ttl_us: int

@@ -713,8 +713,9 @@ class Ledger(Protocol):
     def retention_due(self, now_us: int, every_us: int) -> list[str]:
         """The workspaces whose retention was asked for, or did not run for so long."""
 
-    def ask_retention(self, workspace: str, *, actor: str, at_us: int) -> None:
-        """Have the retention run soon; written to the audit trail."""
+    def ask_retention(self, workspace: str, *, actor: str, at_us: int) -> int:
+        """Have the retention run soon; written to the audit trail. Returns the time that ``ran_us`` will have reached
+        then, which is after the last run's, whatever the clocks of two hosts say."""
 
     def archive_lease(self, workspace: str, owner: str, *, now_us: int, ttl_us: int) -> int | None:
         """Take the right to write a workspace's archive; returns its epoch, a new one each time. None when taken."""

@@ -34,13 +34,13 @@ async def post_retention(call: Call) -> Response:
             return Keeper(node.context).plan(workspace).as_json()
 
         return answer({"job_id": call.service.jobs.start("retention-plan", workspace, plan).job_id}, 202)
-    at_us = node.context.clock.now_us()
-    await call.ask(lambda: node.ledger.ask_retention(workspace, actor=call.principal.name, at_us=at_us))
+    actor, at_us = call.principal.name, node.context.clock.now_us()
+    asked_us = await call.ask(lambda: node.ledger.ask_retention(workspace, actor=actor, at_us=at_us))
     if node.runner is not None:
         node.runner.wake_keep()
 
     def follow(step: Progress) -> dict[str, Any]:
-        while (state := node.ledger.retention(workspace)).ran_us < at_us:
+        while (state := node.ledger.retention(workspace)).ran_us < asked_us:
             step(0, 1)
             time.sleep(_LOOK_S)
         report: dict[str, Any] = json.loads(state.report)

@@ -172,11 +172,12 @@ def test_retention_is_due_when_asked_for_or_when_its_time_has_come(ledger: Ledge
     ledger.end_retention(WORKSPACE, epoch, at_us=100, compacted_upto=3, report="{}")
     assert ledger.retention_due(120, 50) == []
     assert ledger.retention_due(150, 50) == [WORKSPACE]
-    ledger.ask_retention(WORKSPACE, actor="me", at_us=120)
+    assert ledger.ask_retention(WORKSPACE, actor="me", at_us=90) == 101, "after the last run, whatever the clocks say"
+    assert ledger.ask_retention(WORKSPACE, actor="me", at_us=120) == 120
     assert ledger.retention_due(120, 50) == [WORKSPACE]
     state = ledger.retention(WORKSPACE)
     assert (state.asked_us, state.ran_us, state.compacted_upto, state.report) == (120, 100, 3, "{}")
-    assert [entry.action for entry in ledger.audits(WORKSPACE)] == ["retention"]
+    assert [entry.action for entry in ledger.audits(WORKSPACE)] == ["retention"] * 2
     with pytest.raises(Fenced):
         ledger.end_retention(WORKSPACE, epoch - 1, at_us=1, compacted_upto=0, report="")
 

@@ -287,6 +287,17 @@ def test_a_file_that_is_gone_is_named_and_halts_who_needs_it(world: World) -> No
     assert verify_group(world.context, "default", world.group("clicks")).equal
 
 
+def test_a_file_that_was_changed_is_not_folded(world: World) -> None:
+    fill(world)
+    keep(world)
+    expired = next(d for d in world.ledger.departures("default") if d.reason == "expired")
+    path = world.context.history.path("default", expired)
+    data = path.read_bytes()
+    path.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    with pytest.raises(ArchiveMissing, match="was changed"):
+        verify_group(world.context, "default", world.group("clicks"))
+
+
 def test_a_corrupt_checkpoint_halts_where_the_log_does_not_reach_back(bare: World) -> None:
     fill(bare)
     keep(bare)
