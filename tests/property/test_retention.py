@@ -5,8 +5,10 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -16,6 +18,7 @@ from streamfold.core.errors import OutOfReach
 from streamfold.core.fold import verify_group, versions
 from streamfold.core.fold.retention import Keeper
 from streamfold.core.testing import World, plugin
+from streamfold.plugins import builtin
 
 DOCUMENTS = st.sampled_from(["doc-a", "doc-b", "doc-c"])
 USERS = st.sampled_from(["user-anna", "user-bert"])
@@ -200,3 +203,38 @@ Life.TestCase.settings = settings(
     max_examples=25, stateful_step_count=18, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestLife = Life.TestCase
+
+
+# -- the policies that say that a compacted log is enough --------------------------------------------------------------
+WORDS = ["Ada Lovelace", "the Analytical Engine", "London", "paris", "a kettle", "Charles Babbage", "wrote", "visited"]
+
+
+@pytest.mark.parametrize("policy", ["vector_index", "graph_index"])
+@pytest.mark.parametrize("seed", range(4))
+def test_built_in_policies_fold_the_same_from_a_compacted_log(tmp_path: Path, policy: str, seed: int) -> None:
+    random = Random(seed)
+    backends = {"encoder": {"use": "hashing"}, "chunker": {"use": "sentences"}}
+    retention = {"keep_s": 40, "compact": True, "compact_after_s": 5, "archive": False}
+    with World(tmp_path, [builtin], {policy: {}}, backends=backends, settings={"retention": retention}) as world:
+        for step in range(120):
+            world.clock.advance(1)
+            document = {"document_id": f"d{random.randrange(8)}"}
+            kind = random.choice(["upserted", "upserted", "upserted", "patched", "deleted"])
+            if kind == "upserted":
+                sentences = [" ".join(random.choices(WORDS, k=6)).capitalize() for _ in range(random.randrange(1, 9))]
+                document |= {"text": ". ".join(sentences) + ".", "title": random.choice(["", "Ada Lovelace", "London"])}
+            elif kind == "patched":
+                document |= {"title": random.choice(WORDS), "metadata": {"step": str(step)}}
+            world.send(f"document.{kind}", document)
+            if step % 40 == 39:
+                world.fold()
+                report = Keeper(world.context, (world.runner,)).run("default")
+                assert report is not None
+                world.clock.advance(86_400)
+        group = world.group(policy)
+        left = sum(departure.events for departure in world.ledger.departures("default"))
+        assert left > 60
+        assert world.context.reach("default", group).rebuild == "compacted"
+        verdict = verify_group(world.context, "default", group)
+        assert verdict.equal, verdict.differences
+        assert verdict.events < 60
