@@ -23,6 +23,7 @@ from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import EventError, Fenced, VersionConflict
 from streamfold.core.events.accept import dedup_key
 from streamfold.core.events.model import Envelope
+from streamfold.core.fold.archiving import archive_lease, leave_out
 from streamfold.core.fold.checkpoint import checkpoint_meta
 from streamfold.core.fold.erasure import positions, stage_of
 from streamfold.core.fold.lanes import in_lane
@@ -35,7 +36,6 @@ from streamfold.core.fold.residue import (
     look_through_ledger,
     look_through_stores,
 )
-from streamfold.core.fold.retention import archive_lease, leave_out
 from streamfold.core.fold.stores import GroupStores, checkpoint_root
 from streamfold.core.fold.tools import RecordingTools
 from streamfold.core.ledger.abc import (

@@ -11,18 +11,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from streamfold.core import crash
-from streamfold.core.archive.files import Reader, Writer, require, rewrite
+from streamfold.core.archive.files import Reader, Writer, require
 from streamfold.core.archive.history import file_name
 from streamfold.core.clock import US
 from streamfold.core.context import Context
 from streamfold.core.errors import Fenced
-from streamfold.core.files import file_digest
+from streamfold.core.fold.archiving import archive_lease, departure_of, ttl_us
 from streamfold.core.fold.lanes import in_lane
 from streamfold.core.ledger.abc import NORMAL, Departure, Floor, LogKey, LogRow, Reason, Retention
 from streamfold.core.settings import RetentionSettings
@@ -35,6 +34,8 @@ log = logging.getLogger("streamfold.retention")
 _PAGE = 2000
 _BATCH = 1000
 """Rows deleted in one transaction: no lock is held for longer than that takes."""
+_READ = 250
+"""Events held at a time, each of up to a mebibyte."""
 _FILE_EVENTS, _FILE_BYTES = 200_000, 128 << 20
 _SUBJECTS = 500_000
 """Subjects whose newest event is remembered at a time; more are gone through in several passes."""
@@ -74,22 +75,6 @@ class _Cuts:
 
 class _Interrupted(Exception):
     """An erasure came, or a group needs what was to leave: the rest leaves another time."""
-
-
-@contextmanager
-def archive_lease(context: Context, workspace: str) -> Iterator[int | None]:
-    """Hold the right to write a workspace's archive; None: another process has it."""
-    ledger = context.ledger
-    epoch = ledger.archive_lease(workspace, context.owner, now_us=context.clock.now_us(), ttl_us=_ttl_us(context))
-    try:
-        yield epoch
-    finally:
-        if epoch is not None:
-            ledger.archive_release(workspace, epoch)
-
-
-def _ttl_us(context: Context) -> int:
-    return int(3 * context.settings.fold.lease_s * US)
 
 
 class Keeper:
@@ -325,11 +310,11 @@ class _Run:
         return len(gone)
 
     def _rows(self, seqs: Sequence[int]) -> Iterator[list[LogRow]]:
-        for start in range(0, len(seqs), _BATCH):
+        for start in range(0, len(seqs), _READ):
             self._ledger.archive_renew(
-                self._workspace, self._epoch, now_us=self._context.clock.now_us(), ttl_us=_ttl_us(self._context)
+                self._workspace, self._epoch, now_us=self._context.clock.now_us(), ttl_us=ttl_us(self._context)
             )
-            yield self._ledger.rows(self._workspace, seqs[start : start + _BATCH])
+            yield self._ledger.rows(self._workspace, seqs[start : start + _READ])
 
     def _away(self, reason: Reason, keys: Iterator[LogKey], report: Report) -> int:
         """Delete without an archive: what is gone is recorded in the transaction that deletes it."""
@@ -355,7 +340,7 @@ class _Run:
     def _depart(self, departure: Departure, seqs: Sequence[int] = ()) -> None:
         done = self._ledger.depart(
             self._workspace, self._epoch, departure, erasures=self._erasures, seqs=seqs,
-            now_us=self._context.clock.now_us(), ttl_us=_ttl_us(self._context),
+            now_us=self._context.clock.now_us(), ttl_us=ttl_us(self._context),
         )  # fmt: skip
         if not done:
             self._context.history.sweep(self._workspace, self._epoch)
@@ -366,7 +351,7 @@ class _Run:
         for start in range(0, len(seqs), _BATCH):
             self._ledger.clear(
                 self._workspace, self._epoch, departure.number, seqs[start : start + _BATCH],
-                last=start + _BATCH >= len(seqs), now_us=self._context.clock.now_us(), ttl_us=_ttl_us(self._context),
+                last=start + _BATCH >= len(seqs), now_us=self._context.clock.now_us(), ttl_us=ttl_us(self._context),
             )  # fmt: skip
             crash.point("retention.cleared")
 
@@ -379,26 +364,11 @@ class _Run:
             if forgotten:
                 crash.point("retention.pruned")
             self._ledger.archive_renew(
-                self._workspace, self._epoch, now_us=self._context.clock.now_us(), ttl_us=_ttl_us(self._context)
+                self._workspace, self._epoch, now_us=self._context.clock.now_us(), ttl_us=ttl_us(self._context)
             )
             if not after:
                 break
         return count
-
-
-def departure_of(writer: Writer, reason: Reason, made_us: int) -> Departure:
-    """Describe a file that is in its place."""
-    return Departure(
-        name=writer.path.name,
-        reason=reason,
-        first=writer.first,
-        last=writer.last,
-        events=writer.events,
-        bytes=writer.path.stat().st_size,
-        digest=file_digest(writer.path),
-        types=dict(writer.types),
-        made_us=made_us,
-    )
 
 
 def _batches(keys: Iterator[LogKey], size: int) -> Iterator[list[int]]:
@@ -415,28 +385,3 @@ def _batched_keys(keys: Iterator[LogKey], size: int) -> Iterator[list[LogKey]]:
             batch = []
     if batch:
         yield batch
-
-
-# -- erasures ---------------------------------------------------------------------------------------------------------
-def leave_out(context: Context, workspace: str, seqs: Sequence[int], epoch: int) -> dict[int, Departure | None]:
-    """Write the files of the archive that hold some of these events again, without them; under the archive's lease.
-
-    Nothing names the new files yet. What a run before this has left, which nothing names either, is deleted first.
-    """
-    history, ledger = context.history, context.ledger
-    history.sweep(workspace, epoch)
-    going, made = set(seqs), {}
-    for departure in ledger.departures(workspace):
-        path = history.path(workspace, departure)
-        if not departure.name or not path.exists():
-            continue
-        if not any(departure.first <= seq <= departure.last for seq in going):
-            continue
-        reader = Reader(path)
-        if going.isdisjoint(reader.seqs()):
-            continue
-        ledger.archive_renew(workspace, epoch, now_us=context.clock.now_us(), ttl_us=_ttl_us(context))
-        name = departure.name.rpartition("-")[0]
-        writer = rewrite(reader, path.with_name(f"{name}-{epoch}.parquet"), going)
-        made[departure.number] = None if writer is None else departure_of(writer, departure.reason, departure.made_us)
-    return made
