@@ -138,6 +138,9 @@ def test_files_that_are_missing_are_named(tmp_path: Path) -> None:
             file.rename(tmp_path / file.name)
         missing = client.get("/v1/retention").json()["archived"]["missing"]
         assert len(missing) == 2
+        health = client.get("/v1/health")
+        assert health.status_code == 503
+        assert [check["name"] for check in health.json()["checks"] if not check["ok"]] == ["archive"]
         body = is_problem(client.post("/v1/policies/trending/rebuild", json=REASON), 409, "policy-conflict")
         assert missing[1] in body["detail"]
         erasure = client.post("/v1/erasures", json={"user_id": "user-9"}).json()["erasure_id"]
