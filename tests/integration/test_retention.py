@@ -26,13 +26,14 @@ from test_rest import BACKENDS, is_problem, serving, wait_job
 
 sys.path.pop(0)
 REASON = {"reason": "test"}
+POLICIES: dict[str, dict[str, Any]] = {"vector_index": {}, "trending": {}}
 
 
 def settings_of(folder: Path, *, url: str = "", **retention: Any) -> Settings:
     """A millisecond's retention, which runs when it is asked to."""
     given = {"keep_s": 0.001, "compact": True, "compact_after_s": 0.001, "every_s": 10**6} | retention
     fold = {"sweep_s": 0.2, "lease_s": 2.0, "min_free_bytes": 0}
-    return Settings(backends=BACKENDS, data=folder, ledger={"url": url}, retention=given, fold=fold)  # type: ignore[arg-type]  # pydantic builds the sections
+    return Settings(backends=BACKENDS, data=folder, ledger={"url": url}, retention=given, fold=fold, policies=POLICIES)  # type: ignore[arg-type]  # pydantic builds the sections
 
 
 @contextmanager
