@@ -13,6 +13,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from streamfold.core.archive import History, Reach
 from streamfold.core.clock import Clock, SystemClock
 from streamfold.core.errors import ConfigError, nearest
 from streamfold.core.ledger.abc import Instance, Ledger, Slot
@@ -61,6 +62,11 @@ class Group:
     def start_seq(self) -> int:
         return min(r.instance.start_seq for r in self.runtimes)
 
+    @property
+    def newest_suffices(self) -> bool:
+        """Whether a compacted log is as good as a whole one."""
+        return all(r.policy.newest_suffices for r in self.runtimes)
+
 
 @dataclass(slots=True, kw_only=True)
 class Context:
@@ -72,9 +78,14 @@ class Context:
     clock: Clock = field(default_factory=SystemClock)
     owner: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     scratch: Path = Path(".streamfold/scratch")
+    history: History = field(init=False)
+    """The log, with what has left it for the archive."""
     _groups: dict[str, tuple[tuple[Instance, ...], list[Group]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while rows are read, so that what is cached never goes back to older ones."""
+
+    def __post_init__(self) -> None:
+        self.history = History(self.ledger, self.settings.archive_root)
 
     def pin(self, workspace: str) -> list[Group]:
         """Make sure that each declared policy has its instance row; return the workspace's groups.
@@ -93,8 +104,20 @@ class Context:
             slot: Slot = "shadow" if replaces else "live"
             rows = [pinned(declared, group, slot, now_us=self.clock.now_us()) for declared in members]
             auto = replaces and self.settings.on_change == "replace"
+            if (reach := self._reach_of(workspace, members)).rebuild == "impossible":
+                log.warning(
+                    "log_does_not_reach_back workspace=%s group=%s: it begins after position %d%s",
+                    workspace, group, reach.rebuildable_from, "; promote it by hand" if auto else "",
+                )  # fmt: skip
+                rows, auto = [replace(row, start_seq=reach.rebuildable_from) for row in rows], False
             self.ledger.add_group(workspace, rows, auto=auto, unless_exists=True)
         return self.groups(workspace, fresh=True)
+
+    def _reach_of(self, workspace: str, members: Sequence[Declared]) -> Reach:
+        kinds = [self.registry.policy_class(member.use) for member in members]
+        handles = frozenset(type_ for kind in kinds for type_ in kind.handles)
+        newest = all(kind.newest_suffices for kind in kinds)
+        return self.history.reach(workspace, handles, 0, newest_suffices=newest)
 
     def groups(self, workspace: str, *, fresh: bool = False) -> list[Group]:
         """The workspace's groups that this process has code for (cached until the instance rows change)."""
@@ -122,6 +145,10 @@ class Context:
             if name == group.name or any(name in (r.instance.name, *r.names) for r in group.runtimes):
                 return group
         raise KeyError(name)
+
+    def reach(self, workspace: str, group: Group) -> Reach:
+        """What folding a group afresh would give, now that events may have left the log."""
+        return self.history.reach(workspace, group.handles, group.start_seq, newest_suffices=group.newest_suffices)
 
     def opened(self) -> list[str]:
         """The workspaces whose groups this process has looked at."""

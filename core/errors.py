@@ -11,6 +11,7 @@
     ├── VersionError          a version cannot be promoted, rolled back to, skipped in or retired
     │   ├── VersionConflict   its slot or state does not allow it, or it may never be served (erased-from)
     │   ├── NotCaughtUp       it has not folded as far as what it would replace
+    │   ├── OutOfReach        events that it would fold have left the log, and are in no archive
     │   └── GateFailed        a rule of the ``promotion_gate`` hook failed; ``force`` overrides it
     ├── NeedsRebuild          a policy cannot forget a subject exactly; it must be folded afresh
     ├── StoreError            a store was used wrongly (wrong type, dimension, key)
@@ -20,6 +21,7 @@
     └── LedgerError           the ledger refused or could not be reached
         ├── Fenced            this writer's lease or position was taken over; drop warm state
         ├── IntakeConflict    another consumer has moved this intake's position
+        ├── ArchiveMissing    events have left the log, and the archive's file that has them is not there
         ├── LedgerBusy        a second process holds the embedded ledger
         └── LedgerUnavailable the database cannot be reached just now; back off and retry
 """
@@ -89,6 +91,14 @@ class NotCaughtUp(VersionError):
         self.position = position
 
 
+class OutOfReach(VersionError):
+    """It would have to be folded from events that are gone; ``rebuildable_from``: the position that is reached."""
+
+    def __init__(self, detail: str, *, rebuildable_from: int) -> None:
+        super().__init__(detail)
+        self.rebuildable_from = rebuildable_from
+
+
 class GateFailed(VersionError):
     """The promotion gate refused; ``rules`` are all that were asked, as plain values."""
 
@@ -127,6 +137,10 @@ class Fenced(LedgerError):
 
 class IntakeConflict(LedgerError):
     """Another consumer has moved this intake's position: seek to the ledger's offset."""
+
+
+class ArchiveMissing(LedgerError):
+    """Events have left the log, and no file of the archive has them: they cannot be folded again."""
 
 
 class LedgerBusy(LedgerError):

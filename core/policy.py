@@ -288,6 +288,10 @@ class Policy:
     reads: ClassVar[tuple[str, ...]] = ()
     backends: ClassVar[tuple[str, ...]] = ()
     """Kinds of backends that ``prepare`` or the server use; their identity is pinned with the instance."""
+    newest_suffices: ClassVar[bool] = False
+    """Of upserts, patches and deletions of one subject, those before its newest upsert may be left out of a fold
+    without changing what comes of it, and all of them when the newest is a deletion: a compacted log is as good as a
+    whole one."""
     Config: ClassVar[type] = NoConfig
     stores: tuple[Declaration, ...]
     """Class attribute, or set in ``__init__`` when it depends on the configuration."""

@@ -112,6 +112,26 @@ class FoldSettings(_Section):
     """Disk headroom below which intake stops."""
 
 
+class RetentionSettings(_Section):
+    """How long events stay in the log; by default for ever."""
+
+    keep_s: float = Field(default=0, ge=0)
+    """Events older than this leave the log once every group has folded them; 0: none does."""
+    compact: bool = False
+    """Upserts, patches and deletions that a later upsert or deletion of their subject replaces leave the log; the
+    newest of each subject stays, however old."""
+    compact_after_s: float = Field(default=86_400, ge=0)
+    """Events younger than this are not compacted."""
+    archive: bool = True
+    """What leaves the log is written to Parquet files first (needs the extra ``archive``); otherwise it is gone."""
+    archive_root: str = ""
+    """Folder of the archive, seen by every process under this name; empty: ``archive`` below the data folder."""
+    dedup_window_s: float = Field(default=30 * 86_400, ge=0)
+    """How long an event's id is known, so that sending it again has no effect; 0: for ever."""
+    every_s: float = Field(default=86_400, gt=0)
+    """How often it is looked what may leave."""
+
+
 class VectorSettings(_Section):
     """How views search vectors."""
 
@@ -180,6 +200,7 @@ class Settings(BaseSettings):
     serve: ServeSettings = ServeSettings()
     quotas: QuotaSettings = QuotaSettings()
     fold: FoldSettings = FoldSettings()
+    retention: RetentionSettings = RetentionSettings()
     vectors: VectorSettings = VectorSettings()
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
@@ -191,6 +212,10 @@ class Settings(BaseSettings):
     @property
     def checkpoint_root(self) -> str:
         return self.checkpoints or str(self.data.absolute() / "checkpoints")
+
+    @property
+    def archive_root(self) -> str:
+        return self.retention.archive_root or str(self.data.absolute() / "archive")
 
     @property
     def is_embedded(self) -> bool:

@@ -37,6 +37,8 @@ _MEANINGS = {
     "quotas": "What each workspace may use that was not given quotas of its own (`PUT /v1/workspaces/NAME`); unset: no "
     "limit.",
     "fold": "How folds run.",
+    "retention": "How long events stay in the log; by default for ever. See [keep the log small]"
+    "(../how-to/keep-the-log-small.md).",
     "vectors": "How views search vectors; see [vectors](../explanation/vectors.md).",
     "limits": "Request and event limits.",
     "log": "Structured logs on stderr.",

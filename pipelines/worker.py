@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from streamfold.core.context import Context
 from streamfold.core.errors import ConfigError, LedgerError, LedgerUnavailable
-from streamfold.core.fold import LANES, Eraser, FoldRunner, LedgerPrepared, Preparer
+from streamfold.core.fold import LANES, Eraser, FoldRunner, Keeper, LedgerPrepared, Preparer
 from streamfold.core.settings import Settings, load_settings
 from streamfold.pipelines import tasks
 from streamfold.pipelines.node import Node
@@ -164,6 +164,10 @@ class Worker:
             self._sweeps["erase"] = Sweep(
                 "sweep-erase", every_s, ledger.erasing_workspaces, lambda workspace: self._erase(eraser, workspace)
             )
+            keeper = Keeper(context, (self.runner, self.backfill))
+            self._sweeps["retention"] = Sweep(
+                "sweep-retention", every_s, keeper.due, lambda workspace: self._keep(keeper, workspace)
+            )
         if role in ("prepare", "all"):
             self._sweeps["prepare"] = Sweep("sweep-prepare", every_s, self._to_visit, self.prepare)
             self._sweeps["backfill-prepare"] = Sweep("backfill-prepare", often_s, ledger.behind, self._prepare_backfill)
@@ -215,6 +219,11 @@ class Worker:
         """Go on with a workspace's erasures, here as far as this process has its groups' leases."""
         _pin(self, workspace)
         eraser.run(workspace)
+
+    def _keep(self, keeper: Keeper, workspace: str) -> None:
+        """Let events leave the log; whoever has the archive's lease does, each writes checkpoints of its own groups."""
+        _pin(self, workspace)
+        keeper.run(workspace)
 
     def _prepare_needed(self, workspace: str) -> None:
         """Ask for prepare when a fold waits for it, not more often than is of use."""

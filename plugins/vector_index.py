@@ -94,6 +94,7 @@ class VectorIndex(Policy):
         "document.erased",
     )
     backends = ("encoder", "chunker")
+    newest_suffices = True
     stores: tuple[Declaration, ...] = (
         Table("documents", key=str, value=Document, on_full="refuse"),
         Table("chunks", key=int, value=str, max_rows=2_000_000, on_full="refuse", fold_reads=False),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NewType
+from typing import Any, Literal, NewType
 
 import msgspec
 
@@ -34,6 +34,8 @@ class EventType:
     subjects : all subjects of a data value, the main one first.
     deletes : the event means that its main subject is no longer served.
     erases : the event means that all traces of its main subject are removed.
+    states : ``"whole"``: the event says all there is to say about its main subject, ``"part"``: it changes some of it.
+        What a later whole or a deletion replaces may be compacted away; ``""``: the event stands for itself.
     check : extra rules; raises ``InvalidEvent``.
     """
 
@@ -42,6 +44,7 @@ class EventType:
     subjects: Callable[[Any], tuple[Subject, ...]]
     deletes: bool = False
     erases: bool = False
+    states: Literal["", "whole", "part"] = ""
     check: Callable[[Any], None] | None = None
     doc: str = ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -66,6 +66,10 @@ class EventTypes:
     def erasing(self) -> frozenset[str]:
         """Return the names of the types that remove all traces of their main subject."""
         return frozenset(name for name, kind in self._types.items() if kind.erases)
+
+    def stating(self, kind: Literal["whole", "part"]) -> frozenset[str]:
+        """Return the names of the types that say all about their main subject, or change some of it."""
+        return frozenset(name for name, declared in self._types.items() if declared.states == kind)
 
     def subjects(self, event: Event) -> tuple[Subject, ...]:
         """Return all subjects of a logged event, the main one first."""

@@ -340,7 +340,7 @@ def _entity_check(needs: str) -> Callable[[Any], None]:
     return id_check("entity_id", rest=check)
 
 
-def _type(name: str, data: type[msgspec.Struct], subjects: Any, check: Any, doc: str, **flags: bool) -> EventType:
+def _type(name: str, data: type[msgspec.Struct], subjects: Any, check: Any, doc: str, **flags: Any) -> EventType:
     return EventType(name=name, data=data, subjects=subjects, check=check, doc=doc, **flags)
 
 
@@ -356,16 +356,23 @@ def builtin_types(actions: Iterable[str] = ()) -> tuple[EventType, ...]:
     label_check = id_check("head", "exposure_id", rest=_label_check)
     entity = _entity_subjects
     return (
-        _type("document.upserted", DocumentUpserted, document, document_id, "A document, whole."),
-        _type("document.patched", DocumentPatched, document, document_id, "Fields of a document; the text stays."),
+        _type("document.upserted", DocumentUpserted, document, document_id, "A document, whole.", states="whole"),
+        _type(
+            "document.patched",
+            DocumentPatched,
+            document,
+            document_id,
+            "Fields of a document; the text stays.",
+            states="part",
+        ),
         _type("document.deleted", DocumentRef, document, document_id, "No longer served.", deletes=True),
         _type("document.erased", DocumentRef, document, document_id, "All traces go.", deletes=True, erases=True),
-        _type("item.upserted", ItemUpserted, item, item_id, "An item, whole."),
-        _type("item.patched", ItemPatched, item, item_id, "Fields of an item."),
+        _type("item.upserted", ItemUpserted, item, item_id, "An item, whole.", states="whole"),
+        _type("item.patched", ItemPatched, item, item_id, "Fields of an item.", states="part"),
         _type("item.deleted", ItemRef, item, item_id, "No longer served.", deletes=True),
         _type("item.erased", ItemRef, item, item_id, "All traces go.", deletes=True, erases=True),
-        _type("user.upserted", UserUpserted, user, user_id, "A user, whole."),
-        _type("user.patched", UserPatched, user, user_id, "Fields of a user."),
+        _type("user.upserted", UserUpserted, user, user_id, "A user, whole.", states="whole"),
+        _type("user.patched", UserPatched, user, user_id, "Fields of a user.", states="part"),
         _type("user.erased", UserRef, user, user_id, "All traces go.", deletes=True, erases=True),
         _type("interaction.observed", InteractionObserved, interaction, _interaction_check(actions), "Behaviour."),
         _type("exposure.recorded", ExposureRecorded, _exposure_subjects, exposure_check, "One served response."),

@@ -6,6 +6,7 @@ from streamfold.core.fold.group import GroupFold, Turn
 from streamfold.core.fold.lanes import LANES, Lane
 from streamfold.core.fold.prepare import Preparer
 from streamfold.core.fold.prepared import LedgerPrepared, MemoryPrepared, PreparedValues
+from streamfold.core.fold.retention import Keeper
 from streamfold.core.fold.runner import EmbeddedRunner, FoldRunner
 from streamfold.core.fold.verify import Verdict, verify_group
 
@@ -15,6 +16,7 @@ __all__ = [
     "Eraser",
     "FoldRunner",
     "GroupFold",
+    "Keeper",
     "Lane",
     "LedgerPrepared",
     "MemoryPrepared",

@@ -23,11 +23,19 @@ from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import EventError, Fenced, VersionConflict
 from streamfold.core.events.accept import dedup_key
 from streamfold.core.events.model import Envelope
+from streamfold.core.fold.archiving import archive_lease, leave_out
 from streamfold.core.fold.checkpoint import checkpoint_meta
 from streamfold.core.fold.erasure import positions, stage_of
 from streamfold.core.fold.lanes import in_lane
 from streamfold.core.fold.refold import Refold
-from streamfold.core.fold.residue import choose_needles, letters_about, look_through_ledger, look_through_stores
+from streamfold.core.fold.residue import (
+    Looked,
+    Needles,
+    choose_needles,
+    letters_about,
+    look_through_ledger,
+    look_through_stores,
+)
 from streamfold.core.fold.stores import GroupStores, checkpoint_root
 from streamfold.core.fold.tools import RecordingTools
 from streamfold.core.ledger.abc import (
@@ -195,7 +203,8 @@ class Eraser:
         stores = GroupStores(context, group, side="view")
         try:
             fold = Refold(
-                context, workspace, group, stores, without=frozenset(without), batched=True, keep_skips=True
+                context, workspace, group, stores, without=frozenset(without), batched=True, keep_skips=True,
+                partial=True,
             )  # fmt: skip
             while (mark := ledger.group(workspace, group.name).watermark) - fold.after > _CLOSE:
                 fold.run(mark, self._unless_stopping)
@@ -239,6 +248,8 @@ class Eraser:
             if not self._scrub(workspace, erasure):
                 return
             crash.point("erase.scrubbed")
+        if not self._sweep(workspace):
+            return
         again = ledger.erasure(workspace, erasure.position)
         assert again is not None
         report = json.loads(again.report)
@@ -254,7 +265,7 @@ class Eraser:
 
     def _scrub(self, workspace: str, erasure: Erasure) -> bool:
         context, ledger = self.context, self.context.ledger
-        found = ledger.rows(workspace, positions(context, workspace, erasure))
+        found = context.history.rows(workspace, positions(context, workspace, erasure))
         rows = [row for row in found if row.effect != ERASED]  # others may have gone with another subject
         seqs = [row.seq for row in rows]
         needles = choose_needles(context, workspace, erasure, rows)
@@ -263,23 +274,51 @@ class Eraser:
             return False
         crash.point("erase.before_scrub")
         results = used_results(context, workspace, [row for row in rows if row.effect == NORMAL])
-        traces = Traces(
-            subject=erasure.subject,
-            seqs=seqs,
-            dedups=[_dedup(row) for row in [*rows, *ledger.rows(workspace, [erasure.position])]],
-            results=sorted(results),
-            letters=letters_about(context, workspace, erasure.subject, set(seqs)),
-        )
+        with archive_lease(context, workspace) as epoch:
+            if epoch is None:
+                return False
+            traces = Traces(
+                subject=erasure.subject,
+                seqs=seqs,
+                dedups=[_dedup(row) for row in [*rows, *ledger.rows(workspace, [erasure.position])]],
+                results=sorted(results),
+                letters=letters_about(context, workspace, erasure.subject, set(seqs)),
+                files=leave_out(context, workspace, seqs, epoch),
+                epoch=epoch,
+            )
+            crash.point("erase.archive_written")
+            return self._scrub_ledger(workspace, erasure, traces, needles, looked)
+
+    def _scrub_ledger(
+        self, workspace: str, erasure: Erasure, traces: Traces, needles: Needles, looked: Sequence[Looked]
+    ) -> bool:
+        ledger = self.context.ledger
+        logged = ledger.rows(workspace, traces.seqs)  # what has left the log weighs nothing in it any more
         report: dict[str, Any] = {
             "stores": [
                 {"store": f"{line.group}/{line.store}", "scanned": line.scanned, "residue": line.residue}
                 for line in looked
             ],
             "looked_for": {"id": needles.subject is not None, "texts": len(needles.texts)},
-            "freed": sum(len(row.body) for row in rows),
-            "removed": {"events": len(seqs), "results": len(results), "dead_letters": len(traces.letters)},
+            "freed": sum(len(row.body) for row in logged),
+            "removed": {
+                "events": len(traces.seqs),
+                "results": len(traces.results),
+                "dead_letters": len(traces.letters),
+                "archive_files": len(traces.files),
+            },
         }
         return ledger.scrub(workspace, erasure.position, traces, json.dumps(report)) is not None
+
+    def _sweep(self, workspace: str) -> bool:
+        """Delete the files that were replaced, which hold what was erased; False: another process has the archive."""
+        if not self.context.history.folder(workspace).is_dir():
+            return True
+        with archive_lease(self.context, workspace) as epoch:
+            if epoch is not None:
+                self.context.history.sweep(workspace, epoch)
+                crash.point("erase.archive_swept")
+            return epoch is not None
 
     def _retry_by_rebuild(self, workspace: str, erasure: Erasure, groups: set[str]) -> bool:
         """A group that says it forgot exactly and did not is folded afresh; whoever was already stays reported."""
@@ -319,9 +358,9 @@ def _runtimes(context: Context, workspace: str) -> list[Runtime]:
     return made
 
 
-def _dedup(row: LogRow) -> bytes:
+def _dedup(row: LogRow) -> tuple[bytes, int]:
     envelope = _envelope(row.body)
-    return dedup_key(envelope.source, envelope.id)
+    return dedup_key(envelope.source, envelope.id), row.seq
 
 
 def _with(note: ErasedGroup, **changes: Any) -> ErasedGroup:

@@ -63,7 +63,7 @@ def positions(context: Context, workspace: str, erasure: Erasure) -> list[int]:
     asked = [erasure, *others[: _MOST_AT_ONCE - 1]]
     found: dict[int, list[int]] = {e.position: [] for e in asked}
     needles = [pattern for e in asked for pattern in patterns(e.subject)]
-    for row in ledger.scan(workspace, max(e.position for e in asked), [e.subject for e in asked], needles):
+    for row in context.history.scan(workspace, max(e.position for e in asked), [e.subject for e in asked], needles):
         for e in asked:
             if row.seq < e.position and is_about(types, row, e.subject):
                 found[e.position].append(row.seq)
@@ -79,7 +79,7 @@ def events_of(context: Context, workspace: str, erasure: Erasure) -> tuple[list[
     own = set(positions(context, workspace, erasure))
     earlier = [e for e in context.ledger.erasures(workspace) if e.position < erasure.position]
     shared = {e.position: own.intersection(positions(context, workspace, e)) for e in earlier}
-    rows = context.ledger.rows(workspace, sorted(own.difference(*shared.values())))
+    rows = context.history.rows(workspace, sorted(own.difference(*shared.values())))
     return [row for row in rows if row.effect == NORMAL], [e for e in earlier if shared[e.position]]
 
 
@@ -102,6 +102,9 @@ def forget(
         return ErasedGroup(erasure.position, group.name, "rebuild", "rebuild", len(rows))
     mine = {r.key: _handled(context, workspace, r, rows) for r in group.runtimes}
     removed = len({row.seq for part in mine.values() for row in part})
+    if context.reach(workspace, group).rebuild == "impossible":
+        # Events that are gone may have been the subject's: what they left in the stores is known to nobody.
+        return ErasedGroup(erasure.position, group.name, "rebuild", "rebuild", removed)
     if not removed:
         return ErasedGroup(erasure.position, group.name, "exact", "done", 0)
     if any(at.seq in context.ledger.skipped_seqs(workspace, r.instance.lineage) for r in group.runtimes):

@@ -39,7 +39,7 @@ def estimate(context: Context, workspace: str, rows: Sequence[Instance]) -> Esti
     """
     group = context.make_group(rows)
     head, start = context.ledger.head(workspace), group.start_seq
-    events = _count(context, workspace, group, start, head)
+    events = _count(context, workspace, group, start, head) + context.history.count(workspace, group.handles, start)
     seconds_each, bytes_each, sampled, note = _sample(context, workspace, group, head)
     rate = rows[0].rate
     speeds = [speed for speed in (1 / seconds_each if seconds_each else None, rate or None) if speed]

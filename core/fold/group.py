@@ -17,7 +17,14 @@ from streamfold.core import crash
 from streamfold.core.clock import US
 from streamfold.core.codec import pack
 from streamfold.core.context import Context, Group, Runtime
-from streamfold.core.errors import CorruptCheckpoint, EventError, Fenced, LedgerUnavailable, NewerCheckpoint
+from streamfold.core.errors import (
+    ArchiveMissing,
+    CorruptCheckpoint,
+    EventError,
+    Fenced,
+    LedgerUnavailable,
+    NewerCheckpoint,
+)
 from streamfold.core.events.model import Event
 from streamfold.core.fold.erasure import ForgetFailed, forget
 from streamfold.core.fold.halt import halt_reason
@@ -145,6 +152,10 @@ class GroupFold:
         ctx = self.context
         now = ctx.ledger.group(self.workspace, self.group.name)
         if now.checkpoint == before.checkpoint:
+            if ctx.reach(self.workspace, self.group).rebuild == "impossible":
+                reason = f"{error}; it cannot be folded afresh, as the log does not reach back: restore a backup"
+                self._stand(reason)
+                raise Fenced(reason) from error
             log.error("checkpoint_corrupt group=%s: %s; folding afresh from the log", self.group.name, error)
             ctx.ledger.reset_group(self.workspace, self.group.name, watermark=self.group.start_seq)
         self.lease = None
@@ -198,6 +209,9 @@ class GroupFold:
         except LedgerUnavailable:
             self.drop()
             raise
+        except ArchiveMissing as error:
+            self.drop()
+            self._stand(str(error))
         except PolicyFailure as failure:
             done.more = not self._halt(failure)
         except BaseException:
@@ -216,7 +230,10 @@ class GroupFold:
         limit = self._pace.allows(ctx.settings.fold.batch_events)
         if not limit:
             return Turn()
-        page = ctx.ledger.read(self.workspace, lease.watermark, limit, upto=self._upto, types=self._types)
+        page = ctx.history.follow(
+            self.workspace, lease.watermark, limit, upto=self._upto, types=self._types,
+            may_lack="compacted" if self.group.newest_suffices else "nothing",
+        )  # fmt: skip
         rows = page.rows
         full = len(rows) == limit
         end = rows[-1].seq if full else min(page.head, self._upto or page.head)
@@ -499,6 +516,15 @@ class GroupFold:
             error=failure.error,
         )
         return True
+
+    def _stand(self, reason: str) -> None:
+        """Halt where no event is to blame, and look again later."""
+        if self.context.ledger.group(self.workspace, self.group.name).halted != reason:
+            log.error("group_halted workspace=%s group=%s %s", self.workspace, self.group.name, reason)
+            self.context.ledger.set_halted(self.workspace, self.group.name, reason)
+        self._halted = True
+        self._backoff_until = time.monotonic() + self._backoff_s
+        self._backoff_s = min(self._backoff_s * 2, 60.0)
 
     @property
     def backing_off(self) -> bool:

@@ -15,6 +15,9 @@ from streamfold.core.context import Context, Runtime
 from streamfold.core.errors import EventError
 from streamfold.core.ledger.abc import NORMAL, PrepareClaim
 
+_PAGE, _PAGES_AHEAD = 512, 16
+"""How many events that have left the log are looked at, from the watermark on, for work."""
+
 
 class PreparedValues(Protocol):
     """Claims, values and failures of prepare by (workspace, instance, seq)."""
@@ -39,19 +42,31 @@ class LedgerPrepared:
         self._context = context
 
     def claim(self, workspace: str, runtime: Runtime, *, after: int, limit: int) -> list[PrepareClaim]:
-        ctx = self._context
+        ctx, instance_id = self._context, runtime.instance.instance_id
+        types = sorted(runtime.handles)
+        # Short: a dead worker's claims must not hold its events up. A live one that takes longer shares the
+        # work with another, which is harmless: prepare is pure and the first saved value stands.
+        ttl_us = int(ctx.settings.fold.lease_s * 1e6)
+        left = ctx.ledger.left_upto(workspace)
+        if left > after:
+            for _ in range(_PAGES_AHEAD):
+                page = ctx.history.read(workspace, after, _PAGE, upto=left, types=types, may_lack="all")
+                rows = [row for row in page.rows if row.effect == NORMAL]
+                claims = ctx.ledger.prepare_take(
+                    workspace, instance_id, rows, owner=ctx.owner, now_us=ctx.clock.now_us(), ttl_us=ttl_us, limit=limit
+                )
+                if claims:
+                    return claims
+                if len(page.rows) < _PAGE:
+                    after = left
+                    break
+                after = page.rows[-1].seq
+            else:
+                return []  # far enough ahead of the fold
         return ctx.ledger.prepare_claim(
-            workspace,
-            runtime.instance.instance_id,
-            after=after,
-            types=sorted(runtime.handles),
-            owner=ctx.owner,
-            now_us=ctx.clock.now_us(),
-            # Short: a dead worker's claims must not hold its events up. A live one that takes longer shares the
-            # work with another, which is harmless: prepare is pure and the first saved value stands.
-            ttl_us=int(ctx.settings.fold.lease_s * 1e6),
-            limit=limit,
-        )
+            workspace, instance_id, after=after, types=types, owner=ctx.owner, now_us=ctx.clock.now_us(),
+            ttl_us=ttl_us, limit=limit,
+        )  # fmt: skip
 
     def save(self, workspace: str, runtime: Runtime, values: dict[int, bytes]) -> None:
         self._context.ledger.prepare_save(workspace, runtime.instance.instance_id, values)
@@ -95,7 +110,13 @@ class MemoryPrepared:
         key = self._key(workspace, runtime)
         with self._lock:
             start = max(after, self._scanned.get(key, after))
-        page = self._context.ledger.read(workspace, start, limit, types=sorted(runtime.handles))
+        page = self._context.history.follow(
+            workspace,
+            start,
+            limit,
+            types=sorted(runtime.handles),
+            may_lack="all",  # the fold says what it misses
+        )
         claims = []
         with self._lock:
             values, claimed = self._values.setdefault(key, {}), self._claimed.setdefault(key, {})

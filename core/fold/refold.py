@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamfold.core.archive.history import Lack
 from streamfold.core.codec import pack, unpack
 from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import EventError
@@ -49,6 +50,7 @@ class Refold:
     without : positions that are passed over, as if they had never come.
     batched : use ``fold_batch`` where the live fold would, for speed; ``verify`` loops, as an independent check.
     forgets : forget at an erasure; otherwise its event is folded as it is.
+    partial : events that have left the log and the archive are passed over; otherwise ``ArchiveMissing`` is raised.
     keep_skips : an event that a policy refuses now is skipped and put into ``dead``; otherwise the error is raised.
     """
 
@@ -60,6 +62,7 @@ class Refold:
     batched: bool = False
     forgets: bool = True
     keep_skips: bool = False
+    partial: bool = False
     after: int = 0
     count: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
@@ -74,12 +77,18 @@ class Refold:
         self._folds = fold_stores(self.group, self.stores)
         self._skipped = {r.key: ledger.skipped_seqs(self.workspace, r.instance.lineage) for r in self.group.runtimes}
 
+    @property
+    def _may_lack(self) -> Lack:
+        return "all" if self.partial else "compacted" if self.group.newest_suffices else "nothing"
+
     def run(self, upto: int, progress: Progress = lambda done, total: None) -> int:
         """Fold up to a position; returns how many events were folded since the start."""
         erasing = self.context.registry.event_types.erasing()
         types = sorted(self.group.handles | erasing)
         while self.after < upto:
-            page = self.context.ledger.read(self.workspace, self.after, _PAGE, upto=upto, types=types)
+            page = self.context.history.read(
+                self.workspace, self.after, _PAGE, upto=upto, types=types, may_lack=self._may_lack
+            )
             rows = [r for r in page.rows if r.effect == NORMAL and r.seq not in self.without]
             start = 0
             for index, row in enumerate(rows):

@@ -67,7 +67,7 @@ def choose_needles(context: Context, workspace: str, erasure: Erasure, rows: Seq
     shared: set[str] = set()
     alone = True
     ledger = context.ledger
-    for row in ledger.scan(workspace, ledger.head(workspace), [], forms):
+    for row in context.history.scan(workspace, ledger.head(workspace), [], forms):
         if row.seq not in going:
             alone = alone and not any(form in row.body for form in patterns(subject))
             shared.update(text for text in texts if _in_json(text) in row.body)
@@ -189,7 +189,11 @@ def look_through_ledger(context: Context, workspace: str, erasure: Erasure) -> l
     rows = ledger.scan(workspace, before, [subject], patterns(subject))
     left = sum(is_about(types, row, subject) for row in rows)
     letters = letters_about(context, workspace, subject, set())
+    archived = context.history.scan_archive(workspace, before, [subject], patterns(subject))
+    in_archive = sum(is_about(types, row, subject) for row in archived)
+    files = [d for d in ledger.departures(workspace) if d.name]
     return [
+        *([{"store": "archive", "scanned": sum(d.events for d in files), "residue": in_archive}] if files else []),
         {"store": "ledger/log", "scanned": before, "residue": left},
         {"store": "ledger/dead_letters", "scanned": ledger.dead_letter_count(workspace), "residue": len(letters)},
     ]

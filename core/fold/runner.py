@@ -21,6 +21,7 @@ from streamfold.core.fold.group import GroupFold
 from streamfold.core.fold.lanes import LANES, Lane, in_lane
 from streamfold.core.fold.prepare import Preparer
 from streamfold.core.fold.prepared import PreparedValues
+from streamfold.core.fold.retention import Keeper
 from streamfold.core.fold.stores import checkpoint_root
 from streamfold.core.stores.checkpoint import drop_old_checkpoints
 
@@ -152,6 +153,20 @@ class FoldRunner:
         finally:
             self._checkpointing.discard(key)
 
+    def compact(self, workspace: str, group: Group) -> bool:
+        """Write a checkpoint of a group whose lease this runner has or gets; False: not now, or not here."""
+        key = (workspace, group.name)
+        with self.holding(workspace, group) as fold:
+            if fold is None or fold.lease is None:
+                return False
+            lease = fold.lease
+            self._checkpointing.add(key)
+        try:
+            fold.checkpoint_bytes = checkpoint_group(self.context, workspace, group, lease) or fold.checkpoint_bytes
+            return True
+        finally:
+            self._checkpointing.discard(key)
+
     def _is_due(self, key: tuple[str, str], every_s: float) -> bool:
         """Look after versions now and then, not at each turn (without a lane: whenever driven)."""
         now = time.monotonic()
@@ -250,7 +265,9 @@ class EmbeddedRunner:
         self.runner = FoldRunner(context, prepared, on_commit=on_commit, on_prepare_needed=self.wake_prepare, lane=live)
         self.backfill = FoldRunner(context, prepared, on_commit=on_commit, lane=backfill)
         self.eraser = Eraser(context, (self.runner, self.backfill))
+        self.keeper = Keeper(context, (self.runner, self.backfill))
         self._erase_wake = threading.Event()
+        self._keep_wake = threading.Event()
         self._threads = [
             threading.Thread(target=self._fold_loop, name="fold", daemon=True),
             threading.Thread(target=self._prepare_loop, name="prepare", daemon=True),
@@ -259,6 +276,7 @@ class EmbeddedRunner:
                 target=self._backfill, args=(self._prepare_backfill,), name="backfill-prepare", daemon=True
             ),
             threading.Thread(target=self._erase_loop, name="erase", daemon=True),
+            threading.Thread(target=self._keep_loop, name="retention", daemon=True),
         ]
 
     def start(self) -> None:
@@ -341,12 +359,28 @@ class EmbeddedRunner:
                 log.exception("erase_loop_failed; going on in 1 s")
                 self._stop.wait(1.0)
 
+    def wake_keep(self) -> None:
+        """Retention was asked for."""
+        self._keep_wake.set()
+
+    def _keep_loop(self) -> None:
+        while not self._stop.is_set():
+            try:
+                for workspace in self.keeper.due():
+                    self.keeper.run(workspace)
+            except Exception:
+                log.exception("retention_failed; going on in 10 s")
+                self._stop.wait(10.0)
+            self._keep_wake.wait(self.context.settings.fold.sweep_s * 2)
+            self._keep_wake.clear()
+
     def stop(self) -> None:
         """Stop gracefully: the turn in hand is committed, leases are given back."""
         self._stop.set()
         self.runner.stop_soon()
         self.backfill.stop_soon()
         self._erase_wake.set()
+        self._keep_wake.set()
         with self._fold_wake:
             self._fold_wake.notify_all()
         with self._prepare_wake:

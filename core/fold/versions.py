@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from streamfold.core.clock import US
 from streamfold.core.context import Context, Group, group_name, pinned
-from streamfold.core.errors import ConfigError, GateFailed, NotCaughtUp, VersionConflict, nearest
+from streamfold.core.errors import ConfigError, GateFailed, NotCaughtUp, OutOfReach, VersionConflict, nearest
 from streamfold.core.fold.erasure import holds_erased
 from streamfold.core.fold.stores import checkpoint_root
 from streamfold.core.ledger.abc import AuditEntry, DeadLetter, Instance, LogRow, Promoted, Slot
@@ -49,6 +49,7 @@ def plan(
     ------
     ConfigError : no such policy, or a configuration that it does not take.
     VersionConflict : the same instance runs already, or ``slot="live"`` while another is live.
+    OutOfReach : events that it would fold have left the log, and the archive does not have them.
     """
     ledger = context.ledger
     members = _members(context, workspace, context.registry.declare(name, use, values))
@@ -59,11 +60,12 @@ def plan(
         for m in members
     ]
     try:
-        context.make_group(rows)
+        group = context.make_group(rows)
     except ConfigError:
         raise
     except Exception as error:  # a plugin's own check of its configuration
         raise ConfigError(f"[policies.{name}] the policy {use!r} cannot be made with this: {error!r}") from error
+    _require_reach(context, workspace, group, "add it from now (--from now)")
     have = [i for i in ledger.instances(workspace) if i.slot != "retired"]
     for row in rows:
         if slot == "live" and any(i.slot == "live" and i.name == row.name for i in have):
@@ -82,7 +84,11 @@ def add(context: Context, workspace: str, rows: Sequence[Instance], *, actor: st
 
 
 def rebuild(context: Context, workspace: str, group: Group, *, actor: str, reason: str) -> Group:
-    """Fold the next generation of a group from the log beside it; it takes its place by itself when caught up."""
+    """Fold the next generation of a group from the log beside it; it takes its place by itself when caught up.
+
+    Raises ``OutOfReach`` when it would not become what it was: events have left the log, and are in no archive.
+    """
+    _require_reach(context, workspace, group, "it stays as it is")
     states = {state.group: state for state in context.ledger.groups(workspace)}
     slots = {i.group: i.slot for i in context.ledger.instances(workspace)}
     for state in states.values():
@@ -96,6 +102,19 @@ def rebuild(context: Context, workspace: str, group: Group, *, actor: str, reaso
     audit = _entry(context, actor, "rebuild", "", reason)
     made = context.ledger.add_group(workspace, rows, replaces=group.name, audit=audit)
     return _named(context, workspace, made[0].group)
+
+
+def _require_reach(context: Context, workspace: str, group: Group, instead: str) -> None:
+    reach = context.reach(workspace, group)
+    if reach.rebuild != "impossible":
+        return
+    missing = ", ".join(context.history.missing(workspace))
+    why = f"for archive files that are not there ({missing}): put them back, or" if missing else "without an archive:"
+    raise OutOfReach(
+        f"{group.name} cannot be folded from position {group.start_seq}: events that it handles have left the log up "
+        f"to position {reach.rebuildable_from} {why} {instead}",
+        rebuildable_from=reach.rebuildable_from,
+    )
 
 
 def sorted_members(group: Group) -> list[Any]:

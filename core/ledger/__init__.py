@@ -6,6 +6,8 @@ this folder.
 
 from __future__ import annotations
 
+import shutil
+import uuid
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,27 +71,36 @@ def _parsed(url: str) -> URL:
     return make_url(url)
 
 
-def restore_ledger(folder: Path, url: str) -> dict[str, Any]:
+def restore_ledger(folder: Path, url: str, *, archive_root: Path | None = None) -> dict[str, Any]:
     """Restore a backup into a ledger that does not exist yet; returns the new timeline and what the backup said.
+
+    ``archive_root``: where the backup's archive is put, in a folder named for the new timeline.
 
     Raises
     ------
     LedgerError : the folder is no whole backup, is one of the other database, or the target is not empty.
     """
-    from streamfold.core.ledger.backup import read_manifest
+    from streamfold.core.ledger.backup import read_manifest, restore_archive
 
     manifest = read_manifest(folder)
     kind = _parsed(url).get_backend_name()
     if manifest["kind"] != kind:
         raise LedgerError(f"{folder} is a backup of {manifest['kind']}, the ledger's URL names {kind}")
-    if kind == "sqlite":
-        from streamfold.core.ledger.sqlite import restore as restore_sqlite
+    timeline = uuid.uuid4().hex
+    home = None if archive_root is None else restore_archive(folder, archive_root, timeline)
+    try:
+        if kind == "sqlite":
+            from streamfold.core.ledger.sqlite import restore as restore_sqlite
 
-        timeline = restore_sqlite(folder, _path(url))
-    else:
-        from streamfold.core.ledger.postgres import restore as restore_postgres
+            restore_sqlite(folder, _path(url), timeline)
+        else:
+            from streamfold.core.ledger.postgres import restore as restore_postgres
 
-        timeline = restore_postgres(folder, url, manifest)
+            restore_postgres(folder, url, manifest, timeline)
+    except BaseException:
+        if home is not None:
+            shutil.rmtree(home, ignore_errors=True)
+        raise
     return {"timeline_id": timeline, "made_at": manifest["made_at"], "positions": manifest["positions"]}
 
 

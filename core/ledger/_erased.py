@@ -20,6 +20,7 @@ from streamfold.core.ledger import schema as s
 from streamfold.core.ledger._append import ERASED_DIGEST
 from streamfold.core.ledger._base import LOG_COLUMNS, Base, add_dead, log_rows, note_groups
 from streamfold.core.ledger._groups import fenced
+from streamfold.core.ledger._retention import replace_files
 from streamfold.core.ledger._tx import Tx
 from streamfold.core.ledger.abc import ERASED, DeadLetter, ErasedGroup, Erasure, Lease, LogRow, Traces
 
@@ -204,6 +205,7 @@ class EraseMixin(Base):
             tx.count(workspace, "instance", 0)  # nobody pins an instance meanwhile: it would fold what goes
             if tx.one(_WAITED_FOR, (position, workspace, position)) is not None:
                 return None
+            replace_files(tx, workspace, traces)
             removed = _empty_log(tx, workspace, traces)
             removed |= _delete(tx, workspace, traces)
             tx.run(
@@ -235,6 +237,9 @@ class EraseMixin(Base):
 
 _EMPTY = f"""update log set effect = {ERASED}, body = ?, subject_kind = '', subject_id = ''
     where workspace = ? and seq = ?"""
+# Also where the id was forgotten since (``prune_dedup``): an erased event is to have no effect however late it comes.
+_KEEP_OUT = """insert into dedup (workspace, dedup, seq, digest, recorded_us) values (?, ?, ?, ?, 0)
+    on conflict (workspace, dedup) do update set digest = excluded.digest"""
 # A retired group was reset: it holds nothing, and folds nothing.
 _WAITED_FOR = """select f.grp from fold_groups f left join erasure_groups g
     on g.workspace = f.workspace and g.grp = f.grp and g.position = ?
@@ -246,10 +251,7 @@ _WAITED_FOR = """select f.grp from fold_groups f left join erasure_groups g
 def _empty_log(tx: Tx, workspace: str, traces: Traces) -> dict[str, int]:
     """Empty the events' rows; their positions and the keys of their ids stay, so that nothing comes in again."""
     tx.many(_EMPTY, [(b"", workspace, seq) for seq in traces.seqs])
-    tx.many(
-        "update dedup set digest = ? where workspace = ? and dedup = ?",
-        [(ERASED_DIGEST, workspace, dedup) for dedup in traces.dedups],
-    )
+    tx.many(_KEEP_OUT, [(workspace, dedup, seq, ERASED_DIGEST) for dedup, seq in traces.dedups])
     return {"events": len(traces.seqs)}
 
 

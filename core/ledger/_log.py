@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import msgspec
 from sqlalchemy import func, select
 
-from streamfold.core.events.model import Envelope
 from streamfold.core.ledger import schema as s
 from streamfold.core.ledger._base import LOG_COLUMNS, Base, log_columns, log_rows
 from streamfold.core.ledger._tx import Tx
-from streamfold.core.ledger.abc import IntakeState, LogPage, LogRow
+from streamfold.core.ledger.abc import IntakeState, LogPage, LogRow, matching
 
-_decode = msgspec.msgpack.Decoder(Envelope).decode
 _ID_BYTES, _SOURCE_BYTES = 10, 6
 
 
@@ -44,15 +41,15 @@ class LogMixin(Base):
         """Read the head first: what commits between two reads the other way round would be passed over."""
 
         def job(tx: Tx) -> LogPage:
-            row = tx.one("select seq from log_head where workspace = ?", (workspace,))
-            head = int(row[0]) if row else 0
+            row = tx.one("select seq, left_upto from log_head where workspace = ?", (workspace,))
+            head, left = (int(row[0]), int(row[1])) if row else (0, 0)
             last = head if upto is None else min(head, upto)
             if last <= after or (types is not None and not types):
-                return LogPage(head, [])
+                return LogPage(head, [], left)
             kinds = "" if types is None else f" and type in ({','.join('?' * len(types))})"
             where = f"workspace = ? and seq > ? and seq <= ?{kinds}"
             sql = f"select {LOG_COLUMNS} from log where {where} order by seq limit ?"
-            return LogPage(head, log_rows(tx.all(sql, (workspace, after, last, *(types or ()), limit))))
+            return LogPage(head, log_rows(tx.all(sql, (workspace, after, last, *(types or ()), limit))), left)
 
         return self._read(job)
 
@@ -62,17 +59,14 @@ class LogMixin(Base):
         return sorted(found, key=lambda row: row.seq)
 
     def find(self, workspace: str, event_id: str, source: str | None = None) -> list[LogRow]:
-        """Scan the range of ``dedup`` that starts with the id's hash, then compare the ids themselves."""
+        return matching(self.rows(workspace, self.find_seqs(workspace, event_id)), event_id, source)
+
+    def find_seqs(self, workspace: str, event_id: str) -> list[int]:
+        """Scan the range of ``dedup`` that starts with the id's hash."""
         prefix = _hash(event_id)[:_ID_BYTES]
         low, high = prefix + bytes(_SOURCE_BYTES), prefix + b"\xff" * _SOURCE_BYTES
         sql = "select seq from dedup where workspace = ? and dedup >= ? and dedup <= ?"
-        seqs = [row[0] for row in self._all(sql, (workspace, low, high))]
-        found = []
-        for row in reversed(self.rows(workspace, seqs)):
-            envelope = _envelope(row)
-            if envelope is not None and envelope.id == event_id and source in (None, envelope.source):
-                found.append(row)
-        return found
+        return [row[0] for row in self._all(sql, (workspace, low, high))]
 
     def page(
         self, workspace: str, *, after: int, limit: int, type: str | None = None, subject_id: str | None = None
@@ -108,10 +102,3 @@ class LogMixin(Base):
 def _hash(text: str) -> bytes:
     """The hash that ``NewEvent.dedup`` starts with."""
     return hashlib.blake2b(text.encode()).digest()
-
-
-def _envelope(row: LogRow) -> Envelope | None:
-    try:
-        return _decode(row.body)
-    except msgspec.DecodeError:
-        return None  # an erased row keeps its position, not its content

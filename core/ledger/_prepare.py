@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from streamfold.core.ledger._base import Base, log_rows, safe_text
 from streamfold.core.ledger._tx import Tx
-from streamfold.core.ledger.abc import NORMAL, PrepareClaim
+from streamfold.core.ledger.abc import NORMAL, LogRow, PrepareClaim
 
 _WAITING, _DONE, _FAILED = 0, 1, 2
+_TAKE = """insert into prepared (workspace, instance_id, seq, owner, claim_until_us) values (?, ?, ?, ?, ?)
+    on conflict (workspace, instance_id, seq) do update
+    set owner = excluded.owner, claim_until_us = excluded.claim_until_us"""
 
 
 class PrepareMixin(Base):
@@ -34,18 +37,39 @@ class PrepareMixin(Base):
             from log l left join prepared p on p.workspace = l.workspace and p.instance_id = ? and p.seq = l.seq
             where l.workspace = ? and l.seq > ? and l.effect = {NORMAL} and l.type in ({marks})
             and (p.seq is null or (p.state = {_WAITING} and p.claim_until_us <= ?)) order by l.seq limit ?"""
-        take = """insert into prepared (workspace, instance_id, seq, owner, claim_until_us) values (?, ?, ?, ?, ?)
-            on conflict (workspace, instance_id, seq) do update
-            set owner = excluded.owner, claim_until_us = excluded.claim_until_us"""
 
         def job(tx: Tx) -> list[PrepareClaim]:
             self._serialise_claims(tx, workspace, instance_id)
             found = tx.all(find, (instance_id, workspace, after, *types, now_us, limit))
-            tx.many(take, [(workspace, instance_id, row[0], owner, now_us + ttl_us) for row in found])
+            tx.many(_TAKE, [(workspace, instance_id, row[0], owner, now_us + ttl_us) for row in found])
             rows = log_rows([row[:-1] for row in found])
             return [PrepareClaim(row, attempts) for row, (*_, attempts) in zip(rows, found, strict=True)]
 
         return self._write(job, durable=False) if types and limit > 0 else []
+
+    def prepare_take(
+        self,
+        workspace: str,
+        instance_id: int,
+        rows: Sequence[LogRow],
+        *,
+        owner: str,
+        now_us: int,
+        ttl_us: int,
+        limit: int,
+    ) -> list[PrepareClaim]:
+        find = "select seq, state, claim_until_us, attempts from prepared where workspace = ? and instance_id = ? and "
+
+        def job(tx: Tx) -> list[PrepareClaim]:
+            self._serialise_claims(tx, workspace, instance_id)
+            known = tx.among(find + "seq {in}", (workspace, instance_id), [row.seq for row in rows])
+            taken = {seq for seq, state, until, _ in known if state != _WAITING or until > now_us}
+            attempts = {seq: int(made) for seq, _, _, made in known}
+            free = [row for row in rows if row.seq not in taken][:limit]
+            tx.many(_TAKE, [(workspace, instance_id, row.seq, owner, now_us + ttl_us) for row in free])
+            return [PrepareClaim(row, attempts.get(row.seq, 0)) for row in free]
+
+        return self._write(job, durable=False) if rows and limit > 0 else []
 
     def prepare_save(self, workspace: str, instance_id: int, values: Mapping[int, bytes]) -> None:
         """Keep values; the first one wins, and none replaces a final failure: the fold may have used either."""

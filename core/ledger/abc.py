@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from streamfold.core.events.model import NewEvent, Subject
+import msgspec
+
+from streamfold.core.events.model import Envelope, NewEvent, Subject
 
 Slot = Literal["live", "shadow", "retired"]
 Outcome = Literal["accepted", "duplicate", "reused", "erased"]
 Stage = Literal["decode", "validate", "prepare", "fold"]
+Reason = Literal["expired", "compacted"]
 
+_decode = msgspec.msgpack.Decoder(Envelope).decode
 NORMAL, SUPERSEDED, ERASED = 0, 1, 2
 """A log row's effect: folded, logged but not folded (an older ``sequence``), traces removed."""
 
@@ -34,12 +38,31 @@ class LogRow:
     retry_of: int | None = None
 
 
+def matching(rows: Sequence[LogRow], event_id: str, source: str | None) -> list[LogRow]:
+    """Return the rows, newest first, whose event has this id: keys are hashes, so the ids themselves are compared."""
+    found = []
+    for row in reversed(rows):
+        envelope = _envelope(row)
+        if envelope is not None and envelope.id == event_id and source in (None, envelope.source):
+            found.append(row)
+    return found
+
+
+def _envelope(row: LogRow) -> Envelope | None:
+    try:
+        return _decode(row.body)
+    except msgspec.DecodeError:
+        return None  # an erased row keeps its position, not its content
+
+
 @dataclass(frozen=True, slots=True)
 class LogPage:
     """Rows after a position, and the head (last allocated position) read *before* them."""
 
     head: int
     rows: list[LogRow]
+    left_upto: int = 0
+    """The highest position that has left the log, read before the rows: up to it there are holes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,14 +263,73 @@ class ErasedGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """Events that left the log together: into a file of the archive (``name``), or for good (no name).
+
+    ``types``: by event type how many they are, and the position of the last. ``cleared``: no row of them is left.
+    """
+
+    number: int = 0
+    """Set by the ledger."""
+    name: str
+    reason: Reason
+    first: int
+    last: int
+    events: int
+    bytes: int = 0
+    digest: str = ""
+    types: Mapping[str, tuple[int, int]]
+    cleared: bool = False
+    made_us: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """Where a workspace's retention stands: when it was asked for and ran last, and what that run said (JSON)."""
+
+    asked_us: int = 0
+    ran_us: int = 0
+    compacted_upto: int = 0
+    """Up to here every event that a later one replaces has left."""
+    report: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Up to where a group needs the log no more; past ``position`` a checkpoint would move it to ``watermark``."""
+
+    group: str
+    position: int
+    watermark: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogKey:
+    """A log row without its content."""
+
+    seq: int
+    recorded_us: int
+    type: str
+    effect: int
+    retry_of: int | None
+    subject: Subject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Traces:
-    """What an erasure removes from the ledger: log rows, keys of their ids, backend results, dead letters."""
+    """What an erasure removes from the ledger: log rows, keys of their ids, backend results, dead letters.
+
+    ``dedups``: keys with their events' positions. ``files``: archive files, by their departure's number, each with
+    what takes its place, written under the archive's lease of this ``epoch``; None: nothing of it is left.
+    """
 
     subject: Subject
     seqs: Sequence[int]
-    dedups: Sequence[bytes]
+    dedups: Sequence[tuple[bytes, int]]
     results: Sequence[tuple[str, bytes]]
     letters: Sequence[int]
+    files: Mapping[int, Departure | None] = field(default_factory=dict)
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,8 +385,17 @@ class Ledger(Protocol):
 
     def close(self) -> None: ...
 
-    def backup(self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-        """Write a consistent copy into a new folder while everything goes on; returns its manifest."""
+    def backup(
+        self,
+        folder: Path,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        archive: Path | None = None,
+    ) -> dict[str, Any]:
+        """Write a consistent copy into a new folder while everything goes on; returns its manifest.
+
+        ``archive``: the folder of this timeline's archive, whose files are copied with it.
+        """
 
     def ensure_workspace(self, workspace: str) -> None:
         """Create the workspace's head row when missing (idempotent)."""
@@ -340,6 +431,9 @@ class Ledger(Protocol):
 
     def find(self, workspace: str, event_id: str, source: str | None = None) -> list[LogRow]:
         """Rows of the events with this id, newest first (several when sources differ)."""
+
+    def find_seqs(self, workspace: str, event_id: str) -> list[int]:
+        """Positions of the events that may have this id, while the de-duplication knows it."""
 
     def page(
         self, workspace: str, *, after: int, limit: int, type: str | None = None, subject_id: str | None = None
@@ -505,6 +599,19 @@ class Ledger(Protocol):
     def prepare_drop(self, workspace: str, instance_id: int, upto: int) -> None:
         """Drop prepared values at or before a committed watermark."""
 
+    def prepare_take(
+        self,
+        workspace: str,
+        instance_id: int,
+        rows: Sequence[LogRow],
+        *,
+        owner: str,
+        now_us: int,
+        ttl_us: int,
+        limit: int,
+    ) -> list[PrepareClaim]:
+        """Claim those of the given rows (which may have left the log) that have neither result nor live claim."""
+
     def results_get(self, workspace: str, backend: str, hashes: Sequence[bytes]) -> dict[bytes, bytes]:
         """Backend results by content hash (16 bytes)."""
 
@@ -594,6 +701,75 @@ class Ledger(Protocol):
         """Have the database give up old versions of changed rows: SQLite's write-ahead log and unused parts of pages,
         PostgreSQL's dead tuples."""
 
+    # -- retention ---------------------------------------------------------------------------------------------
+    def left_upto(self, workspace: str) -> int:
+        """The highest position that has left the log."""
+
+    def departures(self, workspace: str) -> list[Departure]:
+        """What has left the log, in order."""
+
+    def retention(self, workspace: str) -> Retention: ...
+
+    def retention_due(self, now_us: int, every_us: int) -> list[str]:
+        """The workspaces whose retention was asked for, or did not run for so long."""
+
+    def ask_retention(self, workspace: str, *, actor: str, at_us: int) -> int:
+        """Have the retention run soon; written to the audit trail. Returns the time that ``ran_us`` will have reached
+        then, which is after the last run's, whatever the clocks of two hosts say."""
+
+    def archive_lease(self, workspace: str, owner: str, *, now_us: int, ttl_us: int) -> int | None:
+        """Take the right to write a workspace's archive; returns its epoch, a new one each time. None when taken."""
+
+    def archive_renew(self, workspace: str, epoch: int, *, now_us: int, ttl_us: int) -> None:
+        """Extend the lease. Raises ``Fenced`` when it was taken over."""
+
+    def archive_release(self, workspace: str, epoch: int) -> None: ...
+
+    def floors(self, workspace: str) -> list[Floor]:
+        """Up to where each group that is not retired has folded and needs the log no more."""
+
+    def seq_before(self, workspace: str, at_us: int) -> int:
+        """The position of the newest event that was logged before a time; 0 when there is none."""
+
+    def keys(self, workspace: str, after: int, upto: int, limit: int) -> list[LogKey]:
+        """Rows of a range in order, without their content."""
+
+    def erasures_seen(self, workspace: str) -> tuple[int, int] | None:
+        """A token that each new erasure changes; None while one is pending."""
+
+    def depart(
+        self,
+        workspace: str,
+        epoch: int,
+        departure: Departure,
+        *,
+        erasures: tuple[int, int],
+        seqs: Sequence[int] = (),
+        now_us: int,
+        ttl_us: int,
+    ) -> bool:
+        """Record that events leave: those of a file that is whole and in its place, whose rows ``clear`` then deletes;
+        or, without a name, the ``seqs``, which are deleted at once.
+
+        False (nothing was done) when a group needs them again, or an erasure came since ``erasures`` was read. Raises
+        ``Fenced`` when the lease was taken over.
+        """
+
+    def clear(
+        self, workspace: str, epoch: int, number: int, seqs: Sequence[int], *, last: bool, now_us: int, ttl_us: int
+    ) -> None:
+        """Delete rows of a departure that has a file, one batch in one transaction. Raises ``Fenced``."""
+
+    def prune_dedup(self, workspace: str, before_us: int, after: bytes, limit: int) -> tuple[bytes, int]:
+        """Forget ids of events logged before a time, among so many past a key; returns the last key looked at (empty:
+        the end) and how many were forgotten. Ids of erased events stay."""
+
+    def old_dedup(self, workspace: str, before_us: int) -> int:
+        """How many ids ``prune_dedup`` would forget. Reads all of them."""
+
+    def end_retention(self, workspace: str, epoch: int, *, at_us: int, compacted_upto: int, report: str) -> None:
+        """Record a run that is done and let go of the lease. Raises ``Fenced``."""
+
     # -- audit -------------------------------------------------------------------------------------------------
     def audit(self, workspace: str, *, actor: str, action: str, target: str, reason: str, at_us: int) -> None: ...
 
@@ -620,7 +796,7 @@ class Ledger(Protocol):
         """Set a workspace's quotas; creates it when missing, and writes the audit trail."""
 
     def log_bytes(self, workspace: str) -> int:
-        """Bytes of the events that were ever logged, as stored."""
+        """Bytes of the events in the log, as stored."""
 
     def size_bytes(self) -> dict[str, int]:
         """Bytes per part of the ledger: log, feed, results, dead letters, total."""

@@ -33,7 +33,8 @@ from streamfold.core.ledger._groups import ADVANCE, GroupMixin, fenced
 from streamfold.core.ledger._letters import LetterMixin
 from streamfold.core.ledger._log import LogMixin
 from streamfold.core.ledger._prepare import PrepareMixin
-from streamfold.core.ledger._tx import PostgresTx, Tx
+from streamfold.core.ledger._retention import RetainMixin
+from streamfold.core.ledger._tx import PostgresTx, Row, Tx
 from streamfold.core.ledger._versions import VersionMixin
 from streamfold.core.ledger.abc import Appended, DeadLetter, ErasedGroup, IntakeMove, Lease
 from streamfold.core.ledger.schema import metadata
@@ -151,7 +152,9 @@ def _upgrade(connection: Connection) -> None:
         migrations.upgrade(connection)
 
 
-class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, EraseMixin):
+class PostgresLedger(
+    LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, EraseMixin, RetainMixin
+):
     """See ``streamfold.core.ledger.abc.Ledger``."""
 
     def __init__(self, engine: Engine) -> None:
@@ -247,11 +250,17 @@ class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMix
     def _contains(self, column: str) -> str:
         return f"position(?::bytea in {column}) > 0"
 
-    def backup(self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    def backup(
+        self,
+        folder: Path,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        archive: Path | None = None,
+    ) -> dict[str, Any]:
         """Read all tables in one snapshot."""
         part = backups.start_folder(folder)
 
-        def job(tx: Tx) -> dict[str, int]:
+        def job(tx: Tx) -> tuple[dict[str, int], list[Row]]:
             raw = tx.raw
             with raw.transaction():
                 raw.execute("set transaction isolation level repeatable read, read only")
@@ -264,10 +273,15 @@ class PostgresLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMix
                     for count in backups.write_table(part, table.name, columns, _batches(raw, table.name, columns)):
                         if table.name == "log":
                             progress(count, total)
-            return at
+                named = tx.all(backups.NAMED)
+            return at, named
 
         try:
-            at = self._lend(job)
+            if archive is not None:
+                backups.copy_archive(archive, part)
+            at, named = self._lend(job)
+            if archive is not None:
+                backups.complete_archive(archive, part, named, self._all(backups.NAMED))
             return backups.finish_folder(part, folder, kind="postgresql", timeline=self.timeline_id, at=at)
         finally:
             backups.drop_folder(part)
@@ -302,8 +316,8 @@ def _batches(raw: Any, table: str, columns: Sequence[str]) -> Iterator[list[Any]
             yield rows
 
 
-def restore(folder: Path, url: str, manifest: dict[str, Any]) -> str:
-    """Load a backup's tables into an empty database, all or nothing, with a timeline of its own; returns that."""
+def restore(folder: Path, url: str, manifest: dict[str, Any], timeline: str) -> None:
+    """Load a backup's tables into an empty database, all or nothing, with a timeline of its own."""
     if manifest["migration"] != migrations.newest():
         raise LedgerError(
             f"{folder} is of migration {manifest['migration']}, this version's newest is {migrations.newest()}: "
@@ -322,7 +336,7 @@ def restore(folder: Path, url: str, manifest: dict[str, Any]) -> str:
                 for table in metadata.sorted_tables:
                     raw.execute(f"truncate {table.name}")
                     _load(raw, table.name, backups.table_file(folder, table.name))
-                return backups.begin_timeline(tx)
+                backups.begin_timeline(tx, timeline)
     except DBAPIError as error:
         raise _unavailable(error) from error
     finally:

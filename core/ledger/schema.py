@@ -54,6 +54,7 @@ log_head = Table(
     _int("seq"),
     _int("bytes"),
     _int("erased_us"),
+    _int("left_upto"),
     postgresql_with=HOT,
     sqlite_with_rowid=False,
 )
@@ -157,6 +158,36 @@ erased_subjects = Table(
     _int("erased_us", None),
     _int("position", None),
     sqlite_with_rowid=False,
+)
+
+departures = Table(
+    "departures",
+    metadata,
+    _key("workspace"),
+    _key("number", BigInteger),
+    _text("name"),
+    _text("reason"),
+    _int("first_seq", None),
+    _int("last_seq", None),
+    _int("events"),
+    _int("bytes"),
+    _text("digest", ""),
+    _text("types"),
+    Column("cleared", Boolean, nullable=False, server_default=text("false")),
+    _int("made_us"),
+)
+
+retention = Table(
+    "retention",
+    metadata,
+    _key("workspace"),
+    _int("epoch"),
+    _text("owner", null=True),
+    _int("lease_until_us"),
+    _int("asked_us"),
+    _int("ran_us"),
+    _int("compacted_upto"),
+    _text("report", ""),
 )
 
 intakes = Table(

@@ -35,6 +35,7 @@ from streamfold.core.ledger._groups import GroupMixin
 from streamfold.core.ledger._letters import LetterMixin
 from streamfold.core.ledger._log import LogMixin
 from streamfold.core.ledger._prepare import PrepareMixin
+from streamfold.core.ledger._retention import RetainMixin
 from streamfold.core.ledger._sqlite_files import PAGES, Checkpointer, Gaps, ProcessLock
 from streamfold.core.ledger._tx import SqliteTx, Tx
 from streamfold.core.ledger._versions import VersionMixin
@@ -61,6 +62,9 @@ _DEDUP = "insert into dedup (workspace, dedup, seq, digest, recorded_us) values 
 _LOG = """insert into log (workspace, seq, recorded_us, type, retry_of, subject_kind, subject_id, body)
     values (?, ?, ?, ?, ?, ?, ?, ?)"""
 
+_LOGGED = """select (select coalesce(sum(seq), 0) from log_head) -
+    (select coalesce(sum(events), 0) from departures where cleared)"""
+
 
 def make_engine(path: Path) -> Engine:
     """Make connections in autocommit mode, so that the ledger alone says when transactions begin and end."""
@@ -79,7 +83,7 @@ def make_engine(path: Path) -> Engine:
     return engine
 
 
-class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, EraseMixin):
+class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, EraseMixin, RetainMixin):
     """See ``streamfold.core.ledger.abc.Ledger``. ``held`` is this process's lock on the file."""
 
     def __init__(self, path: Path, engine: Engine, held: ProcessLock) -> None:
@@ -178,18 +182,29 @@ class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin
     def _contains(self, column: str) -> str:
         return f"instr({column}, ?) > 0"
 
-    def backup(self, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    def backup(
+        self,
+        folder: Path,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        archive: Path | None = None,
+    ) -> dict[str, Any]:
         """Copy the database in one step: a snapshot, which writers do not wait for."""
         part = backups.start_folder(folder)
         try:
+            if archive is not None:
+                backups.copy_archive(archive, part)
             with self._reading() as tx:
                 copy = sqlite3.connect(part / DATABASE)
                 try:
                     tx.raw.backup(copy, pages=-1, progress=lambda _, left, total: progress(total - left, total))
                     copy.execute("pragma journal_mode=delete")
                     at = dict(copy.execute("select workspace, seq from log_head order by workspace").fetchall())
+                    named = copy.execute(backups.NAMED).fetchall()
                 finally:
                     copy.close()
+            if archive is not None:
+                backups.complete_archive(archive, part, named, self._all(backups.NAMED))
             return backups.finish_folder(part, folder, kind="sqlite", timeline=self.timeline_id, at=at)
         except sqlite3.Error as error:
             raise unavailable(error) from error
@@ -235,7 +250,7 @@ class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin
             pages, size = tx.all("pragma page_count")[0][0], tx.all("pragma page_size")[0][0]
             log = "select length(body) + 60 as size from log l join log_head h on h.workspace = l.workspace"
             return {
-                "log": sampled(tx, "select sum(seq) from log_head", f"{log} and l.seq > h.seq - 200"),
+                "log": sampled(tx, _LOGGED, f"{log} and l.seq > h.seq - 200"),
                 "feed": int((tx.one("select sum(feed_bytes) from fold_groups") or (0,))[0] or 0),
                 "results": sampled(
                     tx,
@@ -291,8 +306,8 @@ def _insert(tx: Tx, workspace: str, fresh: Sequence[NewEvent], first: int, recor
     tx.many(_LOG, rows)
 
 
-def restore(folder: Path, path: Path) -> str:
-    """Put a backup's database at a path where there is none, with a timeline of its own; returns that."""
+def restore(folder: Path, path: Path, timeline: str) -> None:
+    """Put a backup's database at a path where there is none, with a timeline of its own."""
     if path.exists():
         raise LedgerError(f"{path} is already there: move it away first, nothing was restored")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -304,11 +319,10 @@ def restore(folder: Path, path: Path) -> str:
         with engine.connect() as connection:
             tx = SqliteTx(connection)
             tx.raw.execute("begin immediate")
-            timeline = backups.begin_timeline(tx)
+            backups.begin_timeline(tx, timeline)
             tx.raw.execute("commit")
             tx.raw.execute("pragma wal_checkpoint(truncate)").fetchall()
             tx.raw.execute("pragma journal_mode=delete").fetchall()
     finally:
         engine.dispose()
     os.rename(part, path)
-    return timeline

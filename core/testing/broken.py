@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -27,7 +27,7 @@ class _Counting(Policy):
     """Counts interactions by item, rightly: what the broken ones start from."""
 
     version = 1
-    handles = ("interaction.observed",)
+    handles: ClassVar[tuple[str, ...]] = ("interaction.observed",)
     stores: tuple[Declaration, ...] = (Table("count", key=str, value=int, max_rows=10_000),)
 
     def fold(self, event: Event, prepared: Prepared, stores: Stores) -> None:
@@ -250,6 +250,14 @@ class Ranking(_Counting):
         mine = stores["count"].get(event.data.item_id)
         above = sum(1 for _, count in stores["count"].items() if count > mine)
         stores["rank"].put(event.data.item_id, above)
+
+
+@_breaks("compacted")
+class Tallying(_Counting):
+    """Counts how often an item was said, and declares that the newest time is enough."""
+
+    handles = ("interaction.observed", "item.upserted")
+    newest_suffices = True
 
 
 @_breaks("forget")

@@ -112,6 +112,8 @@ class GroupView:
         ledger, name = self.workspace.context.ledger, self.workspace.name
         if any(i.group == self.group.name and i.slot == "retired" for i in ledger.instances(name)):
             raise error  # retired meanwhile: its feed is gone on purpose
+        if self.workspace.context.reach(name, self.group).rebuild == "impossible":
+            raise error  # the log does not give it again
         if first is not None and ledger.group(name, self.group.name).checkpoint == first:
             log.error("checkpoint_corrupt group=%s: %s; folding afresh from the log", self.group.name, error)
             ledger.reset_group(name, self.group.name, watermark=self.group.start_seq)

@@ -9,7 +9,8 @@
 - :mod:`~streamfold.pipelines.cli.size`: ``size``
 - :mod:`~streamfold.pipelines.cli.new_plugin`, :mod:`~streamfold.pipelines.cli.check_plugin`,
   :mod:`~streamfold.pipelines.cli.dev`: writing a plugin
-- :mod:`~streamfold.pipelines.cli.erase`: ``erase``; :mod:`~streamfold.pipelines.cli.backup`: ``backup restore``
+- :mod:`~streamfold.pipelines.cli.erase`: ``erase``; :mod:`~streamfold.pipelines.cli.backup`: ``backup restore``;
+  :mod:`~streamfold.pipelines.cli.retain`: ``retain``
 - :mod:`~streamfold.pipelines.cli.letters`: ``dead-letters``; :mod:`~streamfold.pipelines.cli.policies`: ``policies``,
   :mod:`~streamfold.pipelines.cli.versions`: its versions, ``audit``
 - :mod:`~streamfold.pipelines.cli.keys`: ``keys``
@@ -37,6 +38,7 @@ from streamfold.pipelines.cli import (
     local,
     new_plugin,
     policies,
+    retain,
     send,
     size,
     watch,
@@ -74,7 +76,22 @@ def _globals(
     ctx.obj = Globals(config=config, url=url, workspace=workspace, json=as_json, quiet=quiet)
 
 
-for _module in (local, send, ask, watch, letters, policies, keys, erase, backup, size, new_plugin, check_plugin, dev):
+for _module in (
+    local,
+    send,
+    ask,
+    watch,
+    letters,
+    policies,
+    keys,
+    erase,
+    backup,
+    retain,
+    size,
+    new_plugin,
+    check_plugin,
+    dev,
+):
     _module.register(app)
 
 

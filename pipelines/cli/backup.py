@@ -56,6 +56,6 @@ def restore(ctx: typer.Context, folder: Annotated[Path, typer.Argument(metavar="
 
     options: Globals = ctx.obj
     settings = options.settings()
-    done = restore_ledger(folder, settings.ledger_url)
+    done = restore_ledger(folder, settings.ledger_url, archive_root=Path(settings.archive_root))
     at = ", ".join(f"{workspace} at {position}" for workspace, position in done["positions"].items())
     options.print(f"restored the ledger of {done['made_at']}: {at}", done)

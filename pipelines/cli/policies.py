@@ -50,7 +50,7 @@ def list_(ctx: typer.Context) -> None:
     options: Globals = ctx.obj
     with options.client() as client:
         body = client.get("/v1/policies")
-    names = ("policy", "label", "slot", "state", "watermark", "lag_events", "last_error")
+    names = ("policy", "label", "slot", "state", "watermark", "lag_events", "rebuild", "last_error")
     heads = {"label": "version"}
     table = Table(*(heads.get(name, name).replace("_", " ") for name in names), box=None, header_style="dim")
     for item in body["items"]:

@@ -32,6 +32,7 @@ from streamfold.pipelines.serve import (
     health,
     keys,
     operate,
+    retention,
     versions,
 )
 from streamfold.pipelines.serve.auth import LOCAL, require
@@ -40,11 +41,10 @@ from streamfold.pipelines.serve.openapi import describe
 from streamfold.pipelines.serve.problems import Problem, at, of_invalid, respond, unavailable
 from streamfold.pipelines.serve.service import Service
 
-ENDPOINTS: tuple[Endpoint, ...] = tuple(
-    endpoint
-    for module in (events, documents, ask, graph, deadletters, erasures, backups, operate, versions, keys, health)
-    for endpoint in module.ENDPOINTS
-)
+_MODULES = (
+    events, documents, ask, graph, deadletters, erasures, backups, retention, operate, versions, keys, health,
+)  # fmt: skip
+ENDPOINTS: tuple[Endpoint, ...] = tuple(endpoint for module in _MODULES for endpoint in module.ENDPOINTS)
 """All routes under ``/v1`` and beside it, but ``/openapi.json``, which describes them."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _REFUSED_S = 0.1

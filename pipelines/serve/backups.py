@@ -38,7 +38,7 @@ async def post_backup(call: Call) -> Response:
             at_us=node.context.clock.now_us(),
         )
         target.parent.mkdir(parents=True, exist_ok=True)
-        manifest = node.ledger.backup(target, step)
+        manifest = node.ledger.backup(target, step, archive=node.context.history.home)
         size = sum(file["size"] for file in manifest["files"].values())
         names = ("made_at", "timeline_id", "positions")
         return {"target": str(target), "bytes": size, **{name: manifest[name] for name in names}}

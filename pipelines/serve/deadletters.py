@@ -180,13 +180,13 @@ def _skipped(call: Call, letter: DeadLetter) -> NewEvent:
     Its id comes from the letter, so a retry that was cut off after the append is not appended twice. It carries no
     ``sequence``: the original's was stored, and an equal one has no effect.
     """
-    ledger, workspace = call.service.node.ledger, call.workspace
+    history, workspace = call.service.node.context.history, call.workspace
     assert letter.position is not None
-    rows = ledger.rows(workspace, [letter.position])
+    rows = history.rows(workspace, [letter.position])
     if not rows or rows[0].effect == ERASED:
-        raise Problem("policy-conflict", f"the event at position {letter.position} was erased: drop this dead letter")
+        raise Problem("policy-conflict", f"the event at position {letter.position} is gone: drop this dead letter")
     envelope = _envelope(rows[0].body)
-    newer = ledger.newest_seq(workspace, envelope.subject_kind, envelope.subject_id, letter.position)
+    newer = history.newest_seq(workspace, envelope.subject_kind, envelope.subject_id, letter.position)
     if newer is not None:
         detail = (
             f"{envelope.subject_kind} '{envelope.subject_id[:100]}' has a newer event at position {newer}: a retry "

@@ -22,7 +22,7 @@ KINDS = ("user", "item", "document")
 _HIDDEN_WITHIN_S = 5.0
 NOT_COVERED = (
     "Kafka topics and whatever else sent the events: they can send them again, which has no effect here",
-    "backups that were made before",
+    "backups that were made before, and copies of the archive's files",
     "answers that clients have received, and log files that name ids",
 )
 NOT_COVERED_POSTGRES = (
@@ -134,7 +134,9 @@ def _policies(call: Call, erasure: Erasure) -> list[dict[str, Any]]:
 
 def _not_covered(call: Call) -> list[str]:
     embedded = call.service.settings.is_embedded
-    return [*NOT_COVERED, *(NOT_COVERED_SQLITE if embedded else NOT_COVERED_POSTGRES)]
+    missing = call.service.node.context.history.missing(call.workspace)
+    lost = [f"files of the archive that were not there: {', '.join(missing)}"] if missing else []
+    return [*lost, *NOT_COVERED, *(NOT_COVERED_SQLITE if embedded else NOT_COVERED_POSTGRES)]
 
 
 ENDPOINTS = [

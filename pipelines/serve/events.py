@@ -201,9 +201,9 @@ async def get_event(call: Call) -> Response:
 
 
 def _trace(call: Call, event_id: str, source: str | None) -> dict[str, Any]:
-    ledger = call.service.node.ledger
+    ledger, history = call.service.node.ledger, call.service.node.context.history
     erasing = ledger.erasures(call.workspace)
-    rows = [r for r in ledger.find(call.workspace, event_id, source) if not is_erasing(call.service, r, erasing)]
+    rows = [r for r in history.find(call.workspace, event_id, source) if not is_erasing(call.service, r, erasing)]
     if not rows:
         raise Problem("not-found", f"no event with id '{event_id[:100]}' was logged in this workspace")
     row = rows[0]

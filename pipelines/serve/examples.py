@@ -153,8 +153,31 @@ ERASURE = {
     "policies": [{"policy": "trending@1", "slot": "live", "method": "rebuild", "state": "done", "removed": 12}],
     "stores": [{"store": "trending@1-6ba125bf/trending@1/score_0", "scanned": 4096, "residue": 0}],
     "looked_for": {"id": True, "texts": 0},
-    "removed": {"events": 12, "results": 0, "dead_letters": 0},
+    "removed": {"events": 12, "results": 0, "dead_letters": 0, "archive_files": 0},
     "not_covered": ["backups that were made before"],
+}
+RETENTION = {
+    "keep_s": 7_776_000.0,
+    "compact": True,
+    "compact_after_s": 86_400.0,
+    "archive": True,
+    "archive_root": "",
+    "dedup_window_s": 2_592_000.0,
+    "every_s": 86_400.0,
+    "ran_at": "2026-01-31T12:00:00.120000Z",
+    "report": {
+        "position": 1042,
+        "expired_upto": 400,
+        "expired": 120,
+        "compacted": 30,
+        "files": ["00000000000000000001-7.parquet"],
+        "ids": 410,
+        "held_by": [],
+        "waits_for": "",
+    },
+    "left_upto": 400,
+    "archived": {"folder": "/data/archive/5b1c/default", "files": 1, "events": 150, "bytes": 20_480, "missing": []},
+    "gone": 0,
 }
 LETTER = {
     "dead_letter_id": 3,
@@ -201,6 +224,7 @@ STATUS = {
             "state_bytes": 4096,
             "skips": 0,
             "rebuildable_from": 0,
+            "rebuild": "exact",
             "missing_on": [],
         }
     ],

@@ -60,12 +60,17 @@ def _checks(call: Call) -> list[dict[str, Any]]:
         count = service.node.ledger.dead_letter_count(call.workspace)
         return count <= MAX_DEAD_LETTERS, f"{count} (limit {MAX_DEAD_LETTERS})"
 
+    def archive() -> tuple[bool, str]:
+        lost = service.node.context.history.missing(call.workspace)
+        return not lost, f"files are missing: {', '.join(lost)}"[:500] if lost else "no file is missing"
+
     found = [
         ("view", error is None, error or f"at position {view.visible_position(None)} of {view.head}"),
         ("ledger", *_asked(ledger)),
         ("fold", not halted, "; ".join(f"{k}: {str(v)[:500]}" for k, v in halted.items()) or "no group is halted"),
         ("lag", lag <= fold.max_lag_events, f"{lag} events (limit {fold.max_lag_events})"),
         ("dead_letters", *_asked(letters)),
+        ("archive", *_asked(archive)),
         ("disk", free >= fold.min_free_bytes, f"{free} bytes free (limit {fold.min_free_bytes})"),
         ("policies", not missing, f"no code for {', '.join(missing)}" if missing else "all live policies have code"),
     ]

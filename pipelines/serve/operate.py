@@ -90,7 +90,7 @@ def policies(call: Call, head: int) -> list[dict[str, Any]]:
                 "halt": _halt(call, state),
                 "state_bytes": state.state_bytes,
                 "skips": state.skips,
-                "rebuildable_from": instance.start_seq,
+                **_reach(call, instance),
                 "missing_on": [node.context.owner] if instance.instance_id in missing else [],
                 "group": instance.group,
                 "rate": instance.rate or None,
@@ -100,6 +100,16 @@ def policies(call: Call, head: int) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def _reach(call: Call, instance: Instance) -> dict[str, Any]:
+    """From where, and how well, its group could be folded afresh; not known where its code is missing."""
+    context = call.service.node.context
+    group = next((g for g in context.groups(call.workspace) if g.name == instance.group), None)
+    if group is None:
+        return {"rebuildable_from": instance.start_seq, "rebuild": None}
+    reach = context.reach(call.workspace, group)
+    return {"rebuildable_from": max(instance.start_seq, reach.rebuildable_from), "rebuild": reach.rebuild}
 
 
 def _word(instance: Instance, state: GroupState, head: int, missing: bool) -> str:
@@ -118,7 +128,7 @@ def _halt(call: Call, state: GroupState) -> dict[str, Any] | None:
         return None
     node, found = call.service.node, None
     if state.halted_at is not None:
-        rows = node.ledger.rows(call.workspace, [state.halted_at])
+        rows = node.context.history.rows(call.workspace, [state.halted_at])
         with suppress(InvalidEvent):  # erased, or of a plugin that is gone
             found = node.registry.event_types.decode(rows[0]) if rows and rows[0].effect != ERASED else None
     return {

@@ -17,7 +17,7 @@ import msgspec
 from starlette.responses import Response
 
 from streamfold.core.context import Group
-from streamfold.core.errors import ConfigError, GateFailed, NotCaughtUp, VersionConflict, nearest
+from streamfold.core.errors import ConfigError, GateFailed, NotCaughtUp, OutOfReach, VersionConflict, nearest
 from streamfold.core.events import check_text
 from streamfold.core.fold import verify_group, versions
 from streamfold.core.fold.estimate import Estimate, estimate
@@ -139,7 +139,7 @@ def _skip(call: Call, body: Action, group: Group, reason: str) -> Job:
     if not body.event_id:
         raise at("/event_id", "invalid-value", "event_id: name the event at which the policy is halted (see status)")
     check_text(body.event_id, "/event_id")
-    rows = call.service.node.ledger.find(call.workspace, body.event_id, body.source)
+    rows = call.service.node.context.history.find(call.workspace, body.event_id, body.source)
     if not rows:
         raise Problem("not-found", f"no event with id '{body.event_id[:100]}' was logged in this workspace")
     context = call.service.node.context
@@ -257,6 +257,9 @@ def _refusals() -> Iterator[None]:
         lag = error.position - error.watermark
         extra = {"watermark": error.watermark, "position": error.position, "lag_events": lag}
         raise Problem("not-ready", str(error), extra=extra) from error
+    except OutOfReach as error:
+        extra = {"rebuildable_from": error.rebuildable_from}
+        raise Problem("policy-conflict", str(error), extra=extra) from error
     except GateFailed as error:
         raise Problem("gate-failed", str(error), extra={"gate": error.rules}) from error
     except VersionConflict as error:

@@ -2,7 +2,7 @@
 
 - :mod:`~streamfold.core.testing.checks.spec`: the declaration, and that ordinary events reach the stores
 - :mod:`~streamfold.core.testing.checks.determinism`: clock, random state, hash seed, order of maps, prepare
-- :mod:`~streamfold.core.testing.checks.replay`: resume, redelivery, batches, checkpoints, failures half-way
+- :mod:`~streamfold.core.testing.checks.replay`: resume, redelivery, batches, compaction, checkpoints, failures half-way
 - :mod:`~streamfold.core.testing.checks.serving`: answering writes nothing and grows nothing
 - :mod:`~streamfold.core.testing.checks.bounds`: bounds under endless new ids, flat cost
 - :mod:`~streamfold.core.testing.checks.erasure`: ``forget``
@@ -29,6 +29,7 @@ from streamfold.core.testing.checks.erasure import check_forget
 from streamfold.core.testing.checks.replay import (
     check_batch,
     check_checkpoint,
+    check_compacted,
     check_half_way,
     check_redelivery,
     check_resume,
@@ -56,6 +57,7 @@ CHECKS: dict[str, Check] = {
         check_resume,
         check_redelivery,
         check_batch,
+        check_compacted,
         check_checkpoint,
         check_half_way,
         check_serve_writes_nothing,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,6 +82,36 @@ def check_batch(lab: Lab) -> None:
             f"fold_batch with {size} events differs from the loop over fold ({found}): it must do what fold does for "
             "each event, in order and to the bit; inherit the loop where it cannot (super().fold_batch(batch, stores))",
         )
+
+
+def check_compacted(lab: Lab) -> None:
+    """With ``newest_suffices``, a log without what a later event of the subject replaces gives the same stores."""
+    if not lab.kind.newest_suffices:
+        return
+    events = lab.logged(lab.given(4 * 24))
+    left = _compacted(lab, events)
+    expected = lab.bench().run(events).contents()
+    found = difference(lab.bench().run(left).contents(), expected)
+    needs(
+        not found,
+        f"without {len(events) - len(left)} of {len(events)} events, which later ones of their subjects replace, the "
+        f"stores differ ({found}): an upsert or deletion must leave nothing of what was said of the subject before; if "
+        "that is not what the policy is for, leave newest_suffices = False",
+    )
+
+
+def _compacted(lab: Lab, events: Sequence[Event]) -> list[Event]:
+    """Leave out what retention may: see ``Keeper``."""
+    types = lab.base().registry.event_types
+    deleting = frozenset(types.deleting())
+    replacing = types.stating("whole") | deleting
+    stating = replacing | types.stating("part")
+    newest = {event.subject: event.seq for event in events if event.type in replacing}
+    return [
+        event
+        for event in events
+        if event.type not in stating or (event.seq >= newest.get(event.subject, 0) and event.type not in deleting)
+    ]
 
 
 def check_checkpoint(lab: Lab) -> None:

@@ -37,6 +37,7 @@ COMMANDS = [
     "erase",
     "backup",
     "restore",
+    "retain",
     "size",
     "new-plugin",
     "check-plugin",

@@ -125,7 +125,7 @@ def test_an_erased_user_leaves_nothing_and_the_state_is_as_if_it_had_never_come(
     report = report_of(world, position)
     assert all(line["residue"] == 0 for line in report["stores"]), report
     assert sum(line["scanned"] for line in report["stores"]) > 0
-    assert report["removed"] == {"events": 12, "results": 0, "dead_letters": 1}
+    assert report["removed"] == {"events": 12, "results": 0, "dead_letters": 1, "archive_files": 0}
     methods = {n.group.split("@")[0]: (n.method, n.removed) for n in world.ledger.erased_groups("default", position)}
     assert methods == {"seen": ("exact", 10), "last": ("rebuild", 11), "trending": ("rebuild", 11),
                        "vector_index": ("exact", 0)}  # fmt: skip
