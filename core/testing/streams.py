@@ -77,13 +77,19 @@ class Maker:
         """Make data that the type accepts; raises ``AssertionError`` when nothing that it accepts was found."""
         struct = _struct_of(self._types.get(type_).data)
         refused: InvalidEvent | None = None
-        for _ in range(_TRIES):
-            data: dict[str, Any] = self._struct(struct)
-            try:
-                self._acceptor.accept_data(type_, data, id="probe", source="kit")
-                return data
-            except InvalidEvent as error:
-                refused = error
+        drawn, odd = self._random, self._odd
+        try:
+            for attempt in range(_TRIES):
+                if attempt == _TRIES // 2:  # what is drawn may be the same all the time: hypothesis shrinks to that
+                    self._random, self._odd = Random(attempt), False
+                data: dict[str, Any] = self._struct(struct)
+                try:
+                    self._acceptor.accept_data(type_, data, id="probe", source="kit")
+                    return data
+                except InvalidEvent as error:
+                    refused = error
+        finally:
+            self._random, self._odd = drawn, odd
         raise AssertionError(
             f"no data of {type_!r} were found in {_TRIES} tries that its check accepts ({refused}): "
             "give events of your own (events=[(type, data), …])"
