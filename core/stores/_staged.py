@@ -61,6 +61,10 @@ class Staged(Generic[K, V]):
     def _pack_values(self, values: list[V]) -> Any:
         return values
 
+    def _unpack_values(self, values: Any) -> Iterable[V]:
+        found: Iterable[V] = values
+        return found
+
     def _save(self, folder: Path) -> None:
         raise NotImplementedError
 
@@ -164,7 +168,7 @@ class Staged(Generic[K, V]):
     def apply(self, changes: bytes | memoryview) -> None:
         self.begin()
         deletes, keys, values = unpack(changes)
-        puts: dict[K, V] = dict(zip(keys, values, strict=True))
+        puts: dict[K, V] = dict(zip(keys, self._unpack_values(values), strict=True))
         self._note(puts, deletes)
         if self._hold:
             self._write(puts, deletes)

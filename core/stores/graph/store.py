@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,16 +141,9 @@ class LiveGraph(Staged[Any, Edges]):
     def _pack_values(self, values: list[Edges]) -> Any:
         return [(nodes, None if set(weights) == {1.0} else weights) for nodes, weights in values]
 
-    def apply(self, changes: bytes | memoryview) -> None:
-        self.begin()
-        deletes, keys, values = unpack(changes)
-        puts = {
-            key: (tuple(nodes), (1.0,) * len(nodes) if weights is None else tuple(weights))
-            for key, (nodes, weights) in zip(keys, values, strict=True)
-        }
-        self._note(puts, deletes)
-        if self._hold:
-            self._write(puts, deletes)
+    def _unpack_values(self, values: Any) -> Iterator[Edges]:
+        for nodes, weights in values:
+            yield tuple(nodes), (1.0,) * len(nodes) if weights is None else tuple(weights)
 
     def _write(self, puts: dict[Any, Edges], deletes: list[Any]) -> None:
         for source in deletes:
