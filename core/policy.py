@@ -7,7 +7,7 @@ those of policies it ``reads``), nothing else; clock and generator come with ``s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -173,6 +173,20 @@ class ScoredRelation:
     chunk_ids: tuple[str, ...] = ()
 
 
+def relation_ends(relation_id: str, entity_ids: Container[str]) -> tuple[str, str] | None:
+    """Return the two entities that a relation's id (``ONE|OTHER``) names, if both are among ``entity_ids``.
+
+    >>> relation_ends("a|b|c", {"a|b", "c"})
+    ('a|b', 'c')
+    """
+    parts = relation_id.split("|")
+    for i in range(1, len(parts)):
+        one, other = "|".join(parts[:i]), "|".join(parts[i:])
+        if one in entity_ids and other in entity_ids:
+            return one, other
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrievedContext:
     """What a graph retriever finds for one question, each list best first."""
@@ -237,6 +251,30 @@ class ContextRetriever(Retriever, Protocol):
         self, entity_id: str, *, depth: int, limit: int, matches: Callable[[Mapping[str, Any]], bool] | None
     ) -> Neighbourhood | None:
         """What lies around an entity in the documents that ``matches`` keeps; None where there is none."""
+        ...
+
+    def names(self) -> list[tuple[str, int]]:
+        """Every entity's id, and in how many chunks it is named; in no particular order."""
+        ...
+
+    def entities(
+        self, entity_ids: Sequence[str], *, matches: Callable[[Mapping[str, Any]], bool] | None
+    ) -> list[ScoredEntity]:
+        """Describe entities, with all chunks that name them; those that no document names are left out."""
+        ...
+
+    def labels(self, entity_ids: Sequence[str], *, matches: Callable[[Mapping[str, Any]], bool] | None) -> list[str]:
+        """Return entities' names as they are written, without those that no document names."""
+        ...
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Which entities are related, as pairs of their ids; in no particular order."""
+        ...
+
+    def relations(
+        self, pairs: Sequence[tuple[str, str]], *, matches: Callable[[Mapping[str, Any]], bool] | None
+    ) -> list[ScoredRelation]:
+        """Describe relations, with all chunks that support them; those that no document supports are left out."""
         ...
 
 

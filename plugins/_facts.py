@@ -93,6 +93,16 @@ class Facts:
         slots = self._passages_of(key, _AROUND)
         return [name for slot in slots for name in dict.fromkeys(self._keys(slot)) if self.on.is_name(name)]
 
+    def between(self, ends: tuple[str, str]) -> Fact | None:
+        """Return the relation of two entities with all passages that support it; None where there are none."""
+        on = self.on
+        ids = {id_ for node in self._relation_nodes(*ends) for id_ in on.graph.source_ids(node).tolist()}
+        facts: dict[tuple[str, str], Fact] = {}
+        for slot in on.slots_of(sorted(ids)).tolist():
+            if on.owner(slot) is not None:
+                self._collect(slot, lambda _: 1.0, facts, only=ends[0])
+        return facts.get((min(ends), max(ends)))
+
     def is_named(self, key: str) -> bool:
         """Whether a document that may be used names an entity."""
         return bool(self._passages_of(key, 1))
@@ -188,18 +198,42 @@ class Facts:
         return found
 
     # -- as served ----------------------------------------------------------------------------------------------------
+    def chunk_ids_of(self, key: str) -> tuple[str, ...]:
+        """Return all passages that name an entity."""
+        return tuple(self._chunk_id(slot) for slot in self._passages_of(key, len(self.on.ids)))
+
+    def written(self, key: str) -> str | None:
+        """Return the name that :meth:`entity` shows, without describing it; None where no passage names it."""
+        slots = self._passages_of(key)
+        return self._name(slots, key) if slots else None
+
+    def _name(self, slots: Sequence[int], key: str) -> str:
+        """How an entity is shown: as it was renamed, else as a passage writes its key, else by another of its names."""
+        if shown := self.on.who.shown(key):
+            return shown
+        other = key
+        for slot in slots:
+            name = self._written_in(slot, key) or key
+            if name != key and name.lower() == key:
+                return name
+            other = name if other == key else other
+        return other
+
+    def _written_in(self, slot: int, key: str) -> str | None:
+        """How a passage writes a name: under that name, if it uses several of the entity's."""
+        found, keys = self._extract(slot), self._keys(slot)
+        names = [] if found is None else [name for name, one in zip(found.names, keys, strict=True) if one == key]
+        return next((name for name in names if name.lower() == key), names[0] if names else None)
+
     def entity(self, key: str, score: float) -> ScoredEntity:
         """Describe an entity by the sentences that name it now."""
         on = self.on
         slots = self._passages_of(key)
-        name, sentences, size = key, dict[str, None](), 0
+        sentences, size = dict[str, None](), 0
         for slot in slots:
             found, keys = self._extract(slot), self._keys(slot)
             if found is None or key not in keys:
                 continue
-            numbers = [number for number, one in enumerate(keys) if one == key]
-            if name == key:
-                name = next((found.names[n] for n in numbers if found.names[n].lower() == key), found.names[numbers[0]])
             text = on.text(slot)
             for start, end in dict.fromkeys((s, e) for a, b, s, e in found.relations if key in (keys[a], keys[b])):
                 sentence = " ".join(text[start:end].split())
@@ -213,7 +247,7 @@ class Facts:
         ids = tuple(self._chunk_id(slot) for slot in slots)
         return ScoredEntity(
             entity_id=key,
-            name=on.who.shown(key) or name,
+            name=self._name(slots, key),
             description=" ".join(sentences)[:_DESCRIPTION],
             score=score,
             chunk_ids=ids,
@@ -263,9 +297,11 @@ class Facts:
 
     def _support(self, one: str, other: str) -> int:
         """How many passages relate two entities, by any of their names."""
+        return sum(map(self.on.graph.in_degree, self._relation_nodes(one, other)))
+
+    def _relation_nodes(self, one: str, other: str) -> list[str]:
         who = self.on.who
-        nodes = [relation_node(a, b) for a, b in product(who.members(one), who.members(other))]
-        return sum(map(self.on.graph.in_degree, nodes))
+        return [relation_node(a, b) for a, b in product(who.members(one), who.members(other))]
 
     def _rarity(self, key: str) -> float:
         count = max(3, self.on.count)

@@ -26,6 +26,7 @@ from streamfold.core import (
 )
 from streamfold.plugins._candidates import merge_candidates
 from streamfold.plugins._facts import Fact, Facts, in_turn
+from streamfold.plugins._graph_listing import entities, labels, names, pairs, relations
 from streamfold.plugins._hops import Hops
 from streamfold.plugins._identity import entity_key
 from streamfold.plugins._passages import Passages
@@ -149,6 +150,32 @@ class GraphRetriever(VectorRetriever):
         same = merge_candidates(facts, entity_id) if self._suggest_merges else []
         return Neighbourhood(entities=entities, relations=relations, truncated=truncated, merge_candidates=same)
 
+    def names(self) -> list[tuple[str, int]]:
+        """Return every name and in how many chunks it stands."""
+        return names(self._view)
+
+    def entities(
+        self, entity_ids: Sequence[str], *, matches: Callable[[Mapping[str, Any]], bool] | None = None
+    ) -> list[ScoredEntity]:
+        """Describe entities."""
+        return entities(self._view, entity_ids, matches)
+
+    def labels(
+        self, entity_ids: Sequence[str], *, matches: Callable[[Mapping[str, Any]], bool] | None = None
+    ) -> list[str]:
+        """Return the names as they are written."""
+        return labels(self._view, entity_ids, matches)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return which entities are related."""
+        return pairs(self._view)
+
+    def relations(
+        self, pairs: Sequence[tuple[str, str]], *, matches: Callable[[Mapping[str, Any]], bool] | None = None
+    ) -> list[ScoredRelation]:
+        """Describe relations."""
+        return relations(self._view, pairs, matches)
+
 
 def _within(
     request: Retrieval,
@@ -160,7 +187,8 @@ def _within(
     """Describe what is wanted, until its share of the budget is used up."""
     total = request.budget_tokens or TOTAL_TOKENS
     scale = CHARACTERS_PER_TOKEN * total / TOTAL_TOKENS
-    shown = _fitting((facts.entity(*one) for one in entities), _size, scale * ENTITY_TOKENS, "entities", request)
+    described = (entity for one in entities if (entity := facts.entity(*one)).chunk_ids)
+    shown = _fitting(described, _size, scale * ENTITY_TOKENS, "entities", request)
     told = _fitting((facts.relation(one) for one in relations), _size, scale * RELATION_TOKENS, "relations", request)
     left = CHARACTERS_PER_TOKEN * total - sum(map(_size, shown)) - sum(map(_size, told))
     kept = _fitting(iter(chunks), lambda chunk: len(chunk.text), left, "chunks", request)

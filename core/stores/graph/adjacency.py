@@ -176,6 +176,15 @@ class Adjacency:
         found: npt.NDArray[np.int64] = ids[ids >= 0]
         return found
 
+    def count_ids(self, target: Node) -> int:
+        """How many of the sources are ints: without arrays, as most nodes have few sources."""
+        number = self._number.get(target)
+        into = None if number is None else self._in[number]
+        if into is None or len(into) > 32:
+            return len(self.source_ids(target))
+        ids, source = self._ids, self._source
+        return sum(1 for edge in into if ids[source[edge]] >= 0)
+
     def _into(self, target: Node) -> Numbers:
         number = self._number.get(target)
         into = None if number is None else self._in[number]

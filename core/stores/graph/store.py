@@ -93,6 +93,11 @@ class LiveGraph(Staged[Any, Edges]):
         self._readable()
         return self._graph.source_ids(target)
 
+    def count_ids(self, target: Node) -> int:
+        """How many of a node's sources are ints."""
+        self._readable()
+        return self._graph.count_ids(target)
+
     def in_degree(self, target: Node) -> int:
         """How many sources a node has: O(1)."""
         self._readable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -147,6 +148,39 @@ def test_a_filter_keeps_names_of_other_documents_out(films: Any) -> None:
     assert all(chunk.split("#")[0] != "goose" for one in context.entities for chunk in one.chunk_ids)
 
 
+def test_a_name_of_documents_that_a_filter_leaves_out_is_no_entity_of_the_answer(bench: Any, make_event: Any) -> None:
+    made = bench(GraphIndex())
+    made.send(upsert(make_event, 0, "a", None, "Ada Lovelace met Charles Babbage in London."))
+    made.send(upsert(make_event, 1, "b", None, "The pump stands in Bergen."))
+    request = Retrieval(query="Who was Ada Lovelace?", mode="mix", include=ALL)
+    assert "ada lovelace" in {one.entity_id for one in made.server.context(request).entities}
+    without = dataclasses.replace(request, matches=lambda fields: fields["document_id"] != "a")
+    assert not {one.entity_id for one in made.server.context(without).entities} & {"ada lovelace", "charles babbage"}
+
+
+def test_the_whole_graph_is_listed_with_all_sources(bench: Any, make_event: Any) -> None:
+    made = bench(GraphIndex())
+    made.send(upsert(make_event, 0, "a", "Pumps of Norway", "Ada Lovelace met Charles Babbage. It was London."))
+    made.send(upsert(make_event, 1, "b", None, "There, in Paris, she wrote: Ada Lovelace met Charles Babbage."))
+    names = dict(made.server.names())
+    assert (names["ada lovelace"], names["charles babbage"]) == (2, 2)
+    assert "pumps of norway" not in names, "no chunk says it"
+    [entity] = made.server.entities(["ada lovelace", "nobody"], matches=None)
+    assert {one.partition("#")[0] for one in entity.chunk_ids} == {"a", "b"}
+    assert made.server.labels(["ada lovelace", "nobody"], matches=None) == ["Ada Lovelace"]
+    pairs = made.server.pairs()
+    assert ("ada lovelace", "charles babbage") in pairs
+    [relation] = made.server.relations([("ada lovelace", "charles babbage"), ("a", "b")], matches=None)
+    assert (relation.weight, len(relation.chunk_ids)) == (2.0, 2)
+
+    def only_b(fields: Any) -> bool:
+        return bool(fields["document_id"] == "b")
+
+    [entity] = made.server.entities(["ada lovelace"], matches=only_b)
+    assert [one.partition("#")[0] for one in entity.chunk_ids] == ["b"]
+    assert made.server.relations(pairs, matches=lambda fields: False) == []
+
+
 def test_a_document_without_a_title_goes_by_its_first_name(bench: Any, make_event: Any) -> None:
     made = bench(GraphIndex())
     made.send(*(upsert(make_event, seq, id_, None, text) for seq, (id_, _, text) in enumerate(FILMS)))
@@ -198,6 +232,12 @@ def test_after_any_changes_it_answers_as_if_built_afresh(bench: Any, make_event:
         fresh.send(upsert(make_event, 100 + seq, id_, title, text))
     for store in ("graph", "extracts", "words", "text", "chunks"):
         assert changed.view[store].fingerprint() == fresh.view[store].fingerprint(), store
+    assert sorted(changed.server.names()) == sorted(fresh.server.names())
+    keys, pairs = sorted(dict(fresh.server.names())), sorted(fresh.server.pairs())
+    assert sorted(changed.server.pairs()) == pairs
+    assert changed.server.entities(keys, matches=None) == fresh.server.entities(keys, matches=None)
+    named = [one.name for one in fresh.server.entities(keys, matches=None)]
+    assert changed.server.labels(keys, matches=None) == named
     for mode in MODES:
         request = Retrieval(query="Who did Ada Lovelace meet in London?", mode=mode, include=ALL)
         one, two = changed.server.context(request), fresh.server.context(request)
