@@ -24,6 +24,7 @@ from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve import (
     ask,
     backups,
+    compat,
     deadletters,
     documents,
     erasures,
@@ -31,6 +32,7 @@ from streamfold.pipelines.serve import (
     graph,
     health,
     keys,
+    listing,
     operate,
     retention,
     versions,
@@ -42,10 +44,11 @@ from streamfold.pipelines.serve.problems import Problem, at, of_invalid, respond
 from streamfold.pipelines.serve.service import Service
 
 _MODULES = (
-    events, documents, ask, graph, deadletters, erasures, backups, retention, operate, versions, keys, health,
+    events, documents, ask, graph, listing, deadletters, erasures, backups, retention, operate, versions, keys, health,
+    compat,
 )  # fmt: skip
 ENDPOINTS: tuple[Endpoint, ...] = tuple(endpoint for module in _MODULES for endpoint in module.ENDPOINTS)
-"""All routes under ``/v1`` and beside it, but ``/openapi.json``, which describes them."""
+"""All routes under ``/v1``, beside it and under ``/compat``, but ``/openapi.json``, which describes them."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _REFUSED_S = 0.1
 """A client above its quota that asks again at once waits so long for the answer: refusing it costs CPU too."""
@@ -79,6 +82,7 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
     """Wrap a route: who asks, may they, are the parameters known, and every refusal becomes a problem."""
     route = endpoint.path.replace(":path}", "}")
     known = frozenset(endpoint.params)
+    refuse = endpoint.refuse or respond
 
     async def handle(request: Request) -> Response:
         scope = request.scope
@@ -91,7 +95,7 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
                 service.charge(principal.workspace, "queries_per_s", 1)
             query = dict(request.query_params)
             for name in query:
-                if name not in known:
+                if name not in known and endpoint.refuse is None:
                     detail = f"unknown query parameter '{name[:64]}'{nearest(name[:64], known)}"
                     raise at(f"/{name[:64]}", "unknown-field", detail)
             log: dict[str, Any] = {"workspace": principal.workspace}
@@ -104,12 +108,12 @@ def _handler(service: Service, endpoint: Endpoint) -> Callable[[Request], Awaita
         except Problem as problem:
             if problem.code == "rate-limited":
                 await asyncio.sleep(_REFUSED_S)
-            return respond(problem, scope["streamfold.request_id"])
+            return refuse(problem, scope["streamfold.request_id"])
         except InvalidEvent as error:
-            return respond(of_invalid(error), scope["streamfold.request_id"])
+            return refuse(of_invalid(error), scope["streamfold.request_id"])
         except LedgerError as error:
             service.log.warning("ledger_unavailable", error=str(error))
-            return respond(unavailable(f"the ledger cannot be reached: {error}"), scope["streamfold.request_id"])
+            return refuse(unavailable(f"the ledger cannot be reached: {error}"), scope["streamfold.request_id"])
 
     return handle
 

@@ -78,7 +78,7 @@ async def query(call: Call) -> Response:
         request = _retrieval(body, member, sources, matches, include, as_of_us)
         with view.reading([group]) as cut:
             retrieving = time.perf_counter()
-            found = _found(view, group, member, request)
+            found = retrieved(view, group, member, request)
             ended = time.perf_counter()
         if body.log_exposure:
             cut.degraded.append("exposure-not-logged")
@@ -179,7 +179,7 @@ def _retrieval(
     )
 
 
-def _found(view: WorkspaceView, group: GroupView, member: MemberView, request: Retrieval) -> RetrievedContext:
+def retrieved(view: WorkspaceView, group: GroupView, member: MemberView, request: Retrieval) -> RetrievedContext:
     """Retrieve, leaving out what was deleted past the group's watermark."""
     if isinstance(member.server, ContextRetriever):
         served = unhidden(view, group, request.matches)

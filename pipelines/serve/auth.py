@@ -22,6 +22,8 @@ from streamfold.pipelines.serve.problems import Problem
 SCOPES = ("ingest", "query", "admin", "operator")
 OPERATOR = "operator"
 """Every other scope, in every workspace."""
+GUEST = "guest"
+"""What clients of other services send where no key is asked for; it counts as none."""
 _NO_HASH = "0" * 64
 
 
@@ -118,7 +120,7 @@ def _principal(workspace: str, scopes: Sequence[str], name: str) -> Principal:
 
 def _sent(headers: Mapping[str, str]) -> str | None:
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
+    if scheme.lower() == "bearer" and token.strip() not in ("", GUEST):
         return token.strip()
     return headers.get("x-api-key")
 

@@ -208,6 +208,8 @@ class Endpoint:
     status: int = 200
     tag: str = "operate"
     errors: tuple[int, ...] = ()
+    refuse: Callable[[Problem, str], Response] | None = None
+    """A route of another service's: writes refusals as that one does; unknown query parameters are passed over."""
     view: bool = True
     """Whether it looks at the workspace's view, which is then kept open."""
 

@@ -120,8 +120,9 @@ async def get_document(call: Call) -> Response:
 
 
 async def get_documents(call: Call) -> Response:
-    """A page of stored documents in order of id, without their texts."""
+    """A page of stored documents in order of id, without their texts unless they are asked for."""
     view, limit, after = call.view, call.limit(), call.cursor(str, "")
+    full = "include" in call.query and call.choice("include", ("text",)) == "text"
     group, _ = _retriever(call, view)
     await wait_fresh(call, view, [group])
 
@@ -129,11 +130,10 @@ async def get_documents(call: Call) -> Response:
         group, member = _retriever(call, view)
         with view.reading([group]) as cut:
             found = member.server.documents(after=after, limit=limit)
-            items = [
-                _shown(one, chunks=False)
-                for one in found
-                if not view.hidden(group, [Subject("document", one.document_id)])
-            ]
+            seen = [one for one in found if not view.hidden(group, [Subject("document", one.document_id)])]
+            if full:
+                seen = [whole for one in seen if (whole := member.server.document(one.document_id)) is not None]
+            items = [_shown(one, chunks=full) for one in seen]
             place = found[-1].document_id if len(found) == limit else None
             return page(items, place) | {"version": cut.as_json()}
 
@@ -187,7 +187,7 @@ ENDPOINTS = [
     *_writes(),
     Endpoint(
         method="GET", path="/v1/documents", run=get_documents, tag="ask", summary="A page of stored documents",
-        params=(*PAGE_PARAMS, *READ_PARAMS, "policy"), returns=examples.DOCUMENTS, errors=(400, 422, 503),
+        params=(*PAGE_PARAMS, *READ_PARAMS, "include", "policy"), returns=examples.DOCUMENTS, errors=(400, 422, 503),
     ),
     Endpoint(
         method="GET", path="/v1/documents/{id:path}", run=get_document, tag="ask", summary="A stored document",

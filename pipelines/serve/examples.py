@@ -130,6 +130,8 @@ GRAPH = {
     "merge_candidates": [{"entity_id": "m curie", "reason": "short name", "score": 0.8}],
     "version": VERSION,
 }
+ENTITIES = {"items": GRAPH["entities"], "next_cursor": None, "version": VERSION}
+RELATIONS = {"items": GRAPH["relations"], "next_cursor": None, "version": VERSION}
 TRENDING = {"items": [{"item_id": "lamp-9", "rank": 1, "score": 3.94}], "version": VERSION}
 HEALTH = {"checks": [{"name": "lag", "ok": True, "detail": "0 events (limit 200000)"}]}
 JOB_STARTED = {"job_id": "0f3a"}

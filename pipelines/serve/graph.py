@@ -23,11 +23,11 @@ async def graph(call: Call) -> Response:
         raise at("/entity", "invalid-value", "name an entity: /v1/graph?entity=marie%20curie")
     depth = call.integer("depth", 1, least=1, most=4)
     limit = call.integer("limit", 200, least=1, most=1000)
-    group, _ = _server(call, view)
+    group, _ = graph_server(call, view)
     await wait_fresh(call, view, [group])
 
     def work() -> dict[str, Any]:
-        group, member = _server(call, view)
+        group, member = graph_server(call, view)
         with view.reading([group]) as cut:
             matches = unhidden(view, group, None)
             found = member.server.graph(name, depth=depth, limit=limit, matches=matches)
@@ -47,7 +47,8 @@ async def graph(call: Call) -> Response:
     return answer(await call.ask(view.asked, work))
 
 
-def _server(call: Call, view: WorkspaceView) -> tuple[GroupView, MemberView]:
+def graph_server(call: Call, view: WorkspaceView) -> tuple[GroupView, MemberView]:
+    """Return who has a graph: the policy named, or the first live one."""
     named = call.query.get("policy")
     servers = view.servers(ContextRetriever, named)
     if servers:

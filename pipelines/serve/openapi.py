@@ -21,6 +21,7 @@ _PARAMS: dict[str, tuple[dict[str, Any], str]] = {
     "limit": ({"type": "integer", "minimum": 1, "maximum": 1000, "default": 50}, "Items per page"),
     "cursor": ({"type": "string"}, "next_cursor of the page before"),
     "from": ({"type": "integer", "minimum": 0}, "First position"),
+    "include": ({"type": "string", "enum": ["text"]}, "text: with the texts and chunks of documents"),
     "n": ({"type": "integer", "minimum": 1, "maximum": 1000, "default": 10}, "How many"),
     "half_life_s": ({"type": "number"}, "One of the configured half-lives"),
 }
@@ -88,7 +89,9 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     success: dict[str, Any] = {"description": "Success"}
     if endpoint.returns is not None:
         success["content"] = {"application/json": {"example": endpoint.returns}}
-    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    problem: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    if endpoint.refuse is not None:
+        problem = {"application/json": {"schema": {"type": "object", "properties": {"detail": {}}}}}
     responses = {str(endpoint.status): success}
     if endpoint.status == 202 and "wait" in endpoint.params:
         responses["200"] = success | {"description": "Visible"}

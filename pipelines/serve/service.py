@@ -45,6 +45,8 @@ class Service:
         self.jobs = Jobs()
         self.intake_pool = FairPool(4, "intake")
         self.query_pool = FairPool(node.settings.serve.query_threads, "query")
+        self.inserting: set[tuple[str, str]] = set()
+        """(workspace, document id) of requests that check whether a document is there before they log it."""
         self.ready = False
         self.failure: BaseException | None = None
         self.started = time.monotonic()
