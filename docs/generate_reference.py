@@ -364,7 +364,11 @@ def endpoints() -> list[Any]:
     return [*ENDPOINTS, health.openapi_endpoint({})]
 
 
-_TAGS = {"ingest": "Ingest", "ask": "Ask", "operate": "Operate"}
+_TAGS = {"ingest": "Ingest", "ask": "Ask", "operate": "Operate", "lightrag": "As LightRAG"}
+_NOTES = {
+    "lightrag": "Bodies, status codes and refusals (`{detail}`) are LightRAG's; unknown fields are passed over. See "
+    "[come from LightRAG](../how-to/come-from-lightrag.md).\n",
+}
 
 
 def rest_page() -> str:
@@ -388,7 +392,12 @@ def rest_page() -> str:
     ]
     listed = endpoints()
     for tag, title in _TAGS.items():
-        lines += [f"## {title}\n", "| route | scope | what | parameters | body |", "|---|---|---|---|---|"]
+        lines += [
+            f"## {title}\n",
+            *([_NOTES[tag]] if tag in _NOTES else []),
+            "| route | scope | what | parameters | body |",
+            "|---|---|---|---|---|",
+        ]
         for one in listed:
             if one.tag != tag:
                 continue

@@ -3,7 +3,8 @@
 - :mod:`~streamfold.pipelines.cli.state`: global options, exit codes, errors, what goes to stdout and stderr
 - :mod:`~streamfold.pipelines.cli.client`: the HTTP client, with the contract's errors and retries
 - :mod:`~streamfold.pipelines.cli.local`: ``init doctor migrate serve ingest worker demo`` (no service needed)
-- :mod:`~streamfold.pipelines.cli.send`, with :mod:`~streamfold.pipelines.cli.rows`: files to events to the service
+- :mod:`~streamfold.pipelines.cli.send`, with :mod:`~streamfold.pipelines.cli.rows` and
+  :mod:`~streamfold.pipelines.cli.folder`: files to events to the service
 - :mod:`~streamfold.pipelines.cli.ask`: ``query trending``
 - :mod:`~streamfold.pipelines.cli.watch`: ``status trace tail plugins``
 - :mod:`~streamfold.pipelines.cli.size`: ``size``
@@ -11,6 +12,7 @@
   :mod:`~streamfold.pipelines.cli.dev`: writing a plugin
 - :mod:`~streamfold.pipelines.cli.erase`: ``erase``; :mod:`~streamfold.pipelines.cli.backup`: ``backup restore``;
   :mod:`~streamfold.pipelines.cli.retain`: ``retain``
+- :mod:`~streamfold.pipelines.cli.export`: ``export``; :mod:`~streamfold.pipelines.cli.imports`: ``import``
 - :mod:`~streamfold.pipelines.cli.letters`: ``dead-letters``; :mod:`~streamfold.pipelines.cli.policies`: ``policies``,
   :mod:`~streamfold.pipelines.cli.versions`: its versions, ``audit``
 - :mod:`~streamfold.pipelines.cli.keys`: ``keys``
@@ -33,6 +35,8 @@ from streamfold.pipelines.cli import (
     check_plugin,
     dev,
     erase,
+    export,
+    imports,
     keys,
     letters,
     local,
@@ -87,6 +91,8 @@ for _module in (
     erase,
     backup,
     retain,
+    export,
+    imports,
     size,
     new_plugin,
     check_plugin,

@@ -174,11 +174,11 @@ class Client:
             self._sleep(pause_s)
             pause_s = min(pause_s * 1.5, _POLL_LAST_S)
 
-    def pages(self, path: str, *, at_most: int, **params: Any) -> Iterator[Any]:
+    def pages(self, path: str, *, at_most: int, page_size: int = 1000, **params: Any) -> Iterator[Any]:
         """Go through the items of a paged list."""
         left, cursor = at_most, None
         while left > 0:
-            page = self.get(path, limit=min(left, 1000), cursor=cursor, **params)
+            page = self.get(path, limit=min(left, page_size), cursor=cursor, **params)
             yield from page["items"][:left]
             left -= len(page["items"])
             cursor = page.get("next_cursor")

@@ -23,12 +23,16 @@ _CSV = frozenset((".csv", ".tsv"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One line of the input: the event as JSON, or why it is none. ``bytes_read``: how far the file was read."""
+    """One line of the input: the event as JSON, or why it is none. ``bytes_read``: how far the file was read.
+
+    ``name``: of the file, where each is one event.
+    """
 
     number: int
     event: bytes = b""
     problem: str = ""
     bytes_read: int = 0
+    name: str = ""
 
 
 MakeEvent = Callable[[Mapping[str, Any], int], Mapping[str, Any]]

@@ -1,4 +1,4 @@
-"""``streamfold send``: a file or a pipe to the service, in batches, safe to repeat."""
+"""``streamfold send``: a file, a folder of text or a pipe to the service, in batches, safe to repeat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamfold.pipelines.cli.state import SOME_REJECTED, TIMED_OUT, CliError, Globals
+from streamfold.pipelines.cli.state import SOME_REJECTED, TIMED_OUT, USAGE, CliError, Globals
 
 if TYPE_CHECKING:
     from streamfold.pipelines.cli.client import Client
@@ -21,13 +21,16 @@ BATCH_BYTES = 4 << 20
 WAIT_MS = 30_000
 _SHOWN = 20
 
-HELP = """Send events from a file or a pipe; sending again is safe: known ids count as duplicates.
+HELP = """Send events from a file, a folder or a pipe; sending again is safe: known ids count as duplicates.
 
-The input is JSON lines (CloudEvents, or plain rows with --type), a .json array, or CSV with --map.
+The input is JSON lines (CloudEvents, or plain rows with --type), a .json array, or CSV with --map. Of a folder each
+text and Markdown file (.txt, .md, .markdown) is a document: its id is its path there, its title its first Markdown
+heading, else its name.
 
 \b
 Examples:
   streamfold send sample.jsonl --wait
+  streamfold send ./manuals --wait
   streamfold send items.jsonl --type item.upserted --source /shop
   streamfold send ratings.csv --map ratings.toml --dry-run
   zcat events.jsonl.gz | streamfold send - --rate 500
@@ -48,7 +51,7 @@ A mapping (TOML) says which column becomes what:
 
 @dataclass(slots=True)
 class Tally:
-    """The sum of all batches' answers. ``results`` holds the rejected, by the line of the input."""
+    """The sum of all batches' answers. ``results`` holds the rejected, by the line (or the file) of the input."""
 
     accepted: int = 0
     duplicates: int = 0
@@ -65,11 +68,12 @@ class Tally:
         for result in answer.get("results") or ():
             if result.get("status") == "rejected":
                 problem = result.get("problem") or {}
-                self.reject(lines[result["index"]].number, problem, result.get("id"))
+                self.reject(lines[result["index"]], problem, result.get("id"))
 
-    def reject(self, line: int, problem: dict[str, Any], event_id: str | None = None) -> None:
+    def reject(self, line: Line, problem: dict[str, Any], event_id: str | None = None) -> None:
         self.rejected += 1
-        self.results.append({"index": line - 1, "id": event_id, "status": "rejected", "problem": problem})
+        result = {"index": line.number - 1, "id": event_id, "status": "rejected", "problem": problem}
+        self.results.append(result | ({"file": line.name} if line.name else {}))
 
     def summary(self) -> str:
         return (
@@ -86,7 +90,7 @@ def register(app: typer.Typer) -> None:
 
 def send(
     ctx: typer.Context,
-    path: Annotated[str, typer.Argument(metavar="PATH|-", help="The file, or - for stdin.")],
+    path: Annotated[str, typer.Argument(metavar="PATH|-", help="The file or folder, or - for stdin.")],
     type_: Annotated[str, typer.Option("--type", help="Event type of plain rows.")] = "",
     map_: Annotated[Path | None, typer.Option("--map", help="TOML file that maps columns to fields.")] = None,
     source: Annotated[str, typer.Option(help="Source of plain rows (default: /send/FILE).")] = "",
@@ -95,20 +99,33 @@ def send(
     wait: Annotated[bool, typer.Option("--wait", help="Return when answers show the events (up to 30 s).")] = False,
     retry_for: Annotated[float, typer.Option(min=0, help="Seconds to retry while the service is away.")] = 60,
 ) -> None:
-    from streamfold.pipelines.cli.rows import read_lines
-
     options: Globals = ctx.obj
-    lines = read_lines(path, type_=type_, mapping=map_, source=source)
+    lines, size = _opened(path, type_, map_, source)
+    deliver(options, lines, size=size, rate=rate, dry_run=dry_run, wait=wait, retry_for_s=retry_for)
+
+
+def deliver(
+    options: Globals,
+    lines: Iterator[Line],
+    *,
+    size: int | None,
+    rate: float = 0,
+    dry_run: bool = False,
+    wait: bool = False,
+    retry_for_s: float = 60,
+) -> None:
+    """Send (or only check) lines, and say what became of them; some rejected: exit code 3."""
     tally = Tally()
     if dry_run:
         _check(options, lines, tally)
     else:
         with options.client() as client:
-            _send_all(options, client, lines, tally, path=path, rate=rate, wait=wait, retry_for_s=retry_for)
+            _send_all(options, client, lines, tally, size=size, rate=rate, wait=wait, retry_for_s=retry_for_s)
     for result in tally.results[:_SHOWN]:
         problem = result["problem"]
         pointer = next((f" {e['pointer']}" for e in problem.get("errors") or () if e.get("pointer")), "")
-        options.note(f"line {result['index'] + 1}: {problem.get('code')}{pointer}: {problem.get('detail')}")
+        where = result.get("file") or f"line {result['index'] + 1}"
+        options.note(f"{where}: {problem.get('code')}{pointer}: {problem.get('detail')}")
     if len(tally.results) > _SHOWN:
         options.note(f"… and {len(tally.results) - _SHOWN} more (all with --json)")
     options.print(tally.summary(), tally.body())
@@ -118,13 +135,29 @@ def send(
         raise CliError("accepted, but not yet visible: see `streamfold status`", TIMED_OUT)
 
 
+def _opened(path: str, type_: str, mapping: Path | None, source: str) -> tuple[Iterator[Line], int | None]:
+    """Return the lines of a file or a pipe, or the files of a folder, and how many bytes there are, if known."""
+    from streamfold.pipelines.cli.rows import read_lines
+
+    if path == "-" or not Path(path).is_dir():
+        size = Path(path).stat().st_size if path != "-" and Path(path).is_file() else None
+        return read_lines(path, type_=type_, mapping=mapping, source=source), size
+    from streamfold.pipelines.cli.folder import read_folder, text_files
+
+    if type_ or mapping is not None:
+        raise CliError(f"{path} is a folder: its files are documents, leave --type and --map out", USAGE)
+    files = text_files(Path(path))
+    lines = read_folder(files, source or f"/send/{Path(path).resolve().name}")
+    return lines, sum(file.size for file in files)
+
+
 def _send_all(
     options: Globals,
     client: Client,
     lines: Iterator[Line],
     tally: Tally,
     *,
-    path: str,
+    size: int | None,
     rate: float,
     wait: bool,
     retry_for_s: float,
@@ -133,7 +166,6 @@ def _send_all(
 
     from streamfold.pipelines.cli.state import console
 
-    size = Path(path).stat().st_size if path != "-" and Path(path).is_file() else None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     started = time.monotonic()
     sent = 0
@@ -176,7 +208,7 @@ def _batches(lines: Iterator[Line], tally: Tally) -> Iterator[list[Line]]:
     size = 0
     for line in lines:
         if line.problem:
-            tally.reject(line.number, {"code": "malformed", "detail": line.problem})
+            tally.reject(line, {"code": "malformed", "detail": line.problem})
             continue
         if batch and (len(batch) >= BATCH_EVENTS or size + len(line.event) > BATCH_BYTES):
             yield batch
@@ -204,5 +236,5 @@ def _check(options: Globals, lines: Iterator[Line], tally: Tally) -> None:
                 tally.accepted += 1
             except InvalidEvent as error:
                 pointers = [{"pointer": error.pointer}]
-                tally.reject(line.number, {"code": error.code, "detail": error.detail, "errors": pointers})
+                tally.reject(line, {"code": error.code, "detail": error.detail, "errors": pointers})
     options.note("dry run: nothing was sent")

@@ -38,6 +38,7 @@ COMMANDS = [
     "backup",
     "restore",
     "retain",
+    "export",
     "size",
     "new-plugin",
     "check-plugin",
@@ -45,6 +46,7 @@ COMMANDS = [
     "dead-letters",
     "policies",
     "keys",
+    "import",
 ]
 MAP = """
 type = "interaction.observed"
