@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import func, select
 
@@ -83,14 +83,30 @@ class LogMixin(Base):
         sql = "select seq, kind, id from deletions where workspace = ? and seq > ? order by seq"
         return [(seq, kind, id) for seq, kind, id in self._all(sql, (workspace, after))]
 
-    def newest_seq(self, workspace: str, kind: str, subject_id: str, after: int) -> int | None:
+    def newest_seq(
+        self, workspace: str, kind: str, subject_id: str, after: int, *, types: Sequence[str] | None = None
+    ) -> int | None:
         """Scan what came after a recent position: an index for this rare question would cost every append."""
         c = s.log.c
         query = select(func.max(c.seq)).where(
             c.workspace == workspace, c.seq > after, c.subject_kind == kind, c.subject_id == subject_id
         )
+        # What was found in an event says nothing new about its subject.
+        query = query.where(c.type != "document.extracted" if types is None else c.type.in_(types))
         newest: int | None = self._select(query)[0][0]
         return newest
+
+    def count(self, workspace: str, added: Mapping[str, int]) -> None:
+        def job(tx: Tx) -> None:
+            for name, n in sorted(added.items()):
+                tx.count(workspace, name, n)
+
+        self._write(job, durable=False)
+
+    def counted(self, workspace: str, names: Sequence[str]) -> dict[str, int]:
+        sql = "select name, value from counters where workspace = ? and name {in}"
+        rows = self._read(lambda tx: tx.among(sql, (workspace,), list(names)))
+        return dict.fromkeys(names, 0) | {row[0]: int(row[1]) for row in rows}
 
     def intakes(self, workspace: str) -> list[IntakeState]:
         c = s.intakes.c

@@ -443,8 +443,17 @@ class Ledger(Protocol):
     def deletions(self, workspace: str, after: int) -> list[tuple[int, str, str]]:
         """(seq, kind, id) of deletions past a position, in order."""
 
-    def newest_seq(self, workspace: str, kind: str, subject_id: str, after: int) -> int | None:
-        """Position of the newest event of a main subject past ``after``, if any."""
+    def newest_seq(
+        self, workspace: str, kind: str, subject_id: str, after: int, *, types: Sequence[str] | None = None
+    ) -> int | None:
+        """Position of the newest event of a main subject past ``after``, if any, of these types (default: all but
+        ``document.extracted``)."""
+
+    def count(self, workspace: str, added: Mapping[str, int]) -> None:
+        """Add to counters by name. After a power cut the last additions may be missing."""
+
+    def counted(self, workspace: str, names: Sequence[str]) -> dict[str, int]:
+        """The counters' values; 0 for one that nothing was added to."""
 
     def intakes(self, workspace: str) -> list[IntakeState]: ...
 

@@ -10,6 +10,7 @@ import msgspec
 from starlette.responses import Response
 
 from streamfold.core.errors import InvalidEvent
+from streamfold.core.fold.extract import INTAKE
 from streamfold.core.hooks import PROJECT
 from streamfold.core.ledger.abc import ERASED, GroupState, Instance
 from streamfold.pipelines.serve import examples
@@ -37,7 +38,10 @@ def _status(call: Call) -> dict[str, Any]:
 
 
 def _kafka(call: Call) -> list[dict[str, Any]]:
-    """Return the Kafka intakes, one line per topic; the broker's end offsets are known to the intake process only."""
+    """Return the Kafka intakes, one line per topic, and how far extraction is.
+
+    The broker's end offsets are known to the intake process only.
+    """
     topics: dict[str, dict[str, Any]] = {}
     for state in call.service.node.ledger.intakes(call.workspace):
         name = state.topic or state.intake.rpartition(":")[0]
@@ -45,7 +49,7 @@ def _kafka(call: Call) -> list[dict[str, Any]]:
             name,
             {
                 "name": name,
-                "kind": "kafka",
+                "kind": "extract" if name.startswith(INTAKE) else "kafka",
                 "offsets": {},
                 "lag_events": None,
                 "rate_per_s": None,
