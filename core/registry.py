@@ -170,6 +170,12 @@ class Registry:
             self._made[key] = backend.make(config)
         return self._made[key]
 
+    def close(self) -> None:
+        """Close the backends that hold something open (they have a ``close``)."""
+        for made in self._made.values():
+            if close := getattr(made, "close", None):
+                close()
+
     def make_policy(self, use: str, config: str) -> Policy:
         """Build a policy from its pinned configuration."""
         kind = self.policy_class(use)

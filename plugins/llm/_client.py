@@ -121,6 +121,13 @@ class Client:
         self._failures = 0
         self._open_until = 0.0
 
+    def close(self) -> None:
+        """Close the connections."""
+        with self._lock:
+            if self._http is not None:
+                self._http.close()
+                self._http = None
+
     # -- asking -------------------------------------------------------------------------------------------------------
     def ask(self, messages: Messages, spend: Spend, **options: Any) -> Reply:
         """Return the whole answer. Raises ``InvalidAnswer`` or ``BackendUnavailable``."""

@@ -75,6 +75,9 @@ class LLMExtractor:
             found = merged(found, more)
         return found
 
+    def close(self) -> None:
+        self.client.close()
+
     def estimate(self, passage: Passage) -> tuple[int, Usage]:
         asked = sum(len(one["content"]) for one in self._messages(passage)) // CHARACTERS_PER_TOKEN
         answered = round(len(passage.text) * _TOKENS_OUT / CHARACTERS_PER_TOKEN) + 1

@@ -43,6 +43,9 @@ class LLMGenerator:
         self.concurrency = client.how.concurrency
         self.budget = client.how.budget
 
+    def close(self) -> None:
+        self.client.close()
+
     def stream(self, question: str, context: RetrievedContext, spend: Spend) -> Iterator[str]:
         config = self.config
         asked = prompts.answering(question, context)
