@@ -42,7 +42,8 @@ INTAKE = "extract:"
 SOURCE = "/streamfold/extractor"
 _UPSERTED = ("document.upserted",)
 _REPLACED = ("document.upserted", "document.deleted", "document.erased")
-_CLAIM_S = 120.0
+_CLAIM_S = 300.0
+"""For as long nobody else looks at a claimed document, though its process may be dead."""
 _TRIES = 5
 _PAGE = 256
 _IDLE_MOVE = 10_000
@@ -92,6 +93,10 @@ class _Document:
     @property
     def complete(self) -> bool:
         return len(self.outcomes) == len(self.passages)
+
+    @property
+    def unavailable(self) -> list[BackendUnavailable]:
+        return [outcome for outcome in self.outcomes.values() if isinstance(outcome, BackendUnavailable)]
 
 
 class Extracting:
@@ -171,6 +176,9 @@ class Extracting:
         if self._seen.get(key) == head:
             return False
         cursor = self._cursor(plan)
+        if self.context.settings.is_embedded and key not in self._seen:
+            ledger.prepare_drop(plan.workspace, plan.claims, head)  # claims of a process that is gone: nobody else is
+        self._seen[key] = -1
         claims = ledger.prepare_claim(
             plan.workspace,
             plan.claims,
@@ -238,26 +246,28 @@ class Extracting:
                 answers.put((hash_, kept[hash_]))
             else:
                 self._pooled(plan).submit(partial(self._answer, plan, spending, owners[0], hash_, answers))
-        pause_s = 0.0
         waiting = {id(document): document for document in documents}
+        unlucky: list[_Document] = []
         for document in documents:
-            if document.complete:
-                del waiting[id(document)]
-                self._finish(plan, document)
-        succeeded = False
+            if document.complete:  # it has no passages
+                self._finish(plan, waiting.pop(id(document)))
         for _ in by_hash:
             hash_, outcome = self._next(answers)
             if outcome is None:
                 break
-            succeeded = succeeded or not isinstance(outcome, BackendUnavailable)
             for document in by_hash[hash_]:
                 document.outcomes[hash_] = outcome
                 if document.complete:
                     del waiting[id(document)]
-                    pause_s = max(pause_s, self._finish(plan, document, succeeded=succeeded))
+                    if document.unavailable:
+                        unlucky.append(document)
+                    else:
+                        self._finish(plan, document)
         for document in waiting.values():  # stopping
             self._free(plan, document, "stopped")
-        return pause_s
+        fresh = [o for d in documents for hash_, o in d.outcomes.items() if hash_ not in kept]
+        others_went = any(not isinstance(outcome, BackendUnavailable) for outcome in fresh)
+        return max((self._put_off(plan, document, others_went) for document in unlucky), default=0.0)
 
     def _answer(self, plan: _Plan, spending: Spending, document: _Document, hash_: bytes, answers: _Answers) -> None:
         answers.put((hash_, self._ask(plan, spending, document, hash_)))
@@ -280,6 +290,9 @@ class Extracting:
         if self._stopped.is_set():
             return None
         try:
+            known = self.context.ledger.results_get(plan.workspace, plan.backend, [hash_])
+            if known:  # another process asked meanwhile
+                return known[hash_]
             spending.check()
             found = plan.extractor.extract(document.passages[hash_], spending.spend)
             return self._keep(plan, document, hash_, found)
@@ -299,21 +312,23 @@ class Extracting:
         return self.context.ledger.results_get(plan.workspace, plan.backend, [hash_]).get(hash_, packed)
 
     # -- what came of a document --------------------------------------------------------------------------------------
-    def _finish(self, plan: _Plan, document: _Document, *, succeeded: bool = True) -> float:
-        """Append what was found in a document; returns for how long to ask nothing."""
-        unavailable = [o for o in document.outcomes.values() if isinstance(o, BackendUnavailable)]
-        failed: list[Exception] = [o for o in document.outcomes.values() if isinstance(o, InvalidAnswer)]
-        key = (plan.intake, document.event.seq)
-        if unavailable:
-            if not (succeeded and document.attempts + 1 >= _TRIES):
-                self._failing.add(key)
-                self._free(plan, document, str(unavailable[0]))
-                log.warning(
-                    "extract_waits workspace=%s document=%s: %s",
-                    plan.workspace, document.event.subject.id, unavailable[0],
-                )  # fmt: skip
-                return max(0.2, max(error.retry_after_s for error in unavailable))
-            failed += unavailable
+    def _put_off(self, plan: _Plan, document: _Document, others_went: bool) -> float:
+        """Try a document another time; give it up if others have gone through often enough while it failed.
+
+        Returns for how long to ask nothing.
+        """
+        error = document.unavailable[0]
+        if others_went and document.attempts + 1 >= _TRIES:
+            self._finish(plan, document)
+            return 0.0
+        self._failing.add((plan.intake, document.event.seq))
+        self._free(plan, document, str(error))
+        log.warning("extract_waits workspace=%s document=%s: %s", plan.workspace, document.event.subject.id, error)
+        return max(one.retry_after_s for one in document.unavailable)
+
+    def _finish(self, plan: _Plan, document: _Document) -> None:
+        """Append what was found in a document, and a dead letter for what was not."""
+        failed: list[Exception] = [o for o in document.outcomes.values() if not isinstance(o, bytes)]
         events: list[NewEvent] = []
         if document.passages and not self._is_replaced(plan, document.event):
             for hash_, passage in document.passages.items():
@@ -329,9 +344,8 @@ class Extracting:
             done = ledger.append(plan.workspace, events, recorded_us=now_us, dead=dead)
             if "accepted" in done.outcomes:
                 self.on_append(plan.workspace)
-        self._failing.discard(key)
+        self._failing.discard((plan.intake, document.event.seq))
         self.context.ledger.prepare_save(plan.workspace, plan.claims, {document.event.seq: b""})
-        return 0.0
 
     def _free(self, plan: _Plan, document: _Document, why: str) -> None:
         self.context.ledger.prepare_fail(

@@ -115,7 +115,21 @@ def test_gleaning_keeps_the_longer_description() -> None:
     assert len(both.entities) == 2
 
 
-PARTS = ["entity", "relation", "<|#|>", "<|#", "#|>", "\n", "<|COMPLETE|>", '{"entities": [', '"name"', "{", "}", "]", ":"]
+PARTS = [
+    "entity",
+    "relation",
+    "<|#|>",
+    "<|#",
+    "#|>",
+    "\n",
+    "<|COMPLETE|>",
+    '{"entities": [',
+    '"name"',
+    "{",
+    "}",
+    "]",
+    ":",
+]
 
 
 @given(
