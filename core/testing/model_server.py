@@ -27,7 +27,7 @@ def claims(messages: Messages) -> str:
     if "---Input Text---" not in user:
         if "---Task---" in user:
             return '{"entities": [], "relationships": []}' if "JSON" in system else "<|COMPLETE|>"
-        found = re.search(r"\[1\] (.*)", system)
+        found = re.search(r"^\[1\] (.*)$", system, re.MULTILINE)
         return f"{found[1]} [1]" if found else "I do not know."
     text = user.split("```")[1]
     entities: dict[str, str] = {}
