@@ -20,6 +20,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -32,7 +33,7 @@ from streamfold.core.errors import BackendUnavailable, ConfigError, EventError, 
 from streamfold.core.errors import InvalidEvent as Invalid
 from streamfold.core.events import Acceptor, Event, ExtractedEntity, ExtractedRelation, NewEvent
 from streamfold.core.fold.tools import InstanceTools, backend_name, content_hash, extractor_id
-from streamfold.core.ledger.abc import NORMAL, DeadLetter, IntakeMove
+from streamfold.core.ledger.abc import NORMAL, DeadLetter, IntakeMove, PrepareClaim
 from streamfold.core.policy import Extraction, Extractor, Passage
 from streamfold.core.spending import Spending
 
@@ -46,6 +47,8 @@ _CLAIM_S = 300.0
 """For as long nobody else looks at a claimed document, though its process may be dead."""
 _TRIES = 5
 _PAGE = 256
+_LOOK_BACK, _REMEMBERED = 50_000, 10_000
+"""Positions, and documents, up to which an unchanged passage is recognised."""
 _IDLE_MOVE = 10_000
 _LONGEST_PAUSE_S = 60.0
 
@@ -88,6 +91,8 @@ class _Document:
     position: int
     attempts: int
     passages: dict[bytes, Passage]
+    unchanged: frozenset[str]
+    """Hashes of further passages, about which the log holds what was told of the text before."""
     outcomes: dict[bytes, Outcome] = field(default_factory=dict)
 
     @property
@@ -97,6 +102,15 @@ class _Document:
     @property
     def unavailable(self) -> list[BackendUnavailable]:
         return [outcome for outcome in self.outcomes.values() if isinstance(outcome, BackendUnavailable)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Logged:
+    """What was logged about a document last: of which position, up to which position, of which passages."""
+
+    position: int
+    logged_at: int
+    hashes: frozenset[str]
 
 
 class Extracting:
@@ -119,6 +133,7 @@ class Extracting:
         self._until: dict[str, float] = {}
         self._seen: dict[str, int] = {}
         self._failing: set[tuple[str, int]] = set()
+        self._logged: dict[tuple[str, str], _Logged] = {}
 
     @property
     def is_configured(self) -> bool:
@@ -191,11 +206,7 @@ class Extracting:
         )
         pause_s = 0.0
         if claims:
-            decode = self.context.registry.event_types.decode
-            documents = [
-                self._document(plan, decode(claim.row), claim.row.retry_of, claim.attempts) for claim in claims
-            ]
-            pause_s = self._extract(plan, documents)
+            pause_s = self._extract(plan, self._documents(plan, claims))
         moved = self._advance(plan, cursor)
         if pause_s:
             self._until[key] = time.monotonic() + min(max(pause_s, 0.2), _LONGEST_PAUSE_S)
@@ -211,23 +222,44 @@ class Extracting:
         found = (s.next_offset for s in self.context.ledger.intakes(plan.workspace) if s.intake == plan.intake)
         return next(found, None)
 
-    def _document(self, plan: _Plan, event: Event, retry_of: int | None, attempts: int) -> _Document:
+    def _documents(self, plan: _Plan, claims: Sequence[PrepareClaim]) -> list[_Document]:
+        """Cut the claimed documents into passages: those that a newer text has not replaced, and whose it may be."""
         tools = InstanceTools(self.context, plan.workspace, plan.runtime, keep=False)
-        passages: Iterable[Passage] = ()
-        if not self._is_replaced(plan, event):
-            try:
-                passages = plan.runtime.policy.passages(event, tools)
-            except EventError:
-                pass  # its fold will skip it, and say so
-        position = event.seq if retry_of is None else retry_of
-        return _Document(event, position, attempts, {passage_hash(one): one for one in passages})
+        events = [self.context.registry.event_types.decode(claim.row) for claim in claims]
+        after, ids = min(event.seq for event in events), sorted({event.subject.id for event in events})
+        newest = self.context.ledger.newest_seqs(plan.workspace, "document", ids, after=after, types=_REPLACED)
+        found = []
+        for claim, event in zip(claims, events, strict=True):
+            passages: Iterable[Passage] = ()
+            if newest.get(event.subject.id, 0) <= event.seq:
+                with suppress(EventError):  # its fold will skip it, and say so
+                    passages = plan.runtime.policy.passages(event, tools)
+            unchanged = self._unchanged(plan, event) & {one.chunk_hash for one in passages}
+            asked = {passage_hash(one): one for one in passages if one.chunk_hash not in unchanged}
+            position = event.seq if event.retry_of is None else event.retry_of
+            found.append(_Document(event, position, claim.attempts, asked, unchanged))
+        return found
 
-    def _is_replaced(self, plan: _Plan, event: Event) -> bool:
-        """Whether a newer text is there, or none is wanted any more: it is not worth asking about this one."""
-        newest = self.context.ledger.newest_seq(
-            plan.workspace, event.subject.kind, event.subject.id, event.seq, types=_REPLACED
+    def _unchanged(self, plan: _Plan, event: Event) -> frozenset[str]:
+        """Return the passages of the text before that this process logged before this text came.
+
+        They were folded while that text was the newest, and an unchanged passage keeps what was told of it. What is not
+        known for sure is logged again, from what is kept.
+        """
+        before = self._logged.get((plan.intake, event.subject.id))
+        if before is None or event.retry_of is not None:
+            return frozenset()
+        if before.logged_at >= event.seq or event.seq - before.position > _LOOK_BACK:
+            return frozenset()
+        between = self.context.ledger.newest_seqs(
+            plan.workspace, "document", [event.subject.id], after=before.position, upto=event.seq - 1, types=_REPLACED
         )
-        return newest is not None
+        return frozenset() if between else before.hashes
+
+    def _is_gone(self, plan: _Plan, event: Event) -> bool:
+        """Whether a document was deleted, or erased, since: an erasure would not find what is kept after it."""
+        later = self.context.ledger.deletions(plan.workspace, event.seq)
+        return any((kind, id_) == ("document", event.subject.id) for _, kind, id_ in later)
 
     def _extract(self, plan: _Plan, documents: Sequence[_Document]) -> float:
         """Ask about all passages that are not known; finish each document as soon as it is complete.
@@ -306,7 +338,7 @@ class Extracting:
     def _keep(self, plan: _Plan, document: _Document, hash_: bytes, found: Extraction) -> bytes:
         """Keep an extraction, unless its document went meanwhile (an erasure would not find it); the first one wins."""
         packed = _pack(_Kept(list(found.entities), list(found.relations)))
-        if self._is_replaced(plan, document.event):
+        if self._is_gone(plan, document.event):
             return packed
         self.context.ledger.results_put(plan.workspace, plan.backend, {hash_: packed})
         return self.context.ledger.results_get(plan.workspace, plan.backend, [hash_]).get(hash_, packed)
@@ -330,20 +362,29 @@ class Extracting:
         """Append what was found in a document, and a dead letter for what was not."""
         failed: list[Exception] = [o for o in document.outcomes.values() if not isinstance(o, bytes)]
         events: list[NewEvent] = []
-        if document.passages and not self._is_replaced(plan, document.event):
+        hashes: set[str] = set()
+        if document.passages and not self._is_gone(plan, document.event):
             for hash_, passage in document.passages.items():
                 outcome = document.outcomes[hash_]
                 if isinstance(outcome, bytes):
                     try:
                         events.append(self._event(plan, document, passage, _unpack(outcome)))
+                        hashes.add(passage.chunk_hash)
                     except Invalid as error:
                         failed.append(error)
         dead = [self._letter(plan, document, failed)] if failed else []
+        logged_at = document.event.seq
         if events or dead:
             ledger, now_us = self.context.ledger, self.context.clock.now_us()
             done = ledger.append(plan.workspace, events, recorded_us=now_us, dead=dead)
+            logged_at = max(done.positions, default=logged_at)
             if "accepted" in done.outcomes:
                 self.on_append(plan.workspace)
+        if hashes or document.unchanged:
+            known = _Logged(document.position, logged_at, document.unchanged | hashes)
+            self._logged[plan.intake, document.event.subject.id] = known
+            if len(self._logged) > _REMEMBERED:
+                del self._logged[next(iter(self._logged))]
         self._failing.discard((plan.intake, document.event.seq))
         self.context.ledger.prepare_save(plan.workspace, plan.claims, {document.event.seq: b""})
 

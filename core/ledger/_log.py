@@ -83,18 +83,44 @@ class LogMixin(Base):
         sql = "select seq, kind, id from deletions where workspace = ? and seq > ? order by seq"
         return [(seq, kind, id) for seq, kind, id in self._all(sql, (workspace, after))]
 
-    def newest_seq(
-        self, workspace: str, kind: str, subject_id: str, after: int, *, types: Sequence[str] | None = None
-    ) -> int | None:
+    def newest_seq(self, workspace: str, kind: str, subject_id: str, after: int) -> int | None:
         """Scan what came after a recent position: an index for this rare question would cost every append."""
         c = s.log.c
         query = select(func.max(c.seq)).where(
-            c.workspace == workspace, c.seq > after, c.subject_kind == kind, c.subject_id == subject_id
+            c.workspace == workspace,
+            c.seq > after,
+            c.subject_kind == kind,
+            c.subject_id == subject_id,
+            c.type != "document.extracted",  # what was found in an event says nothing new about its subject
         )
-        # What was found in an event says nothing new about its subject.
-        query = query.where(c.type != "document.extracted" if types is None else c.type.in_(types))
         newest: int | None = self._select(query)[0][0]
         return newest
+
+    def newest_seqs(
+        self,
+        workspace: str,
+        kind: str,
+        subject_ids: Sequence[str],
+        *,
+        after: int,
+        types: Sequence[str],
+        upto: int | None = None,
+    ) -> dict[str, int]:
+        c = s.log.c
+        query = (
+            select(c.subject_id, func.max(c.seq))
+            .where(
+                c.workspace == workspace,
+                c.seq > after,
+                c.subject_kind == kind,
+                c.subject_id.in_(subject_ids),
+                c.type.in_(types),
+            )
+            .group_by(c.subject_id)
+        )
+        if upto is not None:
+            query = query.where(c.seq <= upto)
+        return {row[0]: int(row[1]) for row in self._select(query)}
 
     def count(self, workspace: str, added: Mapping[str, int]) -> None:
         def job(tx: Tx) -> None:

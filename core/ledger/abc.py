@@ -443,11 +443,22 @@ class Ledger(Protocol):
     def deletions(self, workspace: str, after: int) -> list[tuple[int, str, str]]:
         """(seq, kind, id) of deletions past a position, in order."""
 
-    def newest_seq(
-        self, workspace: str, kind: str, subject_id: str, after: int, *, types: Sequence[str] | None = None
-    ) -> int | None:
-        """Position of the newest event of a main subject past ``after``, if any, of these types (default: all but
-        ``document.extracted``)."""
+    def newest_seq(self, workspace: str, kind: str, subject_id: str, after: int) -> int | None:
+        """Position of the newest event of a main subject past ``after``, if any; ``document.extracted`` is not looked
+        at."""
+
+    def newest_seqs(
+        self,
+        workspace: str,
+        kind: str,
+        subject_ids: Sequence[str],
+        *,
+        after: int,
+        types: Sequence[str],
+        upto: int | None = None,
+    ) -> dict[str, int]:
+        """Positions of the newest events of main subjects, of these types, past ``after`` and up to ``upto``; a scan of
+        that part of the log."""
 
     def count(self, workspace: str, added: Mapping[str, int]) -> None:
         """Add to counters by name. After a power cut the last additions may be missing."""

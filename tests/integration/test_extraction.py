@@ -155,6 +155,7 @@ def test_an_update_asks_about_changed_chunks_alone_and_nothing_of_the_old_stays(
     fresh = one.model.texts[asked:]
     assert len(fresh) == 1, "one chunk changed"
     assert "Epsilon" in fresh[0]
+    assert len(one.extracted) == asked + 1, "the log does not repeat what is known"
     found = one.ask("Cid Dole")
     assert told(found, "cid dole|epsilon inc")
     assert "delta" not in repr(found).lower()
@@ -162,6 +163,21 @@ def test_an_update_asks_about_changed_chunks_alone_and_nothing_of_the_old_stays(
     one.settle()
     assert not one.ask("Cid Dole").entities
     assert len(one.model.texts) == asked + 1
+
+
+def test_a_text_that_comes_back_is_extracted_again_without_asking(make: Make) -> None:
+    one = make()
+    for text in (ADA, BEN, ADA):
+        one.put("d", text)
+        one.settle()
+    assert len(one.model.requests) == 2
+    assert told(one.ask("Ada Byron"), "acme works|ada byron").keywords == ("works at",)
+    one.put("d", ADA)
+    one.put("d", BEN)
+    one.put("d", ADA)
+    one.settle()
+    assert len(one.model.requests) == 2
+    assert told(one.ask("Ada Byron"), "acme works|ada byron").keywords == ("works at",)
 
 
 def test_a_rebuild_and_another_process_ask_nothing_again(make: Make) -> None:
