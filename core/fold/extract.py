@@ -236,8 +236,7 @@ class Extracting:
                     passages = plan.runtime.policy.passages(event, tools)
             unchanged = self._unchanged(plan, event) & {one.chunk_hash for one in passages}
             asked = {passage_hash(one): one for one in passages if one.chunk_hash not in unchanged}
-            position = event.seq if event.retry_of is None else event.retry_of
-            found.append(_Document(event, position, claim.attempts, asked, unchanged))
+            found.append(_Document(event, self._origin(plan, event), claim.attempts, asked, unchanged))
         return found
 
     def _unchanged(self, plan: _Plan, event: Event) -> frozenset[str]:
@@ -255,6 +254,14 @@ class Extracting:
             plan.workspace, "document", [event.subject.id], after=before.position, upto=event.seq - 1, types=_REPLACED
         )
         return frozenset() if between else before.hashes
+
+    def _origin(self, plan: _Plan, event: Event) -> int:
+        """Return where a document was sent first: a retry, or a retry of one, says nothing new."""
+        position, before = event.seq, event.retry_of
+        while before is not None:
+            position = before
+            before = next((row.retry_of for row in self.context.ledger.rows(plan.workspace, [position])), None)
+        return position
 
     def _is_gone(self, plan: _Plan, event: Event) -> bool:
         """Whether a document was deleted, or erased, since: an erasure would not find what is kept after it."""
@@ -417,6 +424,7 @@ class Extracting:
             detail=detail[:2000],
             policy=plan.runtime.key,
             position=document.event.seq,
+            skipped_by=plan.intake,  # no instance: nothing is left out when the log is folded
             event_id=document.event.id,
             source=document.event.source,
             attempts=document.attempts + 1,

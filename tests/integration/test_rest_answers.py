@@ -59,6 +59,13 @@ def until_extracted(client: httpx.Client, count: int) -> None:
     raise AssertionError(f"{count} extractions did not come")
 
 
+def until(true: Any) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def ask(client: httpx.Client, **more: Any) -> dict[str, Any]:
     answer = client.post("/v1/query", json={"query": QUESTION, "generate": True, **more})
     assert answer.status_code == 200, answer.text
@@ -167,6 +174,29 @@ def test_a_budget_that_is_used_up_ends_answers(tmp_path: Path, model: ModelServe
         until_extracted(client, 1)
         assert ask(client)["answer"]["text"]
         assert ask(client, query="Who is Ada Byron?")["answer"] is None
+
+
+def test_what_could_not_be_extracted_is_retried_by_hand(client: httpx.Client, model: ModelServer) -> None:
+    model.always = lambda body: {"text": "Sorry."} if "Ben" in body["messages"][1]["content"] else None
+    put(client, "ben", "Ben Cole founded Beta Labs.")
+
+    def letters() -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = client.get("/v1/dead-letters?code=extraction-failed").json()["items"]
+        return items
+
+    for _ in range(2):  # the second time after a retry that failed as well
+        until(lambda: len(letters()) == 1)
+        [letter] = letters()
+        assert (letter["policy"], letter["stage"]) == ("graph_index@1", "prepare")
+        assert client.post(f"/v1/dead-letters/{letter['dead_letter_id']}/retry").status_code == 202
+    until(lambda: len(letters()) == 1)
+    model.always = lambda body: None
+    assert client.post(f"/v1/dead-letters/{letters()[0]['dead_letter_id']}/retry").status_code == 202
+    until_extracted(client, 2)
+    found = client.post("/v1/query", json={"query": "Who founded Beta Labs?"}).json()
+    assert [one["type"] for one in found["entities"] if one["entity_id"] == "ben cole"] == ["Person"]
+    assert letters() == []
+    assert client.post("/v1/policies/graph_index/verify", json={"reason": "t"}).status_code == 202
 
 
 def test_how_far_extraction_is_shows_in_the_status(client: httpx.Client) -> None:
