@@ -114,11 +114,12 @@ class InvalidAnswer(StreamfoldError):
 
 
 class BackendUnavailable(StreamfoldError):
-    """A model cannot be asked just now, whatever the input: wait ``retry_after_s``."""
+    """A model cannot be asked just now: wait ``retry_after_s``. ``suspect``: it may be this input at which it fails."""
 
-    def __init__(self, detail: str, *, retry_after_s: float = 1.0) -> None:
+    def __init__(self, detail: str, *, retry_after_s: float = 1.0, suspect: bool = False) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+        self.suspect = suspect
 
 
 class NeedsRebuild(StreamfoldError):

@@ -218,8 +218,8 @@ def _model_configs() -> Iterator[str]:
         ("both", Connection),
     ):
         for field in dataclasses.fields(kind):
-            required = field.default is dataclasses.MISSING
-            default = "required" if required else f"`{json.dumps(field.default)}`"
+            value = {} if field.default_factory is not dataclasses.MISSING else field.default
+            default = "required" if value is dataclasses.MISSING else f"`{json.dumps(value)}`"
             yield f"| {names} | `{field.name}` | {default} |"
 
 

@@ -132,7 +132,7 @@ class Extracting:
         self._pool: _Pool | None = None
         self._until: dict[str, float] = {}
         self._seen: dict[str, int] = {}
-        self._failing: set[tuple[str, int]] = set()
+        self._failing: dict[tuple[str, int], int] = {}
         self._logged: dict[tuple[str, str], _Logged] = {}
 
     @property
@@ -206,7 +206,10 @@ class Extracting:
         )
         pause_s = 0.0
         if claims:
-            pause_s = self._extract(plan, self._documents(plan, claims))
+            documents = self._documents(plan, claims)
+            # Those that failed come last: the first one that is sent to a server that was down should be a good one.
+            documents.sort(key=lambda one: ((plan.intake, one.event.seq) in self._failing, one.event.seq))
+            pause_s = self._extract(plan, documents)
         moved = self._advance(plan, cursor)
         if pause_s:
             self._until[key] = time.monotonic() + min(max(pause_s, 0.2), _LONGEST_PAUSE_S)
@@ -340,7 +343,7 @@ class Extracting:
         except Exception as error:
             if not self._stopped.is_set():
                 log.exception("extract_failed workspace=%s document=%s", plan.workspace, document.event.subject.id)
-            return BackendUnavailable(f"{type(error).__name__}: {error}")
+            return BackendUnavailable(f"{type(error).__name__}: {error}", suspect=True)
 
     def _keep(self, plan: _Plan, document: _Document, hash_: bytes, found: Extraction) -> bytes:
         """Keep an extraction, unless its document went meanwhile (an erasure would not find it); the first one wins."""
@@ -352,15 +355,16 @@ class Extracting:
 
     # -- what came of a document --------------------------------------------------------------------------------------
     def _put_off(self, plan: _Plan, document: _Document, others_went: bool) -> float:
-        """Try a document another time; give it up if others have gone through often enough while it failed.
+        """Try a document another time; give it up if it failed often enough in rounds in which others went through.
 
         Returns for how long to ask nothing.
         """
-        error = document.unavailable[0]
-        if others_went and document.attempts + 1 >= _TRIES:
+        key, error = (plan.intake, document.event.seq), document.unavailable[0]
+        suspect = others_went and all(one.suspect for one in document.unavailable)
+        self._failing[key] = self._failing.get(key, 0) + suspect
+        if self._failing[key] >= _TRIES:
             self._finish(plan, document)
             return 0.0
-        self._failing.add((plan.intake, document.event.seq))
         self._free(plan, document, str(error))
         log.warning("extract_waits workspace=%s document=%s: %s", plan.workspace, document.event.subject.id, error)
         return max(one.retry_after_s for one in document.unavailable)
@@ -392,7 +396,7 @@ class Extracting:
             self._logged[plan.intake, document.event.subject.id] = known
             if len(self._logged) > _REMEMBERED:
                 del self._logged[next(iter(self._logged))]
-        self._failing.discard((plan.intake, document.event.seq))
+        self._failing.pop((plan.intake, document.event.seq), None)
         self.context.ledger.prepare_save(plan.workspace, plan.claims, {document.event.seq: b""})
 
     def _free(self, plan: _Plan, document: _Document, why: str) -> None:

@@ -13,6 +13,8 @@ from streamfold.core.errors import InvalidEvent
 from streamfold.core.fold.extract import INTAKE
 from streamfold.core.hooks import PROJECT
 from streamfold.core.ledger.abc import ERASED, GroupState, Instance
+from streamfold.core.policy import Budget
+from streamfold.core.spending import Spending
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import Call, Endpoint, answer, page, rfc3339
 from streamfold.pipelines.serve.problems import Problem
@@ -59,12 +61,20 @@ def _kafka(call: Call) -> list[dict[str, Any]]:
                 "updated_at": None,
             },
         )
+        if line["kind"] == "extract":
+            line["spent"] = _spent(call)
         line["offsets"][state.intake.rpartition(":")[2]] = state.next_offset
         line["events"] += state.events
         line["duplicates"] += state.duplicates
         line["rejected"] += state.rejected
         line["updated_at"] = max(line["updated_at"] or "", rfc3339(state.updated_us) or "") or None
     return list(topics.values())
+
+
+def _spent(call: Call) -> dict[str, int]:
+    """What the workspace has spent on extraction, whichever model it was."""
+    node = call.service.node
+    return Spending(node.ledger, node.context.clock, call.workspace, "extractor", Budget()).spent()
 
 
 def policies(call: Call, head: int) -> list[dict[str, Any]]:

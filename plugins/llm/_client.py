@@ -109,11 +109,24 @@ class Reply:
 
 
 class Client:
-    """Asks one model; safe to use from several threads."""
+    """Asks one model; safe to use from several threads.
 
-    def __init__(self, how: Connection, model: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    ``options`` are added to each request, members named in ``omit`` are left out: servers differ in what they take.
+    """
+
+    def __init__(
+        self,
+        how: Connection,
+        model: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        omit: Sequence[str] = (),
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.how = how
         self.model = model
+        self._options = dict(options or {})
+        self._omit = frozenset(omit)
         self._sleep = sleep
         self._slots = threading.BoundedSemaphore(how.concurrency)
         self._lock = threading.Lock()
@@ -206,7 +219,8 @@ class Client:
     def _sent(self, messages: Messages, options: Mapping[str, Any]) -> Iterator[httpx.Response]:
         import httpx
 
-        body = {"model": self.model, "messages": list(messages), **options}
+        body = {"model": self.model, "messages": list(messages), **options, **self._options}
+        body = {name: value for name, value in body.items() if name not in self._omit}
         try:
             with (
                 self._slots,
@@ -228,7 +242,8 @@ class Client:
         key = self._key()
         detail = detail.replace(key, "***") if key else detail
         if status in _REPEATED:
-            return _Failed(detail, retry_after_s=_retry_after_s(response.headers.get("retry-after")))
+            pause_s = _retry_after_s(response.headers.get("retry-after"))
+            return _Failed(detail, retry_after_s=pause_s, suspect=status != 429)
         if status in _REFUSED:
             return InvalidAnswer(detail)
         if status in (401, 403):
@@ -263,7 +278,7 @@ class Client:
                 pause_s = failed.retry_after_s or self.how.backoff_s * 2**attempt
                 if attempt == self.how.retries or pause_s > _PATIENCE_S:
                     self._note(failed=True)
-                    raise BackendUnavailable(str(failed), retry_after_s=pause_s) from failed
+                    raise BackendUnavailable(str(failed), retry_after_s=pause_s, suspect=failed.suspect) from failed
                 log.info("llm_repeats model=%s in_s=%.1f because=%s", self.model, pause_s, failed)
                 self._sleep(pause_s)
             except (BackendUnavailable, InvalidAnswer) as error:
@@ -293,9 +308,10 @@ class Client:
 class _Failed(Exception):
     """A request that may do better when it is repeated."""
 
-    def __init__(self, detail: str, *, retry_after_s: float = 0.0) -> None:
+    def __init__(self, detail: str, *, retry_after_s: float = 0.0, suspect: bool = True) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+        self.suspect = suspect
 
 
 def _read(response: httpx.Response) -> bytes:

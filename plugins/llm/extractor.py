@@ -7,7 +7,7 @@ A passage costs one call, and one more for each gleaning. An answer that cannot 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from streamfold.core import Backend, ConfigError, Extraction, InvalidAnswer, Passage, Spend, Usage
@@ -31,6 +31,9 @@ class ExtractorConfig:
     entity_types, language : as the prompt names them.
     max_tokens : longest answer; longer ones are cut and read as far as they go.
     temperature : of the model.
+    attempts : how often it is asked until an answer can be read.
+    options, omit : members that a request has besides, or has not, as the server wants it: ``{seed = 1}``,
+        ``["temperature"]``.
     """
 
     model: str
@@ -41,6 +44,8 @@ class ExtractorConfig:
     max_tokens: int = 4096
     temperature: float = 0.0
     attempts: int = 3
+    options: dict[str, Any] = field(default_factory=dict)
+    omit: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -108,7 +113,7 @@ class LLMExtractor:
 
 def _make(config: Mapping[str, Any]) -> LLMExtractor:
     how, made = make(ExtractorConfig, "extractor", {"base_url": "", **config})
-    return LLMExtractor(made, Client(how, made.model))
+    return LLMExtractor(made, Client(how, made.model, options=made.options, omit=made.omit))
 
 
 EXTRACTOR = Backend(

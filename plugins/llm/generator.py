@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from streamfold.core import Backend, ConfigError, RetrievedContext, Spend
@@ -20,11 +20,15 @@ class GeneratorConfig:
     model : name of the model.
     max_tokens : longest answer.
     temperature : of the model.
+    options, omit : members that a request has besides, or has not, as the server wants it: ``{seed = 1}``,
+        ``["temperature"]``.
     """
 
     model: str
     max_tokens: int = 1024
     temperature: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+    omit: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -54,7 +58,7 @@ class LLMGenerator:
 
 def _make(config: Mapping[str, Any]) -> LLMGenerator:
     how, made = make(GeneratorConfig, "generator", {"base_url": "", **config})
-    return LLMGenerator(made, Client(how, made.model))
+    return LLMGenerator(made, Client(how, made.model, options=made.options, omit=made.omit))
 
 
 GENERATOR = Backend(

@@ -202,6 +202,7 @@ def test_what_could_not_be_extracted_is_retried_by_hand(client: httpx.Client, mo
 def test_how_far_extraction_is_shows_in_the_status(client: httpx.Client) -> None:
     [line] = [one for one in client.get("/v1/status").json()["intakes"] if one["kind"] == "extract"]
     assert line["name"].startswith("extract:streamfold/llm:m@")
+    assert line["spent"]["tokens"] == line["spent"]["tokens_today"] > 100
 
 
 def test_what_a_policy_will_cost_is_told_before(client: httpx.Client) -> None:

@@ -27,6 +27,17 @@ def server() -> Iterator[ModelServer]:
 _MADE: list[Client] = []
 
 
+def test_servers_differ_in_what_they_take(server: ModelServer) -> None:
+    client = Client(Connection(base_url=server.url), "m", options={"seed": 1}, omit=["temperature", "stream_options"])
+    client.ask(ASKED, lambda usage: None, temperature=0)
+    list(client.stream(ASKED, lambda usage: None, max_tokens=5))
+    client.close()
+    assert [sorted(body) for body in server.requests] == [
+        ["messages", "model", "seed"],
+        ["max_tokens", "messages", "model", "seed", "stream"],
+    ]
+
+
 class Asking:
     """A client that notes pauses instead of sleeping, and what it spent."""
 
