@@ -445,3 +445,17 @@ def test_a_later_fact_ends_an_earlier_one_and_a_question_may_ask_about_then(make
     one.world.send("document.deleted", {"document_id": "second"})
     one.world.fold()
     assert told(one.ask("Where does Ada Byron work?"), "acme works|ada byron").valid_to_us is None, "it holds again"
+
+
+def test_a_fact_told_of_one_name_ends_that_of_another_of_the_same_entity(make: Make) -> None:
+    one = make({"single_valued": ["works at"]})
+    one.put("first", "Ada Byron works at Acme Works.")
+    one.world.clock.advance(1000)
+    end = one.world.clock.now_us()
+    one.put("second", "Ada Lovelace works at Beta Labs.")
+    one.settle()
+    assert told(one.ask("Ada Byron"), "acme works|ada byron").valid_to_us is None
+    one.world.send("entity.aliased", {"entity_id": "Ada Byron", "aliases": ["Ada Lovelace"]})
+    one.world.fold()
+    assert told(one.ask("Ada Byron"), "acme works|ada byron").valid_to_us == end
+    assert told(one.ask("Ada Byron"), "ada byron|beta labs").valid_to_us is None
