@@ -57,8 +57,11 @@ class Answers:
         return made
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
+        if self._pool is None:
+            return
+        if close := getattr(self.generator, "close", None):
+            close()  # what waits to be asked again is given up
+        self._pool.close()
 
     async def whole(self, workspace: str, question: str, context: RetrievedContext) -> str:
         """Return an answer. Raises one of ``NoAnswer``."""

@@ -121,13 +121,14 @@ class Client:
         *,
         options: Mapping[str, Any] | None = None,
         omit: Sequence[str] = (),
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
         self.how = how
         self.model = model
         self._options = dict(options or {})
         self._omit = frozenset(omit)
-        self._sleep = sleep
+        self._closed = threading.Event()
+        self._sleep = sleep or self._closed.wait
         self._slots = threading.BoundedSemaphore(how.concurrency)
         self._lock = threading.Lock()
         self._http: httpx.Client | None = None
@@ -135,7 +136,8 @@ class Client:
         self._open_until = 0.0
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; what waits to be repeated is given up."""
+        self._closed.set()
         with self._lock:
             if self._http is not None:
                 self._http.close()
@@ -276,7 +278,7 @@ class Client:
                 done = once()
             except _Failed as failed:
                 pause_s = failed.retry_after_s or self.how.backoff_s * 2**attempt
-                if attempt == self.how.retries or pause_s > _PATIENCE_S:
+                if attempt == self.how.retries or pause_s > _PATIENCE_S or self._closed.is_set():
                     self._note(failed=True)
                     raise BackendUnavailable(str(failed), retry_after_s=pause_s, suspect=failed.suspect) from failed
                 log.info("llm_repeats model=%s in_s=%.1f because=%s", self.model, pause_s, failed)
@@ -290,6 +292,8 @@ class Client:
         raise AssertionError("unreachable")
 
     def _check_circuit(self) -> None:
+        if self._closed.is_set():
+            raise BackendUnavailable("the client is closed")
         with self._lock:
             left_s = self._open_until - time.monotonic()
             if left_s > 0:

@@ -177,6 +177,20 @@ def test_a_server_that_is_not_there_is_unavailable() -> None:
     client.close()
 
 
+def test_closing_ends_the_wait_for_another_try(server: ModelServer) -> None:
+    server.always = lambda body: {"status": 500}
+    client = Client(Connection(base_url=server.url, backoff_s=25.0), "m")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.ask, ASKED, lambda usage: None)
+        while not server.requests:
+            pass
+        client.close()
+        with pytest.raises(BackendUnavailable):
+            asked.result(20)
+    with pytest.raises(BackendUnavailable, match="closed"):
+        client.ask(ASKED, lambda usage: None)
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="base_url"):
         Connection(base_url="localhost:1")
