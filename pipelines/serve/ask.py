@@ -367,7 +367,7 @@ def _source(call: Call, view: WorkspaceView) -> tuple[GroupView, MemberView]:
 ENDPOINTS = [
     Endpoint(
         method="POST", path="/v1/query", run=query, tag="ask", summary="Find the passages that answer a question",
-        params=READ_PARAMS, body=Query, example=examples.QUERY, returns=examples.ANSWER,
+        params=READ_PARAMS, body=Query, example=examples.QUERY, returns=examples.ANSWER, stream=examples.STREAM,
         errors=(400, 415, 422, 503),
     ),
     Endpoint(

@@ -88,6 +88,8 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     success: dict[str, Any] = {"description": "Success"}
     if endpoint.returns is not None:
         success["content"] = {"application/json": {"example": endpoint.returns}}
+    if endpoint.stream:
+        success["content"]["text/event-stream"] = {"schema": {"type": "string"}, "example": endpoint.stream}
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     responses = {str(endpoint.status): success}
     if endpoint.status == 202 and "wait" in endpoint.params:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -223,6 +224,45 @@ def test_two_workers_double_nothing(make: Make, tmp_path: Path) -> None:
     assert len(one.model.requests) == 6, "what one has claimed the other leaves alone"
     other.stop()
     second.close()
+
+
+def test_what_a_process_had_claimed_when_it_died_is_taken_over(make: Make) -> None:
+    one = make()
+    one.put("ada", ADA)
+    [runtime] = one.world.group("graph_index").runtimes
+    claimed = one.world.ledger.prepare_claim(
+        "default",
+        -runtime.instance.instance_id,
+        after=0,
+        types=("document.upserted",),
+        owner="dead",
+        now_us=one.world.clock.now_us(),
+        ttl_us=3600 * US,
+        limit=10,
+    )
+    assert len(claimed) == 1
+    one.extract()
+    assert len(one.extracted) == 1
+
+
+def test_stopping_in_the_midst_loses_nothing(make: Make, model: ModelServer) -> None:
+    one = make(concurrency=1)
+    model.always = lambda body: {"delay_s": 0.2}
+    for number in range(4):
+        one.put(f"d{number}", f"Person {chr(65 + number)}x works at Acme Works.")
+    thread = threading.Thread(target=one.extracting.run, args=("default",))
+    thread.start()
+    while len(model.requests) < 2:
+        time.sleep(0.01)
+    one.extracting.stop()
+    thread.join()
+    assert len(one.extracted) < 4
+    again = Extracting(one.world.context, on_append=lambda workspace: None)
+    while again.run("default"):
+        pass
+    assert {event.data.document_id for event in one.extracted} == {f"d{n}" for n in range(4)}
+    assert len(one.extracted) == 4
+    again.stop()
 
 
 def test_an_old_input_is_not_folded_and_not_asked_about(make: Make) -> None:
