@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,6 +126,7 @@ class Client:
     ) -> None:
         self.how = how
         self.model = model
+        self._where = re.sub(r"//[^/@]*@", "//", how.base_url)  # as messages name it
         self._options = dict(options or {})
         self._omit = frozenset(omit)
         self._closed = threading.Event()
@@ -232,15 +234,15 @@ class Client:
                     raise self._refusal(response)
                 yield response
         except httpx.HTTPError as error:
-            raise _Failed(f"{self.how.base_url}: {error!r}") from error
+            raise _Failed(f"{self._where}: {error!r}") from error
 
     def _refusal(self, response: httpx.Response) -> Exception:
         """What a status other than 200 means."""
         status = response.status_code
         try:
-            detail = f"{self.how.base_url} answered {status}: {_shown(_read(response).decode('utf-8', 'replace'))}"
+            detail = f"{self._where} answered {status}: {_shown(_read(response).decode('utf-8', 'replace'))}"
         except _Failed:
-            detail = f"{self.how.base_url} answered {status}"
+            detail = f"{self._where} answered {status}"
         key = self._key()
         detail = detail.replace(key, "***") if key else detail
         if status in _REPEATED:
@@ -297,7 +299,7 @@ class Client:
         with self._lock:
             left_s = self._open_until - time.monotonic()
             if left_s > 0:
-                detail = f"{self.how.base_url} failed {self._failures} times in a row: asked again in {left_s:.0f} s"
+                detail = f"{self._where} failed {self._failures} times in a row: asked again in {left_s:.0f} s"
                 raise BackendUnavailable(detail, retry_after_s=left_s)
             if self._failures >= self.how.breaker_failures:  # half open: this one request tries
                 self._open_until = time.monotonic() + self.how.breaker_s

@@ -119,6 +119,11 @@ def test_a_wrong_key_is_said_without_showing_it(
         Asking(server, api_key_env="MY_KEY").ask()
     assert "sk-very-secret" not in str(caught.value)
     assert "sk-very-secret" not in caplog.text
+    client = Client(Connection(base_url="http://me:sk-very-secret@127.0.0.1:9/v1", retries=0), "m")
+    with pytest.raises(BackendUnavailable) as caught:
+        client.ask(ASKED, lambda usage: None)
+    client.close()
+    assert "sk-very-secret" not in str(caught.value)
 
 
 def test_after_failures_in_a_row_nothing_is_sent_until_one_request_tries(server: ModelServer) -> None:
