@@ -4,8 +4,10 @@ A policy is a class with ``name``, ``version``, ``handles``, ``stores`` and ``fo
 """
 
 from streamfold.core.errors import (
+    BackendUnavailable,
     ConfigError,
     EventError,
+    InvalidAnswer,
     InvalidEvent,
     NeedsRebuild,
     StoreError,
@@ -13,11 +15,13 @@ from streamfold.core.errors import (
     StreamfoldError,
 )
 from streamfold.core.events import CloudEvent, Event, EventType, KafkaRecord, NewEvent, Subject, TopicMapping
+from streamfold.core.events.types import ExtractedEntity, ExtractedRelation
 from streamfold.core.hooks import GateRule, hookimpl
 from streamfold.core.ledger.abc import Instance
 from streamfold.core.policy import (
     Backend,
     Batch,
+    Budget,
     CandidateRequest,
     Candidates,
     CandidateSource,
@@ -25,9 +29,13 @@ from streamfold.core.policy import (
     Chunker,
     ContextRetriever,
     Encoder,
+    Extraction,
+    Extractor,
+    Generator,
     MergeCandidate,
     Neighbourhood,
     NoConfig,
+    Passage,
     Policy,
     Prepared,
     ReadOnly,
@@ -37,9 +45,11 @@ from streamfold.core.policy import (
     ScoredChunk,
     ScoredEntity,
     ScoredRelation,
+    Spend,
     StoredDocument,
     Stores,
     Tools,
+    Usage,
     View,
 )
 from streamfold.core.stores._top import best_slots
@@ -50,8 +60,10 @@ __all__ = [
     "STOP_WORDS",
     "Array",
     "Backend",
+    "BackendUnavailable",
     "Batch",
     "Blobs",
+    "Budget",
     "CandidateRequest",
     "CandidateSource",
     "Candidates",
@@ -65,9 +77,15 @@ __all__ = [
     "Event",
     "EventError",
     "EventType",
+    "ExtractedEntity",
+    "ExtractedRelation",
+    "Extraction",
+    "Extractor",
     "GateRule",
+    "Generator",
     "Graph",
     "Instance",
+    "InvalidAnswer",
     "InvalidEvent",
     "KafkaRecord",
     "MergeCandidate",
@@ -75,6 +93,7 @@ __all__ = [
     "Neighbourhood",
     "NewEvent",
     "NoConfig",
+    "Passage",
     "Policy",
     "Prepared",
     "ReadOnly",
@@ -84,6 +103,7 @@ __all__ = [
     "ScoredChunk",
     "ScoredEntity",
     "ScoredRelation",
+    "Spend",
     "StoreError",
     "StoreFull",
     "StoredDocument",
@@ -94,6 +114,7 @@ __all__ = [
     "Text",
     "Tools",
     "TopicMapping",
+    "Usage",
     "Vectors",
     "View",
     "best_slots",

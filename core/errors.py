@@ -13,6 +13,8 @@
     │   ├── NotCaughtUp       it has not folded as far as what it would replace
     │   ├── OutOfReach        events that it would fold have left the log, and are in no archive
     │   └── GateFailed        a rule of the ``promotion_gate`` hook failed; ``force`` overrides it
+    ├── InvalidAnswer         a model's answer to one input is of no use, however often it is asked
+    ├── BackendUnavailable    a model cannot be asked just now (down, rate limit, budget); says when to try again
     ├── NeedsRebuild          a policy cannot forget a subject exactly; it must be folded afresh
     ├── StoreError            a store was used wrongly (wrong type, dimension, key)
     │   └── StoreFull         a bounded store with ``on_full="refuse"`` has no room
@@ -105,6 +107,19 @@ class GateFailed(VersionError):
     def __init__(self, detail: str, rules: Sequence[Mapping[str, object]]) -> None:
         super().__init__(detail)
         self.rules = list(rules)
+
+
+class InvalidAnswer(StreamfoldError):
+    """A model refused an input, or answered what cannot be used; asking again would not help."""
+
+
+class BackendUnavailable(StreamfoldError):
+    """A model cannot be asked just now: wait ``retry_after_s``. ``suspect``: it may be this input at which it fails."""
+
+    def __init__(self, detail: str, *, retry_after_s: float = 1.0, suspect: bool = False) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+        self.suspect = suspect
 
 
 class NeedsRebuild(StreamfoldError):

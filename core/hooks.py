@@ -42,7 +42,7 @@ class Hooks:
 
     @hookspec
     def register_backends(self) -> list[Backend]:  # type: ignore[empty-body]  # a specification has no body
-        """Return backends: encoder, chunker (later: extractor, generator, reranker, vector engine)."""
+        """Return backends: encoder, chunker, extractor, generator (later: reranker, vector engine)."""
 
     @hookspec
     def register_event_types(self) -> list[EventType]:  # type: ignore[empty-body]  # a specification has no body

@@ -7,7 +7,7 @@ those of policies it ``reads``), nothing else; clock and generator come with ``s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from streamfold.core.errors import NeedsRebuild
 from streamfold.core.events.model import Event, Subject
+from streamfold.core.events.types import ExtractedEntity, ExtractedRelation
 from streamfold.core.stores.declare import Declaration
 
 Prepared = Any
@@ -54,13 +55,94 @@ class Chunker(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a call of a language model used."""
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+Spend = Callable[[Usage], None]
+"""Called after each call of a model, whatever came of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Most that a workspace may spend on a backend; 0: no limit. Days are UTC; prices are per million tokens."""
+
+    tokens_per_day: int = 0
+    tokens_total: int = 0
+    usd_per_day: float = 0.0
+    usd_total: float = 0.0
+    usd_per_million_in: float = 0.0
+    usd_per_million_out: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A piece of a document as an extractor is asked about it; ``chunk_hash`` covers title and text."""
+
+    chunk_hash: str
+    title: str | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extraction:
+    """Entities and relations found in a passage."""
+
+    entities: Sequence[ExtractedEntity] = ()
+    relations: Sequence[ExtractedRelation] = ()
+
+
+class Extractor(Protocol):
+    """Passages to entities and relations; slow, and not a function: its results are logged as events.
+
+    ``asks``: False for the one that asks nobody, because the policy itself finds names. ``concurrency``: how many
+    passages it takes at a time.
+    """
+
+    name: str
+    version: str
+    asks: bool
+    concurrency: int
+    budget: Budget
+
+    def extract(self, passage: Passage, spend: Spend) -> Extraction:
+        """Ask. Raises ``InvalidAnswer`` (this passage will not do) or ``BackendUnavailable`` (nothing will, now)."""
+        ...
+
+    def estimate(self, passage: Passage) -> tuple[int, Usage]:
+        """How many calls a passage takes, and about how many tokens."""
+        ...
+
+
+class Generator(Protocol):
+    """Question and context to an answer that cites passages as ``[1]``, ``[2]`` … in the context's order."""
+
+    name: str
+    version: str
+    concurrency: int
+    budget: Budget
+
+    def stream(self, question: str, context: RetrievedContext, spend: Spend) -> Iterator[str]:
+        """Answer piece by piece. Raises ``BackendUnavailable`` or ``InvalidAnswer``, also midway."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """A backend on offer: ``make(config)`` builds it (may import heavy libraries; called once per process)."""
+    """A backend on offer: ``make(config)`` builds it (may import heavy libraries; called once per process).
+
+    ``operational``: keys of its configuration that say how it is reached, not what it computes. They are no part of
+    an instance's identity, and always those of today's settings.
+    """
 
     kind: str
     name: str
     make: Callable[[Mapping[str, Any]], Any]
     doc: str = ""
+    operational: tuple[str, ...] = ()
 
 
 class Tools(Protocol):
@@ -70,6 +152,10 @@ class Tools(Protocol):
     def encoder(self) -> Encoder: ...
     @property
     def chunker(self) -> Chunker: ...
+    @property
+    def extractor_id(self) -> str | None:
+        """Who extracts for this instance, as its ``document.extracted`` events say; None: nobody is asked."""
+        ...
 
 
 # -- what a policy sees ----------------------------------------------------------------------------
@@ -330,6 +416,8 @@ class Policy:
     """Of upserts, patches and deletions of one subject, those before its newest upsert may be left out of a fold
     without changing what comes of it, and all of them when the newest is a deletion: a compacted log is as good as a
     whole one."""
+    may_use: ClassVar[tuple[str, ...]] = ()
+    """Kinds that are pinned too where the settings configure them: ``extractor``."""
     Config: ClassVar[type] = NoConfig
     stores: tuple[Declaration, ...]
     """Class attribute, or set in ``__init__`` when it depends on the configuration."""
@@ -344,6 +432,10 @@ class Policy:
     def prepare_batch(self, events: Sequence[Event], tools: Tools) -> list[Prepared | None]:
         """Prepare several events in one go (one call of the encoder); default: a loop over ``prepare``."""
         return [self.prepare(event, tools) for event in events]
+
+    def passages(self, event: Event, tools: Tools) -> Sequence[Passage]:
+        """What an extractor is to be asked about an event (policies that ``may_use`` one); pure."""
+        return ()
 
     def fold(self, event: Event, prepared: Prepared, stores: Stores) -> None:
         """Ordered and cheap: change the stores by one event. ``EventError`` skips the event, without a trace."""

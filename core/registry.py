@@ -134,7 +134,8 @@ class Registry:
         """An instance of a policy with a configuration (the rest of a settings table), and today's backends."""
         kind = self.policy_class(use)
         config = msgspec.to_builtins(self.make_config(name, kind, values))
-        backends = {k: self._identity(k) for k in sorted(kind.backends)}
+        kinds = {*kind.backends, *(k for k in kind.may_use if k in self.settings.backends)}
+        backends = {k: self.backend_identity(k) for k in sorted(kinds)}
         canonical = json.dumps({"config": config, "backends": backends}, sort_keys=True, separators=(",", ":"))
         return Declared(
             name=name,
@@ -145,23 +146,35 @@ class Registry:
             code_hash=_code_hash(kind),  # type: ignore[arg-type]  # mypy looks at the hash of instances
         )
 
-    def _identity(self, kind: str) -> dict[str, Any]:
+    def backend_identity(self, kind: str) -> dict[str, Any]:
+        """What identifies the backend that the settings name: ``use``, version, what of its configuration decides."""
         values = dict(self.settings.backends.get(kind, {}))
         made = self.make_backend(kind, values)
-        return {**values, "use": values.get("use"), "version": made.version}
+        operational = self.backends[kind, str(values.get("use"))].operational
+        kept = {key: value for key, value in values.items() if key not in operational}
+        return {**kept, "use": values.get("use"), "version": made.version}
 
     def make_backend(self, kind: str, values: Mapping[str, Any]) -> Any:
         """Build (once per process) the backend of a kind; ``values``: ``use`` and its configuration."""
         config = {k: v for k, v in values.items() if k not in ("use", "version")}
         use = values.get("use")
+        backend = self.backends.get((kind, str(use)))
+        today = self.settings.backends.get(kind, {})
+        if backend is not None and today.get("use") == use:
+            config |= {k: v for k, v in today.items() if k in backend.operational}
         key = json.dumps([kind, use, config], sort_keys=True)
         if key not in self._made:
-            backend = self.backends.get((kind, str(use)))
             if backend is None:
                 names = [name for k, name in self.backends if k == kind]
                 raise ConfigError(f"[backends.{kind}] no {kind} named {use!r} is registered{nearest(str(use), names)}")
             self._made[key] = backend.make(config)
         return self._made[key]
+
+    def close(self) -> None:
+        """Close the backends that hold something open (they have a ``close``)."""
+        for made in self._made.values():
+            if close := getattr(made, "close", None):
+                close()
 
     def make_policy(self, use: str, config: str) -> Policy:
         """Build a policy from its pinned configuration."""

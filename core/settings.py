@@ -163,6 +163,9 @@ class LogSettings(_Section):
     format: Literal["auto", "json", "console"] = "auto"
 
 
+_BACKENDS: dict[str, dict[str, Any]] = {"encoder": {"use": "minilm"}, "chunker": {"use": "sentences"}}
+
+
 def _default_policies() -> dict[str, dict[str, Any]]:
     return {"graph_index": {}, "trending": {}}
 
@@ -184,10 +187,9 @@ class Settings(BaseSettings):
     """Folder or fsspec URL of checkpoints; empty: ``checkpoints`` below the data folder."""
     plugins: tuple[str, ...] = ()
     """Entry points of the group ``streamfold`` to enable."""
-    backends: dict[str, dict[str, Any]] = Field(
-        default_factory=lambda: {"encoder": {"use": "minilm"}, "chunker": {"use": "sentences"}}
-    )
-    """Per kind: ``use`` names the backend, the rest is its configuration."""
+    backends: dict[str, dict[str, Any]] = Field(default_factory=lambda: {k: dict(v) for k, v in _BACKENDS.items()})
+    """Per kind (``encoder``, ``chunker``, ``extractor``, ``generator``): ``use`` names the backend, the rest is its
+    configuration. A kind that is not named keeps its default."""
     policies: dict[str, dict[str, Any]] = Field(default_factory=_default_policies)
     """Instances: a table each with the config's fields; ``use`` where the instance's name is not the policy's."""
     on_change: Literal["replace", "manual"] = "replace"
@@ -204,6 +206,11 @@ class Settings(BaseSettings):
     vectors: VectorSettings = VectorSettings()
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
+
+    @pydantic.field_validator("backends")
+    @classmethod
+    def _with_defaults(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {**_BACKENDS, **given}
 
     @property
     def ledger_url(self) -> str:

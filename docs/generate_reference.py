@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import inspect
 import json
 import sys
@@ -183,6 +184,9 @@ def settings_page() -> str:
         "\nThe keys of a `[policies.NAME]` table are the policy's own, and `use` where the instance's name is not the "
         "policy's; those of the built-in ones:\n",
         *_policy_configs(),
+        '\nThe keys of `[backends.extractor]` and `[backends.generator]` with `use = "llm"`; those after `temperature` '
+        "say how the model is reached and what it may cost, and make no new version:\n",
+        *_model_configs(),
         "\n## Environment only\n",
         "| variable | meaning |",
         "|---|---|",
@@ -200,6 +204,23 @@ def _policy_configs() -> Iterator[str]:
         made = msgspec.to_builtins(policy.Config())
         for name, value in made.items():
             yield f"| `{policy.name}` | `{name}` | `{json.dumps(value)}` |"
+
+
+def _model_configs() -> Iterator[str]:
+    from streamfold.plugins.llm import extractor, generator
+    from streamfold.plugins.llm._client import Connection
+
+    yield "| backend | key | default |"
+    yield "|---|---|---|"
+    for names, kind in (
+        ("extractor", extractor.ExtractorConfig),
+        ("generator", generator.GeneratorConfig),
+        ("both", Connection),
+    ):
+        for field in dataclasses.fields(kind):
+            value = {} if field.default_factory is not dataclasses.MISSING else field.default
+            default = "required" if value is dataclasses.MISSING else f"`{json.dumps(value)}`"
+            yield f"| {names} | `{field.name}` | {default} |"
 
 
 # -- events ---------------------------------------------------------------------------------------------------------

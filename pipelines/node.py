@@ -84,5 +84,6 @@ class Node:
         if self.views is not None:
             self.views.stop()
         self.registry.hook.closing()
+        self.registry.close()
         self.ledger.close()
         shutil.rmtree(self.context.scratch, ignore_errors=True)

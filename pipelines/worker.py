@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from streamfold.core.context import Context
 from streamfold.core.errors import ConfigError, LedgerError, LedgerUnavailable
-from streamfold.core.fold import LANES, Eraser, FoldRunner, Keeper, LedgerPrepared, Preparer
+from streamfold.core.fold import LANES, Eraser, Extracting, FoldRunner, Keeper, LedgerPrepared, Preparer
 from streamfold.core.settings import Settings, load_settings
 from streamfold.pipelines import tasks
 from streamfold.pipelines.node import Node
@@ -171,6 +171,9 @@ class Worker:
         if role in ("prepare", "all"):
             self._sweeps["prepare"] = Sweep("sweep-prepare", every_s, self._to_visit, self.prepare)
             self._sweeps["backfill-prepare"] = Sweep("backfill-prepare", often_s, ledger.behind, self._prepare_backfill)
+        self.extracting = Extracting(context, on_append=self._extracted)
+        if role in ("prepare", "all") and self.extracting.is_configured:
+            self._sweeps["extract"] = Sweep("extract", often_s, lambda: list(self._pinned), self._extract)
 
     def _to_visit(self) -> list[str]:
         """The workspaces that a sweep looks at: those behind, those warm here, and once those not met before."""
@@ -191,6 +194,7 @@ class Worker:
     def stop(self) -> None:
         """Finish the turn in hand, give the leases back."""
         self.stopping.set()
+        self.extracting.stop()
         self.runner.stop()
         self.backfill.stop()
         for sweep in self._sweeps.values():
@@ -267,6 +271,18 @@ class Worker:
             marks = self.node.ledger.watermarks(workspace)
             if self.backfill_preparer.run(workspace, marks, lane=self.backfill.lane) == 0:
                 return
+
+    # -- extraction -----------------------------------------------------------------------------------------------
+    def _extract(self, workspace: str) -> None:
+        """Ask the extractor about documents; each call takes some, so that workspaces take turns."""
+        _pin(self, workspace)
+        self.extracting.run(workspace)
+
+    def _extracted(self, workspace: str) -> None:
+        """What was found is in the log: have it folded."""
+        tasks.publish_fold(self.node.settings, workspace)
+        if "fold" in self._sweeps:
+            self._sweeps["fold"].nudge(workspace)
 
 
 def _pin(worker: Worker, workspace: str) -> None:

@@ -13,6 +13,17 @@ MAX_NAMES, MAX_RELATIONS = 64, 64
 """Of a chunk: those that come first."""
 
 
+class Told(msgspec.Struct, array_like=True, frozen=True):
+    """A relation that an extractor told: from one name to another (their numbers), and since when until when."""
+
+    source: int
+    target: int
+    keywords: list[str]
+    description: str
+    from_us: int
+    to_us: int | None = None
+
+
 class Extract(msgspec.Struct, array_like=True):
     """The names of a chunk and their relations.
 
@@ -21,11 +32,15 @@ class Extract(msgspec.Struct, array_like=True):
     names : as written where each comes first; an entity's key is the name in lower case.
     counts : how often each stands there.
     relations : (name, other name, start, end): numbers of names, and the sentence (characters of the chunk).
+    about : (name, type, description) that an extractor told.
+    told : relations that an extractor told.
     """
 
     names: list[str]
     counts: list[int]
     relations: list[tuple[int, int, int, int]]
+    about: list[tuple[int, str | None, str]] = []
+    told: list[Told] = []
 
     def keys(self) -> list[str]:
         return [name.lower() for name in self.names]

@@ -24,9 +24,10 @@ from typing import TypeVar
 import numpy as np
 
 from streamfold.core import STOP_WORDS, ScoredEntity, ScoredRelation, stem, tokens
-from streamfold.plugins._extract import Extract, relation_node
+from streamfold.plugins._extract import Extract, Told, relation_node
 from streamfold.plugins._names import MAX_WORDS
 from streamfold.plugins._passages import Passages, to_us
+from streamfold.plugins._told import TOLERANCE, fact_node, weight
 
 _LOOKED_AT = 24
 """Passages whose names and relations are read."""
@@ -36,6 +37,8 @@ _READ = 4
 """Of those, that are read for the entity's relations in an answer."""
 _AROUND = 64
 """Passages of an entity that are read when the graph is looked at."""
+_CONTRADICTIONS = 64
+"""Later facts that are read to find the one that ends another."""
 _DESCRIPTION = 600
 """Characters of a description, in whole sentences where they fit."""
 T = TypeVar("T")
@@ -43,12 +46,16 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Fact:
-    """A relation found in passages; ``said``: (passage, start, end) of the sentence that fits best."""
+    """A relation found in passages; ``said``: (passage, start, end) of the sentence that fits best.
+
+    ``told``: what an extractor told of it, in the place of a sentence.
+    """
 
     ends: tuple[str, str]
     score: float
     slots: list[int]
     said: tuple[int, int, int]
+    told: Told | None = None
 
 
 @dataclass(slots=True)
@@ -56,6 +63,7 @@ class Facts:
     """What the passages of one question say of whom."""
 
     on: Passages
+    single_valued: frozenset[str] = frozenset()
     _entities: dict[int, list[str]] = field(default_factory=dict)
     _read: dict[int, Extract | None] = field(default_factory=dict)
 
@@ -166,7 +174,64 @@ class Facts:
             if slot not in fact.slots:
                 fact.slots.append(slot)
             if scores[start] > fact.score:
-                fact.score, fact.said = scores[start], (slot, start, end)
+                fact.score, fact.said, fact.told = scores[start], (slot, start, end), None
+        for told in found.told:
+            one, other = keys[told.source], keys[told.target]
+            if one != other and (only is None or only in (one, other)):
+                self._collect_told(slot, keys, told, score, facts, of_one=only is not None)
+
+    def _collect_told(
+        self,
+        slot: int,
+        keys: Sequence[str],
+        told: Told,
+        score: Callable[[set[str]], float],
+        facts: dict[tuple[str, str], Fact],
+        *,
+        of_one: bool,
+    ) -> None:
+        """Add what an extractor told, if it held at the time that is asked about."""
+        at_us = self.on.request.as_of_us
+        if at_us is not None and not (told.from_us <= at_us < (self._ends_us(slot, told) or at_us + 1)):
+            return
+        said = f"{told.description} {' '.join(told.keywords)}"
+        value = score(set() if of_one else set(map(stem, tokens(said))))
+        one, other = keys[told.source], keys[told.target]
+        ends = (min(one, other), max(one, other))
+        fact = facts.setdefault(ends, Fact(ends, value, [], (slot, 0, 0), told))
+        if slot not in fact.slots:
+            fact.slots.append(slot)
+        before = (fact.score, fact.told is not None, fact.told.from_us if fact.told else 0)
+        if (value, True, told.from_us) > before:  # of equal ones the newest
+            fact.score, fact.said, fact.told = value, (slot, 0, 0), told
+
+    def _ends_us(self, slot: int, told: Told) -> int | None:
+        """When a relation ceased to hold: as it says, or when a later fact contradicted it."""
+        subject, value = self._keys(slot)[told.source], self._keys(slot)[told.target]
+        ends = [] if told.to_us is None else [told.to_us]
+        for keyword in self.single_valued.intersection(told.keywords):
+            for other in self._saying_later(subject, keyword, told.from_us):
+                found, keys = self._extract(other), self._keys(other)
+                starts = [
+                    one.from_us
+                    for one in (found.told if found else ())
+                    if keyword in one.keywords and keys[one.source] == subject and keys[one.target] != value
+                ]
+                if starts := [at_us for at_us in starts if at_us > told.from_us]:
+                    ends.append(min(starts))
+                    break
+        return min(ends, default=None)
+
+    def _saying_later(self, subject: str, keyword: str, from_us: int) -> list[int]:
+        """The passages that say of a subject what it has one of, not before a time, earliest first."""
+        on = self.on
+        found: list[tuple[float, int]] = []
+        for name in on.who.members(subject):
+            sources, weights = on.graph.sources(fact_node(name, keyword))
+            later = np.flatnonzero(weights >= np.float32(weight(from_us)) * TOLERANCE)
+            slots = on.slots_of([sources[i] for i in later]).tolist()
+            found += [(w, slot) for w, slot in zip(weights[later].tolist(), slots, strict=True) if slot >= 0]
+        return [slot for _, slot in sorted(found)[:_CONTRADICTIONS] if on.owner(slot) is not None]
 
     # -- passages -----------------------------------------------------------------------------------------------------
     def passages(self, entities: Sequence[tuple[str, float]], facts: Sequence[Fact]) -> list[tuple[int, float]]:
@@ -230,10 +295,18 @@ class Facts:
         on = self.on
         slots = self._passages_of(key)
         sentences, size = dict[str, None](), 0
+        type_: str | None = None
         for slot in slots:
             found, keys = self._extract(slot), self._keys(slot)
             if found is None or key not in keys:
                 continue
+            for number, kind, description in found.about:
+                if keys[number] == key:
+                    type_ = type_ or kind
+                    fits = not size or size + len(description) <= _DESCRIPTION
+                    if description and description not in sentences and fits:
+                        sentences[description] = None
+                        size += len(description)
             text = on.text(slot)
             for start, end in dict.fromkeys((s, e) for a, b, s, e in found.relations if key in (keys[a], keys[b])):
                 sentence = " ".join(text[start:end].split())
@@ -248,6 +321,7 @@ class Facts:
         return ScoredEntity(
             entity_id=key,
             name=self._name(slots, key),
+            type=type_,
             description=" ".join(sentences)[:_DESCRIPTION],
             score=score,
             chunk_ids=ids,
@@ -265,16 +339,23 @@ class Facts:
         keywords = [w for w in dict.fromkeys(tokens(sentence)) if stem(w) and w not in own and len(w) > 3]
         owner = on.owner(slot)
         row = None if owner is None else on.document(owner)
+        start_us = None if row is None else row.at_us if row.valid_from is None else to_us(row.valid_from)
+        end_us = None if row is None or row.valid_to is None else to_us(row.valid_to)
+        if (told := fact.told) is not None and found is not None:
+            one, other = self._keys(slot)[told.source], self._keys(slot)[told.target]
+            sentence, keywords = told.description or ", ".join(told.keywords), told.keywords
+            start_us = told.from_us
+            end_us = min(filter(None, (end_us, self._ends_us(slot, told))), default=None)
         return ScoredRelation(
-            relation_id=f"{one}|{other}",
+            relation_id="|".join(fact.ends),
             source=on.who.shown(one) or named.get(one, one),
             target=on.who.shown(other) or named.get(other, other),
             description=sentence[:_DESCRIPTION],
             score=fact.score,
             weight=float(self._support(one, other)),
-            keywords=tuple(keywords[:3]),
-            valid_from_us=None if row is None else row.at_us if row.valid_from is None else to_us(row.valid_from),
-            valid_to_us=None if row is None or row.valid_to is None else to_us(row.valid_to),
+            keywords=tuple(keywords if told else keywords[:3]),
+            valid_from_us=start_us,
+            valid_to_us=end_us,
             chunk_ids=tuple(self._chunk_id(slot) for slot in fact.slots),
         )
 

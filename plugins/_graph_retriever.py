@@ -45,10 +45,18 @@ class GraphRetriever(VectorRetriever):
 
     modes: tuple[str, ...] = ("mix", "naive", "local", "global", "hybrid", "ppr")
 
-    def __init__(self, view: View, *, hop_weight: float = 1.3, suggest_merges: bool = True) -> None:
+    def __init__(
+        self,
+        view: View,
+        *,
+        hop_weight: float = 1.3,
+        suggest_merges: bool = True,
+        single_valued: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__(view)
         self._hop_weight = hop_weight
         self._suggest_merges = suggest_merges
+        self._single_valued = single_valued
 
     def retrieve(self, request: Retrieval) -> list[ScoredChunk]:
         """Return the best passages in the request's mode."""
@@ -70,7 +78,7 @@ class GraphRetriever(VectorRetriever):
             chunks = hops.chunks()
         else:
             hops.match_titles()
-        facts = Facts(on)
+        facts = Facts(on, self._single_valued)
         entities, relations = self._facts(facts, request)
         if "chunks" in request.include and request.mode == "ppr":
             chunks = self._ppr(on, facts)
@@ -125,7 +133,7 @@ class GraphRetriever(VectorRetriever):
     ) -> Neighbourhood | None:
         """Return what lies around an entity, in rings; None where no document names it."""
         view = self._view
-        facts = Facts(Passages.of(view, Retrieval(query="", sources=("bm25",), matches=matches)))
+        facts = Facts(Passages.of(view, Retrieval(query="", sources=("bm25",), matches=matches)), self._single_valued)
         entity_id = facts.on.who.canonical(entity_key(entity_id))
         if not facts.is_named(entity_id):
             return None

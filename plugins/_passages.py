@@ -113,11 +113,12 @@ class Passages:
         return found[found >= 0]
 
     def is_name(self, key: str) -> bool:
-        """Whether a key is a name: of several words, or a word written with a capital at least as often as without."""
+        """Whether a key is a name: of several words, a word with a capital at least as often as without, or told."""
         found = self._names.get(key)
         if found is None:
             lower, upper = (0, 1) if " " in key else self._stores["words"].get(key, (0, 0))
-            found = self._names[key] = " " in key or (len(key) >= 3 and key not in STOP_WORDS and upper >= lower)
+            written = " " in key or (len(key) >= 3 and key not in STOP_WORDS and upper >= lower)
+            found = self._names[key] = written or "t:" + key in self.graph
         return found
 
     # -- rows, each looked up once for a question ---------------------------------------------------------------------

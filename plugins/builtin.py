@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streamfold.core import Backend, Policy, hookimpl
-from streamfold.plugins import hashing, minilm, sentences
+from streamfold.plugins import hashing, llm, minilm, names, sentences
 from streamfold.plugins.graph_index import GraphIndex
 from streamfold.plugins.trending import Trending
 from streamfold.plugins.vector_index import VectorIndex
@@ -17,5 +17,5 @@ def register_policies() -> list[type[Policy]]:
 
 @hookimpl(trylast=True)
 def register_backends() -> list[Backend]:
-    """Offer the encoders ``minilm`` and ``hashing`` and the chunker ``sentences``; nothing heavy is imported yet."""
-    return [minilm.BACKEND, hashing.BACKEND, sentences.BACKEND]
+    """Offer encoders, the chunker, extractors and the generator; nothing heavy is imported yet."""
+    return [minilm.BACKEND, hashing.BACKEND, sentences.BACKEND, names.BACKEND, llm.EXTRACTOR, llm.GENERATOR]

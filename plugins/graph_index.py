@@ -4,8 +4,10 @@ Everything of :mod:`vector_index`, and for each chunk the names in it and which 
 
 - ``graph``: edges from a chunk (its int key) to the entities ``e:…`` that it names, the relations ``r:…`` that it
   supports and its document ``d:…``; from a document to the aliases ``a:…`` that it goes by and the entity of its title.
+  From a chunk also to the entities ``t:…`` and facts ``s:…`` that an extractor told of it (:mod:`_told`).
   An edge belongs to its source, so an update or a deletion is a set difference, and what nothing supports vanishes.
-- ``extracts``: what was found in each chunk: names as written, relations with the sentence that they come from.
+- ``extracts``: what was found in each chunk: names as written, relations with the sentence that they come from, and
+  what an extractor told of it (``document.extracted``), which is served by the same code and goes with its chunk.
 - ``names``: which names were merged, and new names (:mod:`_identity`).
 - ``words``: how often each word is written in lower case and with a capital: what is a name, what a typing error.
 
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import msgspec
+import numpy as np
 
 from streamfold.core import (
     Batch,
@@ -33,6 +36,7 @@ from streamfold.core import (
     Event,
     Graph,
     NeedsRebuild,
+    Passage,
     Stores,
     Subject,
     Table,
@@ -43,7 +47,9 @@ from streamfold.plugins._extract import Extract, case_counts, extract, relation_
 from streamfold.plugins._graph_retriever import GraphRetriever
 from streamfold.plugins._identity import FAINT, HANDLED, Name, fold_names
 from streamfold.plugins._names import aliases, name_spans, short_name, words
-from streamfold.plugins.vector_index import Document, PreparedDocument, VectorIndex
+from streamfold.plugins._passages import to_us
+from streamfold.plugins._told import told_edges, with_told
+from streamfold.plugins.vector_index import Document, PreparedDocument, VectorIndex, chunk_hash
 
 _LEAD = 2_000
 """Characters of a text without a title in which its first name is looked for."""
@@ -64,14 +70,19 @@ class GraphConfig:
     ----------
     hop_weight : what a link from a good passage adds, against the passage's own score.
     suggest_merges : whether the graph shows which names may be one entity.
+    single_valued : keywords of relations that a subject has one of at a time, as an extractor writes them: a later one
+        with another object ends the earlier one.
     """
 
     hop_weight: float = 1.3
     suggest_merges: bool = True
+    single_valued: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.hop_weight <= 10:
             raise ConfigError(f"hop_weight is {self.hop_weight}: it must be in 0…10")
+        if any(not one or one != one.lower() for one in self.single_valued):
+            raise ConfigError(f"single_valued is {list(self.single_valued)}: write keywords in lower case")
 
 
 class GraphIndex(VectorIndex):
@@ -79,7 +90,8 @@ class GraphIndex(VectorIndex):
 
     name = "graph_index"
     version = 1
-    handles: ClassVar[tuple[str, ...]] = (*VectorIndex.handles, *HANDLED)
+    handles: ClassVar[tuple[str, ...]] = (*VectorIndex.handles, *HANDLED, "document.extracted")
+    may_use = ("extractor",)
     Config = GraphConfig
     stores: tuple[Declaration, ...] = (
         *VectorIndex.stores,
@@ -98,13 +110,26 @@ class GraphIndex(VectorIndex):
                 text = event.data.text
                 extracts = [extract(text[a:b]) for a, b in zip(one.starts, one.ends, strict=True)]
                 one = PreparedGraph(one.starts, one.ends, one.hashes, one.vectors, extracts)
+            elif event.type == "document.extracted" and _may_take(event.data.extractor, tools.extractor_id):
+                one = PreparedGraph([], [], [], np.zeros((0, 0), np.float32), [])
             found.append(one)
         return found
+
+    def passages(self, event: Event, tools: Tools) -> Sequence[Passage]:
+        """Ask about each chunk of a document, once."""
+        if event.type != "document.upserted":
+            return []
+        title = event.data.title
+        texts = dict.fromkeys(chunk.text for chunk in tools.chunker.split(event.data.text))
+        return [Passage(chunk_hash=chunk_hash(title, text), title=title, text=text) for text in texts]
 
     def fold(self, event: Event, prepared: PreparedDocument | None, stores: Stores) -> None:
         """Bring the stores to what the event says."""
         if event.type in HANDLED:
             fold_names(event, stores)
+        elif event.type == "document.extracted":
+            if prepared is not None:
+                self._extracted(event.data, stores)
         else:
             super().fold(event, prepared, stores)
 
@@ -113,6 +138,24 @@ class GraphIndex(VectorIndex):
         if subject.kind == "entity":
             raise NeedsRebuild(f"{subject.id!r}: merges build on each other, so they are folded afresh without it")
         super().forget(subject, events, stores)
+
+    def _extracted(self, data: Any, stores: Stores) -> None:
+        """Store what was told of a chunk beside its names, while its document still has this text."""
+        row: Document | None = stores["documents"].get(data.document_id)
+        if row is None or row.text_position != data.input_position:
+            return
+        first = f"{data.document_id}#{data.chunk_hash}"
+        there = [i for i, id_ in enumerate(row.ids) if id_ == first or id_.startswith(first + ".")]
+        if not there:
+            return
+        text = (stores["texts"].get(data.document_id) or b"").decode("utf-8", "surrogatepass")
+        since_us = row.at_us if row.valid_from is None else to_us(row.valid_from)
+        start, end = row.starts[there[0]], row.ends[there[0]]
+        one = with_told(text[start:end], data.entities, data.relations, since_us)
+        edges = {**edges_of(one), **told_edges(one, self.config.single_valued), "d:" + data.document_id: 1.0}
+        for i in there:
+            stores["graph"].put(row.keys[i], list(edges), list(edges.values()))
+            stores["extracts"].put(row.keys[i], _pack(one))
 
     def _add_chunks(
         self, data: Any, prepared: PreparedDocument, keys: Sequence[int], fresh: Sequence[int], stores: Stores
@@ -161,7 +204,18 @@ class GraphIndex(VectorIndex):
 
     def serve(self, view: View) -> GraphRetriever:
         """Serve retrieval in all modes, the documents, and the graph."""
-        return GraphRetriever(view, hop_weight=self.config.hop_weight, suggest_merges=self.config.suggest_merges)
+        config = self.config
+        return GraphRetriever(
+            view,
+            hop_weight=config.hop_weight,
+            suggest_merges=config.suggest_merges,
+            single_valued=frozenset(config.single_valued),
+        )
+
+
+def _may_take(extractor: str, own: str | None) -> bool:
+    """Whether to fold an extraction: of our own extractors only of this instance's, of anybody else always."""
+    return extractor == own or not extractor.startswith("streamfold/")
 
 
 def edges_of(one: Extract) -> dict[str, float]:

@@ -62,6 +62,8 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     updated_us: int
     at_us: int = 0
     """When its text was sent, as the event says."""
+    text_position: int = 0
+    """Where its text was sent: a patch, or a retry, comes later."""
     title: str | None = None
     called: str | None = None
     """What stands for a title where there is none."""
@@ -163,6 +165,7 @@ class VectorIndex(Policy):
             position=event.seq,
             updated_us=event.recorded_us,
             at_us=event.at_us,
+            text_position=event.seq if event.retry_of is None else event.retry_of,
             title=data.title,
             called=called,
             url=data.url,

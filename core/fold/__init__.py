@@ -2,6 +2,7 @@
 
 from streamfold.core.fold.eraser import Eraser
 from streamfold.core.fold.erasure import holds_erased
+from streamfold.core.fold.extract import Extracting
 from streamfold.core.fold.group import GroupFold, Turn
 from streamfold.core.fold.lanes import LANES, Lane
 from streamfold.core.fold.prepare import Preparer
@@ -14,6 +15,7 @@ __all__ = [
     "LANES",
     "EmbeddedRunner",
     "Eraser",
+    "Extracting",
     "FoldRunner",
     "GroupFold",
     "Keeper",

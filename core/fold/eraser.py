@@ -26,6 +26,7 @@ from streamfold.core.events.model import Envelope
 from streamfold.core.fold.archiving import archive_lease, leave_out
 from streamfold.core.fold.checkpoint import checkpoint_meta
 from streamfold.core.fold.erasure import positions, stage_of
+from streamfold.core.fold.extract import used_extractions
 from streamfold.core.fold.lanes import in_lane
 from streamfold.core.fold.refold import Refold
 from streamfold.core.fold.residue import (
@@ -341,7 +342,7 @@ def used_results(context: Context, workspace: str, rows: Sequence[LogRow]) -> se
                 runtime.policy.prepare_batch([event], tools)
             except EventError:
                 continue  # it needed what was noted before it was refused
-        found |= tools.used
+        found |= tools.used | used_extractions(context, workspace, runtime, events)
     return found
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from streamfold.core.context import Context, Group
+from streamfold.core.context import Context, Group, backend_identities
+from streamfold.core.fold.extract import passage_hash
 from streamfold.core.fold.refold import refold
 from streamfold.core.fold.stores import GroupStores
+from streamfold.core.fold.tools import InstanceTools, backend_name
 from streamfold.core.ledger.abc import Instance
 
 _COUNTED = 20_000
@@ -29,6 +32,11 @@ class Estimate:
     state_bytes: int | None
     sampled_events: int
     note: str = ""
+    llm_calls: int = 0
+    """Of the extractor, about documents that it was not asked about before."""
+    llm_tokens_in: int = 0
+    llm_tokens_out: int = 0
+    llm_usd: float = 0.0
 
 
 def estimate(context: Context, workspace: str, rows: Sequence[Instance]) -> Estimate:
@@ -52,7 +60,39 @@ def estimate(context: Context, workspace: str, rows: Sequence[Instance]) -> Esti
         state_bytes=None if bytes_each is None else round(bytes_each * events),
         sampled_events=sampled,
         note=note,
+        **_asking(context, workspace, group, head),
     )
+
+
+def _asking(context: Context, workspace: str, group: Group, head: int) -> dict[str, Any]:
+    """What the extractor will be asked: counted on documents spread over the log, and scaled up."""
+    sums, count = [0, 0, 0], 0
+    runtime = next((r for r in group.runtimes if "extractor" in backend_identities(r.instance)), None)
+    if runtime is None:
+        return {}
+    identity = backend_identities(runtime.instance)["extractor"]
+    extractor = context.registry.make_backend("extractor", identity)
+    total = context.ledger.count_types(workspace, group.start_seq, head).get("document.upserted", 0)
+    if not extractor.asks or not total:
+        return {}
+    tools = InstanceTools(context, workspace, runtime, keep=False)
+    step = max(1, (head - group.start_seq) // _WINDOWS)
+    for after in range(group.start_seq, head, step):
+        rows = context.ledger.read(workspace, after, 5, upto=min(head, after + step), types=("document.upserted",)).rows
+        for event in map(context.registry.event_types.decode, rows):
+            count += 1
+            passages = {passage_hash(one): one for one in runtime.policy.passages(event, tools)}
+            kept = context.ledger.results_get(workspace, backend_name("extractor", identity), list(passages))
+            for hash_, passage in passages.items():
+                if hash_ not in kept:
+                    calls, usage = extractor.estimate(passage)
+                    sums = [a + b for a, b in zip(sums, (calls, usage.tokens_in, usage.tokens_out), strict=True)]
+    calls, tokens_in, tokens_out = (round(n * total / count) if count else 0 for n in sums)
+    price = extractor.budget
+    cost = tokens_in * price.usd_per_million_in + tokens_out * price.usd_per_million_out
+    return {
+        "llm_calls": calls, "llm_tokens_in": tokens_in, "llm_tokens_out": tokens_out, "llm_usd": round(cost / 1e6, 4),
+    }  # fmt: skip
 
 
 def _count(context: Context, workspace: str, group: Group, start: int, head: int) -> int:

@@ -17,6 +17,7 @@ from streamfold.core.errors import Fenced, LedgerUnavailable
 from streamfold.core.fold import versions
 from streamfold.core.fold.checkpoint import checkpoint_group
 from streamfold.core.fold.eraser import Eraser
+from streamfold.core.fold.extract import Extracting
 from streamfold.core.fold.group import GroupFold
 from streamfold.core.fold.lanes import LANES, Lane, in_lane
 from streamfold.core.fold.prepare import Preparer
@@ -278,6 +279,10 @@ class EmbeddedRunner:
             threading.Thread(target=self._erase_loop, name="erase", daemon=True),
             threading.Thread(target=self._keep_loop, name="retention", daemon=True),
         ]
+        self.extracting = Extracting(context, on_append=self.wake)
+        self._extract_wake = threading.Event()
+        if self.extracting.is_configured:
+            self._threads.append(threading.Thread(target=self._extract_loop, name="extract", daemon=True))
 
     def start(self) -> None:
         for thread in self._threads:
@@ -288,6 +293,7 @@ class EmbeddedRunner:
         with self._fold_wake:
             self._pending.add(workspace)
             self._fold_wake.notify()
+        self._extract_wake.set()
 
     def wake_prepare(self, workspace: str) -> None:
         with self._prepare_wake:
@@ -374,9 +380,24 @@ class EmbeddedRunner:
             self._keep_wake.wait(self.context.settings.fold.sweep_s * 2)
             self._keep_wake.clear()
 
+    def _extract_loop(self) -> None:
+        while not self._stop.is_set():
+            self._extract_wake.wait(self.context.settings.fold.sweep_s / 5)
+            self._extract_wake.clear()
+            try:
+                for workspace in self.context.opened():
+                    if self.extracting.run(workspace):
+                        self._extract_wake.set()
+            except Exception:
+                if not self._stop.is_set():
+                    log.exception("extract_loop_failed; going on in 1 s")
+                self._stop.wait(1.0)
+
     def stop(self) -> None:
         """Stop gracefully: the turn in hand is committed, leases are given back."""
         self._stop.set()
+        self.extracting.stop()
+        self._extract_wake.set()
         self.runner.stop_soon()
         self.backfill.stop_soon()
         self._erase_wake.set()

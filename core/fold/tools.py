@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,22 @@ from streamfold.core.policy import Chunker, Encoder
 def content_hash(text: str) -> bytes:
     """16 bytes of blake2b of the UTF-8 text."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def backend_name(kind: str, identity: Mapping[str, Any]) -> str:
+    """The name under which the ledger keeps a backend's results."""
+    return f"{kind}:{json.dumps(identity, sort_keys=True, separators=(',', ':'))}"
+
+
+EXTRACTED_BY_US = "streamfold/"
+"""How ``extractor`` begins in the ``document.extracted`` events that are not somebody else's."""
+
+
+def extractor_id(identity: Mapping[str, Any]) -> str:
+    """Name an extractor in its events: backend, model, and a hash over all that decides what it finds."""
+    digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
+    model = str(identity.get("model", ""))[:80]
+    return f"{EXTRACTED_BY_US}{identity['use']}{':' if model else ''}{model}@{digest}"
 
 
 class KeptEncoder:
@@ -70,8 +86,7 @@ class InstanceTools:
                 raise ConfigError(f"policy {self._key} uses the backend {kind!r} without naming it in `backends`")
             backend = self._context.registry.make_backend(kind, identity)
             if self._keep and kind == "encoder":
-                name = f"{kind}:{json.dumps(identity, sort_keys=True, separators=(',', ':'))}"
-                backend = self._wrapped(backend, name)
+                backend = self._wrapped(backend, backend_name(kind, identity))
             self._made[kind] = backend
         return self._made[kind]
 
@@ -87,6 +102,11 @@ class InstanceTools:
     def chunker(self) -> Chunker:
         chunker: Chunker = self._backend("chunker")
         return chunker
+
+    @property
+    def extractor_id(self) -> str | None:
+        identity = self._identities.get("extractor")
+        return None if identity is None else extractor_id(identity)
 
 
 class RecordingTools(InstanceTools):

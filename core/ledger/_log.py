@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import func, select
 
@@ -87,10 +87,52 @@ class LogMixin(Base):
         """Scan what came after a recent position: an index for this rare question would cost every append."""
         c = s.log.c
         query = select(func.max(c.seq)).where(
-            c.workspace == workspace, c.seq > after, c.subject_kind == kind, c.subject_id == subject_id
+            c.workspace == workspace,
+            c.seq > after,
+            c.subject_kind == kind,
+            c.subject_id == subject_id,
+            c.type != "document.extracted",  # what was found in an event says nothing new about its subject
         )
         newest: int | None = self._select(query)[0][0]
         return newest
+
+    def newest_seqs(
+        self,
+        workspace: str,
+        kind: str,
+        subject_ids: Sequence[str],
+        *,
+        after: int,
+        types: Sequence[str],
+        upto: int | None = None,
+    ) -> dict[str, int]:
+        c = s.log.c
+        query = (
+            select(c.subject_id, func.max(c.seq))
+            .where(
+                c.workspace == workspace,
+                c.seq > after,
+                c.subject_kind == kind,
+                c.subject_id.in_(subject_ids),
+                c.type.in_(types),
+            )
+            .group_by(c.subject_id)
+        )
+        if upto is not None:
+            query = query.where(c.seq <= upto)
+        return {row[0]: int(row[1]) for row in self._select(query)}
+
+    def count(self, workspace: str, added: Mapping[str, int]) -> None:
+        def job(tx: Tx) -> None:
+            for name, n in sorted(added.items()):
+                tx.count(workspace, name, n)
+
+        self._write(job, durable=False)
+
+    def counted(self, workspace: str, names: Sequence[str]) -> dict[str, int]:
+        sql = "select name, value from counters where workspace = ? and name {in}"
+        rows = self._read(lambda tx: tx.among(sql, (workspace,), list(names)))
+        return dict.fromkeys(names, 0) | {row[0]: int(row[1]) for row in rows}
 
     def intakes(self, workspace: str) -> list[IntakeState]:
         c = s.intakes.c

@@ -444,7 +444,27 @@ class Ledger(Protocol):
         """(seq, kind, id) of deletions past a position, in order."""
 
     def newest_seq(self, workspace: str, kind: str, subject_id: str, after: int) -> int | None:
-        """Position of the newest event of a main subject past ``after``, if any."""
+        """Position of the newest event of a main subject past ``after``, if any; ``document.extracted`` is not looked
+        at."""
+
+    def newest_seqs(
+        self,
+        workspace: str,
+        kind: str,
+        subject_ids: Sequence[str],
+        *,
+        after: int,
+        types: Sequence[str],
+        upto: int | None = None,
+    ) -> dict[str, int]:
+        """Positions of the newest events of main subjects, of these types, past ``after`` and up to ``upto``; a scan of
+        that part of the log."""
+
+    def count(self, workspace: str, added: Mapping[str, int]) -> None:
+        """Add to counters by name. After a power cut the last additions may be missing."""
+
+    def counted(self, workspace: str, names: Sequence[str]) -> dict[str, int]:
+        """The counters' values; 0 for one that nothing was added to."""
 
     def intakes(self, workspace: str) -> list[IntakeState]: ...
 

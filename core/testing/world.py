@@ -152,6 +152,7 @@ class World:
     def close(self) -> None:
         self.runner.stop()
         self.views.stop()
+        self.registry.close()
         if self.own_ledger:
             self.ledger.close()
 

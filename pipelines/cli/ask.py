@@ -16,6 +16,7 @@ Examples:
   streamfold query "who directed Andrei Rublev?"
   streamfold query "refund policy" --top-k 3 --explain
   streamfold query "who was king then?" --as-of 2025-06-30T00:00:00Z
+  streamfold query "who founded the works?" --generate
   streamfold query "refund policy" --min-position 1204 --json
 """
 TRENDING_HELP = """List what is trending now.
@@ -40,6 +41,7 @@ def query(
     explain: Annotated[bool, typer.Option("--explain", help="Show scores, sources and timings.")] = False,
     as_of: Annotated[str, typer.Option("--as-of", help="Only what was valid at this time (RFC 3339).")] = "",
     min_position: Annotated[int, typer.Option(min=0, help="Answer only when the log is folded so far.")] = 0,
+    generate: Annotated[bool, typer.Option("--generate", "-g", help="Have the configured model answer.")] = False,
 ) -> None:
     options: Globals = ctx.obj
     body: dict[str, Any] = {"query": text, "top_k": top_k}
@@ -47,12 +49,16 @@ def query(
         body["mode"] = mode
     if as_of:
         body["as_of"] = as_of
+    if generate:
+        body["generate"] = True
     with options.client() as client:
         answer = client.post("/v1/query", body, **({"min_position": min_position} if min_position else {}))
     if options.json:
         options.print("", answer)
         return
     screen = console()
+    if answer.get("answer"):
+        screen.print(answer["answer"]["text"], markup=False, highlight=False)
     for number, chunk in enumerate(answer["chunks"], 1):
         screen.print(cited(number, chunk, explain=explain))
     if not answer["chunks"]:

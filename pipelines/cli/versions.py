@@ -84,6 +84,10 @@ def cost(estimate: Mapping[str, Any]) -> str:
         parts.append(f"about {estimate['seconds']:,.0f} s at {estimate.get('events_per_s') or 0:,.0f} events/s")
     if estimate.get("state_bytes") is not None:
         parts.append(f"at most {estimate['state_bytes'] / 1e6:,.1f} MB of state")
+    if estimate.get("llm_calls"):
+        tokens = f"{estimate['llm_tokens_in']:,} + {estimate['llm_tokens_out']:,} tokens"
+        price = f", about {estimate['llm_usd']:,.2f} USD" if estimate.get("llm_usd") else ""
+        parts.append(f"{estimate['llm_calls']:,} calls of the language model ({tokens} in + out{price})")
     if estimate.get("note"):
         parts.append(str(estimate["note"]))
     return "estimated cost: " + ", ".join(parts)

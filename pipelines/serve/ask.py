@@ -1,15 +1,15 @@
-"""Questions: retrieval and what is trending."""
+"""Questions: retrieval, answers generated from it, and what is trending."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from streamfold.core.clock import US, to_rfc3339
 from streamfold.core.errors import nearest
@@ -27,9 +27,10 @@ from streamfold.core.policy import (
 )
 from streamfold.core.views import GroupView, MemberView, WorkspaceView
 from streamfold.pipelines.serve import examples
+from streamfold.pipelines.serve.answers import Answers, NoAnswer, cited
 from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer, rfc3339
 from streamfold.pipelines.serve.filters import Matches, compile_filter
-from streamfold.pipelines.serve.problems import Problem, at
+from streamfold.pipelines.serve.problems import Problem, at, members
 from streamfold.pipelines.serve.reading import wait_fresh
 
 _SOURCES = ("vector", "bm25")
@@ -59,13 +60,13 @@ class Query(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 async def query(call: Call) -> Response:
-    """Find passages."""
+    """Find passages, and answer from them if asked to."""
     started = time.perf_counter()
     body, view = await call.struct(Query), call.view
     sources = _known(body.sources, _SOURCES, "sources")
     include = _known(body.include, _INCLUDE, "include")
     matches = None if body.filter is None else compile_filter(body.filter)
-    _unserved(body)
+    _unserved(body, call.service.answers)
     as_of_us = _time(body.as_of, view.context.clock.now_us())
     group, member = _retriever(view, body)
     if as_of_us is not None and not isinstance(member.server, ContextRetriever):
@@ -73,20 +74,21 @@ async def query(call: Call) -> Response:
     await wait_fresh(call, view, [group])
     waited = time.perf_counter()
 
-    def work() -> dict[str, Any]:
+    def work() -> tuple[RetrievedContext, dict[str, Any]]:
         group, member = _retriever(view, body)
-        request = _retrieval(body, member, sources, matches, include, as_of_us)
+        wanted = _INCLUDE if body.generate else include  # an answer rests on all there is
+        request = _retrieval(body, member, sources, matches, wanted, as_of_us)
         with view.reading([group]) as cut:
             retrieving = time.perf_counter()
             found = retrieved(view, group, member, request)
             ended = time.perf_counter()
         if body.log_exposure:
             cut.degraded.append("exposure-not-logged")
-        return {
+        return found, {
             "exposure_id": None,
-            "chunks": [_chunk(one) for one in found.chunks],
-            "entities": [entity(one) for one in found.entities],
-            "relations": [relation(one) for one in found.relations],
+            "chunks": [_chunk(one) for one in found.chunks] if "chunks" in include else [],
+            "entities": [entity(one) for one in found.entities] if "entities" in include else [],
+            "relations": [relation(one) for one in found.relations] if "relations" in include else [],
             "answer": None,
             "timings_ms": {
                 "wait": _ms(waited - started),
@@ -97,7 +99,52 @@ async def query(call: Call) -> Response:
             "version": cut.as_json(),
         }
 
-    return answer(await call.ask(view.asked, work))
+    found, response = await call.ask(view.asked, work)
+    if body.stream:
+        return StreamingResponse(_streamed(call, body, found, response, started), media_type="text/event-stream")
+    if body.generate:
+        await _answered(call, body, found, response, started)
+    return answer(response)
+
+
+async def _answered(call: Call, body: Query, found: RetrievedContext, response: dict[str, Any], started: float) -> None:
+    """Put an answer into the response; what was found is worth sending without one."""
+    asked = time.perf_counter()
+    try:
+        text = await call.service.answers.whole(call.workspace, body.query, found)
+        response["answer"] = cited(text, found.chunks)
+    except NoAnswer as error:
+        call.service.log.warning("no_answer", workspace=call.workspace, error=str(error))
+        response["version"]["degraded"].append("answer-not-generated")
+    response["timings_ms"] |= {
+        "generate": _ms(time.perf_counter() - asked),
+        "total": _ms(time.perf_counter() - started),
+    }
+
+
+async def _streamed(
+    call: Call, body: Query, found: RetrievedContext, response: dict[str, Any], started: float
+) -> AsyncIterator[bytes]:
+    """Yield server-sent events: ``context``, ``delta`` …, and ``done`` or ``error``."""
+    yield _event("context", {name: value for name, value in response.items() if name != "answer"})
+    said: list[str] = []
+    if body.generate:
+        try:
+            async for piece in call.service.answers.pieces(call.workspace, body.query, found):
+                said.append(piece)
+                yield _event("delta", {"text": piece})
+        except NoAnswer as error:
+            call.service.log.warning("no_answer", workspace=call.workspace, error=str(error))
+            problem = Problem("generator-unavailable", "the answer could not be generated, or not to its end")
+            yield _event("error", members(problem, call.request.scope["streamfold.request_id"]))
+            return
+    timings = response["timings_ms"] | {"total": _ms(time.perf_counter() - started)}
+    whole = cited("".join(said), found.chunks) if body.generate else None
+    yield _event("done", {"answer": whole, "timings_ms": timings, "version": response["version"]})
+
+
+def _event(name: str, value: Any) -> bytes:
+    return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(value) + b"\n\n"
 
 
 def _known(given: list[str] | None, valid: tuple[str, ...], field: str) -> tuple[str, ...]:
@@ -111,7 +158,7 @@ def _known(given: list[str] | None, valid: tuple[str, ...], field: str) -> tuple
     return tuple(name for name in valid if name in given)
 
 
-def _unserved(body: Query) -> None:
+def _unserved(body: Query, answers: Answers) -> None:
     """Refuse what nothing here can answer, rather than ignore it."""
     try:
         body.query.encode()
@@ -121,7 +168,7 @@ def _unserved(body: Query) -> None:
         ("generate", "no generator is configured: leave generate out and pass the chunks to your own model"),
         ("stream", "streams carry generated answers, and no generator is configured: leave stream out"),
     ):
-        if getattr(body, field):
+        if getattr(body, field) and not answers.is_configured:
             raise at(f"/{field}", "invalid-value", detail)
 
 
@@ -320,7 +367,7 @@ def _source(call: Call, view: WorkspaceView) -> tuple[GroupView, MemberView]:
 ENDPOINTS = [
     Endpoint(
         method="POST", path="/v1/query", run=query, tag="ask", summary="Find the passages that answer a question",
-        params=READ_PARAMS, body=Query, example=examples.QUERY, returns=examples.ANSWER,
+        params=READ_PARAMS, body=Query, example=examples.QUERY, returns=examples.ANSWER, stream=examples.STREAM,
         errors=(400, 415, 422, 503),
     ),
     Endpoint(

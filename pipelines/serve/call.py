@@ -205,6 +205,8 @@ class Endpoint:
     """Of the request."""
     returns: Any = None
     """Example of the response."""
+    stream: str = ""
+    """Example of the response as server-sent events, where it can be asked for."""
     status: int = 200
     tag: str = "operate"
     errors: tuple[int, ...] = ()

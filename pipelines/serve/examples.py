@@ -101,6 +101,16 @@ ANSWER = {
     "timings_ms": {"wait": 0.1, "queue": 0.2, "retrieve": 4.1, "total": 4.6},
     "version": VERSION,
 }
+STREAM = """event: context
+data: {"exposure_id": null, "chunks": [{"chunk_id": "pump#0", "document_id": "pump"}], "version": {"position": 1204}}
+
+event: delta
+data: {"text": "Turn the key [1]."}
+
+event: done
+data: {"answer": {"text": "Turn the key [1].", "citations": [{"chunk_id": "pump#0", "document_id": "pump"}]}}
+
+"""
 GRAPH = {
     "entities": [
         {

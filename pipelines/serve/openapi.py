@@ -89,6 +89,8 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     success: dict[str, Any] = {"description": "Success"}
     if endpoint.returns is not None:
         success["content"] = {"application/json": {"example": endpoint.returns}}
+    if endpoint.stream:
+        success["content"]["text/event-stream"] = {"schema": {"type": "string"}, "example": endpoint.stream}
     problem: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     if endpoint.refuse is not None:
         problem = {"application/json": {"schema": {"type": "object", "properties": {"detail": {}}}}}

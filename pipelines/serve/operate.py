@@ -10,8 +10,11 @@ import msgspec
 from starlette.responses import Response
 
 from streamfold.core.errors import InvalidEvent
+from streamfold.core.fold.extract import INTAKE
 from streamfold.core.hooks import PROJECT
 from streamfold.core.ledger.abc import ERASED, GroupState, Instance
+from streamfold.core.policy import Budget
+from streamfold.core.spending import Spending
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import Call, Endpoint, answer, page, rfc3339
 from streamfold.pipelines.serve.problems import Problem
@@ -37,7 +40,10 @@ def _status(call: Call) -> dict[str, Any]:
 
 
 def _kafka(call: Call) -> list[dict[str, Any]]:
-    """Return the Kafka intakes, one line per topic; the broker's end offsets are known to the intake process only."""
+    """Return the Kafka intakes, one line per topic, and how far extraction is.
+
+    The broker's end offsets are known to the intake process only.
+    """
     topics: dict[str, dict[str, Any]] = {}
     for state in call.service.node.ledger.intakes(call.workspace):
         name = state.topic or state.intake.rpartition(":")[0]
@@ -45,7 +51,7 @@ def _kafka(call: Call) -> list[dict[str, Any]]:
             name,
             {
                 "name": name,
-                "kind": "kafka",
+                "kind": "extract" if name.startswith(INTAKE) else "kafka",
                 "offsets": {},
                 "lag_events": None,
                 "rate_per_s": None,
@@ -55,12 +61,20 @@ def _kafka(call: Call) -> list[dict[str, Any]]:
                 "updated_at": None,
             },
         )
+        if line["kind"] == "extract":
+            line["spent"] = _spent(call)
         line["offsets"][state.intake.rpartition(":")[2]] = state.next_offset
         line["events"] += state.events
         line["duplicates"] += state.duplicates
         line["rejected"] += state.rejected
         line["updated_at"] = max(line["updated_at"] or "", rfc3339(state.updated_us) or "") or None
     return list(topics.values())
+
+
+def _spent(call: Call) -> dict[str, int]:
+    """What the workspace has spent on extraction, whichever model it was."""
+    node = call.service.node
+    return Spending(node.ledger, node.context.clock, call.workspace, "extractor", Budget()).spent()
 
 
 def policies(call: Call, head: int) -> list[dict[str, Any]]:

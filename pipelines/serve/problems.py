@@ -32,6 +32,7 @@ STATUS = {
     "backpressure": 429,
     "internal": 500,
     "store-unavailable": 503,
+    "generator-unavailable": 503,
     "position-not-reached": 503,
     "too-stale": 503,
 }
@@ -56,6 +57,7 @@ TITLES = {
     "backpressure": "Intake is held back",
     "internal": "The server failed",
     "store-unavailable": "The store cannot be reached",
+    "generator-unavailable": "The language model cannot answer",
     "position-not-reached": "The position is not visible yet",
     "too-stale": "The view is too old",
 }
@@ -122,7 +124,13 @@ def _plain(detail: str, strip: str) -> str:
 
 def respond(problem: Problem, request_id: str) -> Response:
     """Write a problem."""
-    body = {
+    body = _encode(members(problem, request_id))
+    return Response(body, problem.status, headers=problem.headers, media_type="application/problem+json")
+
+
+def members(problem: Problem, request_id: str) -> dict[str, Any]:
+    """Return a problem as it is written."""
+    return {
         "type": f"urn:streamfold:problem:{problem.code}",
         "title": TITLES.get(problem.code, problem.code),
         "status": problem.status,
@@ -132,7 +140,6 @@ def respond(problem: Problem, request_id: str) -> Response:
         "errors": problem.errors,
         **problem.extra,
     }
-    return Response(_encode(body), problem.status, headers=problem.headers, media_type="application/problem+json")
 
 
 def rate_limited(detail: str, retry_after_s: float) -> Problem:

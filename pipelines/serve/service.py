@@ -17,6 +17,7 @@ from streamfold.core.views import Views, WorkspaceView
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.quota import FULL_RETRY_S, Limits, Rate
 from streamfold.pipelines.serve.access import Access
+from streamfold.pipelines.serve.answers import Answers
 from streamfold.pipelines.serve.auth import Keys
 from streamfold.pipelines.serve.fair import FairPool
 from streamfold.pipelines.serve.jobs import Jobs
@@ -43,6 +44,7 @@ class Service:
         self.metrics = Metrics(node)
         self.pressure = Pressure(node.settings)
         self.jobs = Jobs()
+        self.answers = Answers(node)
         self.intake_pool = FairPool(4, "intake")
         self.query_pool = FairPool(node.settings.serve.query_threads, "query")
         self.inserting: set[tuple[str, str]] = set()
@@ -80,7 +82,7 @@ class Service:
             waiters.close()
         self.jobs.close()
         self.access.close()
-        for pool in (self.intake_pool, self.query_pool):
+        for pool in (self.intake_pool, self.query_pool, self.answers):
             pool.close()
         self._wakes.shutdown(wait=True, cancel_futures=True)
         self.metrics.close()
@@ -176,8 +178,10 @@ class Service:
         """Something was deleted: have the views of this process hide it now; others' look each ``view_poll_ms``."""
         if self.node.views is not None:
             self.node.views.wake(workspace)
-        if erases and self.node.runner is not None:
-            self.node.runner.wake_erase()
+        if erases:
+            self.answers.forget()
+            if self.node.runner is not None:
+                self.node.runner.wake_erase()
 
     def _wake(self, workspace: str, position: int, types: list[str]) -> None:
         if self._wakes_waiting >= _MAX_WAKES:

@@ -12,7 +12,9 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
+from streamfold.core.clock import ManualClock
 from streamfold.core.errors import ConfigError, IntakeConflict, LedgerBusy, LedgerError, LedgerUnavailable
+from streamfold.core.events import Acceptor, EventTypes, builtin_types
 from streamfold.core.ledger import check_migrations, open_ledger
 from streamfold.core.ledger.abc import NORMAL, SUPERSEDED, DeadLetter, IntakeMove, Ledger
 from streamfold.core.testing.ledger_contract import WORKSPACE, make_event, make_events
@@ -291,3 +293,30 @@ def test_one_failing_job_does_not_hurt_those_that_share_its_transaction(tmp_path
 def test_urls_that_would_lose_events_are_refused(url: str) -> None:
     with pytest.raises(ConfigError):
         open_ledger(url)
+
+
+def test_counters_add_up(ledger: Ledger) -> None:
+    assert ledger.counted(WORKSPACE, ["spent:a", "spent:b"]) == {"spent:a": 0, "spent:b": 0}
+    ledger.count(WORKSPACE, {"spent:a": 5, "spent:b": 1})
+    ledger.count(WORKSPACE, {"spent:a": 2})
+    assert ledger.counted(WORKSPACE, ["spent:a", "spent:b"]) == {"spent:a": 7, "spent:b": 1}
+
+
+def test_the_newest_events_of_some_subjects_are_found_by_type(ledger: Ledger) -> None:
+    acceptor = Acceptor(EventTypes(builtin_types()), ManualClock())
+
+    def send(type_: str, id_: str, **data: object) -> int:
+        made = acceptor.accept_data(type_, {"document_id": id_, **data}, id=f"{type_}{id_}{data}", source="s")
+        return ledger.append(WORKSPACE, [made], recorded_us=1).positions[0]
+
+    first = send("document.upserted", "a", text="one")
+    second = send("document.upserted", "b", text="two")
+    patched = send("document.patched", "a", title="t")
+    extracted = {"input_position": first, "chunk_hash": "h", "extractor": "e"}
+    send("document.extracted", "a", **extracted)
+    types = ("document.upserted", "document.deleted")
+    found = ledger.newest_seqs(WORKSPACE, "document", ["a", "b", "c"], after=0, types=types)
+    assert found == {"a": first, "b": second}
+    assert ledger.newest_seqs(WORKSPACE, "document", ["a", "b"], after=first, types=types) == {"b": second}
+    assert ledger.newest_seqs(WORKSPACE, "document", ["b"], after=0, upto=first, types=types) == {}
+    assert ledger.newest_seq(WORKSPACE, "document", "a", 0) == patched, "what was extracted is nothing new"

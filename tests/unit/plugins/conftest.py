@@ -48,6 +48,8 @@ class CountingEncoder(Hashing):
 class PlainTools:
     """Backends without a cache."""
 
+    extractor_id: str | None = None
+
     def __init__(self) -> None:
         self.encoder = CountingEncoder()
         self.chunker = Sentences(40)

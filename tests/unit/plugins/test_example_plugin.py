@@ -57,4 +57,11 @@ def test_pipe_lines_are_decoded_and_others_refused(plugin: Any) -> None:
 def test_the_built_in_plugin_offers_policies_and_backends() -> None:
     assert [policy.name for policy in builtin.register_policies()] == ["graph_index", "vector_index", "trending"]
     offered = [(backend.kind, backend.name) for backend in builtin.register_backends()]
-    assert offered == [("encoder", "minilm"), ("encoder", "hashing"), ("chunker", "sentences")]
+    assert offered == [
+        ("encoder", "minilm"),
+        ("encoder", "hashing"),
+        ("chunker", "sentences"),
+        ("extractor", "names"),
+        ("extractor", "llm"),
+        ("generator", "llm"),
+    ]

@@ -1,4 +1,4 @@
-"""What stands in ``response``: one place, where a generator is joined in.
+"""What stands in ``response``: what a generator writes, or what it would write from.
 
 LightRAG always has a model that writes the answer. Without one the honest answer is what it would have been written
 from: the context, as ``only_need_context`` gives it, with ``llm_generated`` false. A client whose own model reads the
@@ -30,14 +30,18 @@ _CHUNKS = (
 async def answered(call: Call, body: Question, found: Found) -> tuple[AsyncIterator[str], bool]:
     """Return the answer's text in pieces, and whether a model writes it.
 
-    A generator is joined in here: where one is configured, and neither ``only_need_context`` nor ``only_need_prompt``
-    is asked for, it writes from ``context_text(found)``, with ``body.user_prompt``, ``body.response_type`` and
-    ``body.conversation_history``; ``bypass`` has it write without a context.
+    Where a generator is configured, and neither ``only_need_context`` nor ``only_need_prompt`` is asked for, it writes
+    from what was found; ``bypass`` has it write without. It may raise ``NoAnswer``. Not passed on to it:
+    ``user_prompt``, ``response_type``, ``conversation_history``.
     """
-    if body.mode == "bypass":
+    answers = call.service.answers
+    generates = answers.is_configured and not (body.only_need_context or body.only_need_prompt)
+    if body.mode == "bypass" and not generates:
         return _whole(_NO_MODEL), False
-    if found.is_empty:
+    if found.is_empty and body.mode != "bypass":
         return _whole(NO_CONTEXT), False
+    if generates:
+        return answers.pieces(call.workspace, body.query, found.context), True
     text = context_text(found)
     if body.only_need_prompt and not body.only_need_context:
         text = f"{text}\n\n---User Query---\n\n{body.query}"

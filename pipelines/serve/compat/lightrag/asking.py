@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from streamfold.core.policy import Retrieval, ScoredChunk, ScoredEntity, ScoredRelation
+from streamfold.core.policy import Retrieval, RetrievedContext, ScoredChunk, ScoredEntity, ScoredRelation
+from streamfold.pipelines.serve.answers import NoAnswer
 from streamfold.pipelines.serve.ask import retrieved
 from streamfold.pipelines.serve.call import Call, answer
 from streamfold.pipelines.serve.compat.lightrag.answers import answered
@@ -29,6 +30,8 @@ TOP_K, CHUNK_TOP_K = 40, 20
 _CHARACTERS_PER_TOKEN = 4
 _LEAST = 3
 _DONE = "Query executed successfully"
+_NO_CONTEXT = RetrievedContext()
+_NO_ANSWER = "the language model gave no answer, or not to its end: try again, or ask with only_need_context"
 _NOTHING = "No relevant context found for the query."
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 _Tokens = Annotated[int, msgspec.Meta(ge=1)]
@@ -75,6 +78,7 @@ class Found:
     references: Sequence[Mapping[str, Any]] = ()
     total: tuple[int, int, int] = (0, 0, 0)
     data: Mapping[str, Any] | None = None
+    context: RetrievedContext = _NO_CONTEXT
 
     @property
     def is_empty(self) -> bool:
@@ -88,7 +92,10 @@ async def query(call: Call) -> Response:
     body = await _question(call)
     found = await _ask(call, body)
     pieces, generated = await answered(call, body, found)
-    text = "".join([piece async for piece in pieces]) or _NOTHING
+    try:
+        text = "".join([piece async for piece in pieces]) or _NOTHING
+    except NoAnswer:
+        raise Problem("generator-unavailable", _NO_ANSWER) from None
     value = {
         "response": text,
         "references": [{"content": None, **one} for one in _references(body, found)],
@@ -109,6 +116,15 @@ async def stream(call: Call) -> Response:
     async def lines() -> AsyncIterator[bytes]:
         for step in ("retrieving", "generating") if body.include_progress else ():
             yield _line({"progress": step})
+        try:
+            async for line in told():
+                yield line
+        except NoAnswer:
+            yield _line({"error": _NO_ANSWER})
+        if body.include_progress:
+            yield _line({"response_time": round(time.perf_counter() - started, 3)})
+
+    async def told() -> AsyncIterator[bytes]:
         if body.stream is False:
             value = {"response": "".join([piece async for piece in pieces]) or _NOTHING, "llm_generated": generated}
             yield _line(value | ({"references": references} if references is not None else {}))
@@ -117,8 +133,6 @@ async def stream(call: Call) -> Response:
                 yield _line({"references": references})
             async for piece in pieces:
                 yield _line({"response": piece} | ({} if generated else {"llm_generated": False}))
-        if body.include_progress:
-            yield _line({"response_time": round(time.perf_counter() - started, 3)})
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)
@@ -226,6 +240,7 @@ def _find(call: Call, body: Question, data: bool) -> Found:
         references=references,
         total=(len(context.entities), len(context.relations), len(context.chunks)),
         data=shown,
+        context=RetrievedContext(chunks=passages, entities=entities, relations=relations),
     )
 
 
