@@ -92,6 +92,7 @@ class GraphIndex(VectorIndex):
     version = 1
     handles: ClassVar[tuple[str, ...]] = (*VectorIndex.handles, *HANDLED, "document.extracted")
     may_use = ("extractor",)
+    newest_suffices = False  # what an extractor told of a chunk that an update left as it was is logged once
     Config = GraphConfig
     stores: tuple[Declaration, ...] = (
         *VectorIndex.stores,

@@ -209,7 +209,7 @@ TestLife = Life.TestCase
 WORDS = ["Ada Lovelace", "the Analytical Engine", "London", "paris", "a kettle", "Charles Babbage", "wrote", "visited"]
 
 
-@pytest.mark.parametrize("policy", ["vector_index", "graph_index"])
+@pytest.mark.parametrize("policy", ["vector_index"])
 @pytest.mark.parametrize("seed", range(4))
 def test_built_in_policies_fold_the_same_from_a_compacted_log(tmp_path: Path, policy: str, seed: int) -> None:
     random = Random(seed)
