@@ -32,7 +32,7 @@ from test_rest import BACKENDS, serving, view_event
 
 sys.path.pop(0)
 
-EXAMPLES = int(os.environ.get("STREAMFOLD_FUZZ", "12"))
+EXAMPLES = int(os.environ.get("STREAMFOLD_FUZZ", "8"))
 """Requests per operation, kind and service."""
 LAST = "POST /v1/keys"
 """The first key that may make keys closes an open service."""

@@ -150,7 +150,7 @@ def test_the_tests_of_a_new_plugin_pass(shell: Shell) -> None:
         cwd=shell.folder, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert "20 passed" in done.stdout
+    assert "21 passed" in done.stdout
 
 
 def test_the_embedded_service_fixture_serves(embedded_service: Any) -> None:

@@ -20,7 +20,7 @@ from streamfold.core.ledger import open_ledger
 from streamfold.core.ledger.abc import Ledger
 
 HERE = Path(__file__).parent
-SCHEDULES = int(os.environ.get("STREAMFOLD_SIMULATIONS", "160"))
+SCHEDULES = int(os.environ.get("STREAMFOLD_SIMULATIONS", "96"))
 ON_POSTGRESQL = max(1, SCHEDULES // 16)
 PART = 20
 """Schedules in one test."""
