@@ -26,7 +26,7 @@ import numpy as np
 from streamfold.core import STOP_WORDS, ScoredEntity, ScoredRelation, stem, tokens
 from streamfold.plugins._extract import Extract, Told, relation_node
 from streamfold.plugins._names import MAX_WORDS
-from streamfold.plugins._passages import Passages, to_us
+from streamfold.plugins._passages import Passages, Slots, to_us
 from streamfold.plugins._told import TOLERANCE, fact_node, weight
 
 _LOOKED_AT = 24
@@ -66,6 +66,7 @@ class Facts:
     single_valued: frozenset[str] = frozenset()
     _entities: dict[int, list[str]] = field(default_factory=dict)
     _read: dict[int, Extract | None] = field(default_factory=dict)
+    _ordered: dict[str, Slots] = field(default_factory=dict)
 
     # -- local --------------------------------------------------------------------------------------------------------
     def local(self, count: int) -> tuple[list[tuple[str, float]], list[Fact]]:
@@ -252,10 +253,11 @@ class Facts:
     def _passages_of(self, key: str, most: int = _OF_AN_ENTITY) -> list[int]:
         """The passages that name an entity, those that fit best."""
         on = self.on
-        slots = on.holders(key)
-        order = np.lexsort((on.ids[slots], -on.z[slots].round(6)))
+        if key not in self._ordered:
+            slots = on.holders(key)
+            self._ordered[key] = slots[np.lexsort((on.ids[slots], -on.z[slots].round(6)))]
         found: list[int] = []
-        for slot in slots[order].tolist():
+        for slot in self._ordered[key].tolist():
             if on.owner(slot) is not None:
                 found.append(slot)
                 if len(found) == most:
@@ -386,8 +388,7 @@ class Facts:
 
     def _rarity(self, key: str) -> float:
         count = max(3, self.on.count)
-        named = sum(self.on.graph.in_degree("e:" + name) for name in self.on.who.members(key))
-        return 1 - math.log(max(1, named)) / math.log(count)
+        return 1 - math.log(max(1, self.on.sources("e:", key))) / math.log(count)
 
 
 def in_turn(*lists: Iterable[tuple[T, float]]) -> list[tuple[T, float]]:

@@ -35,9 +35,10 @@ _MOST_SHARING = 16
 _MOST_HOLDERS = 500
 """A name in more passages than this says too little to be followed, however many passages there are."""
 
-
 Route = tuple[tuple[int, str], ...]
 """How a passage was reached: (passage, the name that led on from it), one for each hop."""
+Titles = list[tuple[str, float, list[str]]]
+"""An alias: (key, weight, documents), by weight."""
 
 
 @dataclass(slots=True)
@@ -47,6 +48,8 @@ class Hops:
     on: Passages
     hop_weight: float = 1.3
     routes: dict[int, Route] = field(default_factory=dict)
+    _holders: dict[str, Slots] = field(default_factory=dict)
+    _titles: dict[str, Titles] = field(default_factory=dict)
 
     def chunks(self) -> list[ScoredChunk]:
         """Return the best passages."""
@@ -81,7 +84,7 @@ class Hops:
         """Weigh the passages whose titles the question names."""
         on = self.on
         for match in on.question.matches:
-            for _, weight, documents in titles(on, match.key):
+            for _, weight, documents in self._called_by(match.key):
                 for document_id in documents:
                     on.add_title(np.array(on.chunks_of(document_id), np.intp), weight)
 
@@ -158,12 +161,12 @@ class Hops:
             rare = not match.first or on.view["text"].document_frequency(stem(match.key)) <= 0.02 * on.count
             if rare:
                 seen.add(match.key)
-                yield from titles(on, match.key)
+                yield from self._called_by(match.key)
         for span in name_spans(cut):
             short = short_name(span.key)
             if short and span.key not in seen and short not in seen and known(short):
                 seen.add(short)
-                for key, weight, documents in titles(on, short):
+                for key, weight, documents in self._called_by(short):
                     yield key, 0.8 * weight, documents
 
     def _names_in(
@@ -176,16 +179,15 @@ class Hops:
             return
         asked = set(on.question.words.keys)
         most, log_count = min(_MOST_HOLDERS, max(10, 0.02 * count)), math.log(count)
-        graph = on.graph
         parts: list[Slots] = []
         rarity: list[float] = []
         names: list[str] = []
         for key in dict.fromkeys([*found.keys(), *self._own_names(p)]):
-            if not 2 <= sum(graph.in_degree("e:" + name) for name in on.who.one(key)) <= 2 * most:
+            if not 2 <= on.sources("e:", key) <= 2 * most:
                 continue
             if asked.issuperset(key.split(" ")) or not on.is_name(key):
                 continue
-            slots = holders(on, key)
+            slots = self._held(key)
             if 2 <= len(slots) <= most:
                 parts.append(slots)
                 rarity.append(1 - math.log(len(slots)) / log_count)
@@ -212,38 +214,32 @@ class Hops:
         ends, _ = self.on.graph.targets("d:" + owner)
         return [end[2:] for end in ends if isinstance(end, str) and end.startswith("e:")]
 
+    def _held(self, key: str) -> Slots:
+        """The passages that name an entity, and the first one of each document that is called so."""
+        if key not in self._holders:
+            found, chunks_of = self.on.holders(key), self.on.chunks_of
+            firsts = [slots[0] for document, w in self._documents(key) if w == 1.0 and (slots := chunks_of(document))]
+            self._holders[key] = np.unique(np.concatenate([found, np.array(firsts, np.intp)])) if firsts else found
+        return self._holders[key]
 
-def holders(on: Passages, key: str) -> Slots:
-    """The passages that name an entity, and the first one of each document that is called so."""
-    if key not in on.holding:
-        found = on.holders(key)
-        firsts = [slots[0] for document, w in _called(on, key) if w == 1.0 and (slots := on.chunks_of(document))]
-        on.holding[key] = np.unique(np.concatenate([found, np.array(firsts, np.intp)])) if firsts else found
-    return on.holding[key]
+    def _called_by(self, key: str) -> Titles:
+        """The documents of an alias; more documents share it → it says less."""
+        if key not in self._titles:
+            found = self._documents(key) if self.on.sources("a:", key) <= _MOST_SHARING else []
+            shared = math.sqrt(len(found)) if found else 1.0
+            self._titles[key] = [
+                (key, weight / shared, [document for document, w in found if w == weight])
+                for weight in sorted({w for _, w in found}, reverse=True)
+            ]
+        return self._titles[key]
 
-
-def titles(on: Passages, key: str) -> list[tuple[str, float, list[str]]]:
-    """Return (alias, weight, documents) of an alias, by weight; more documents share it → it says less."""
-    if key not in on.titles:
-        found = (
-            dict(_called(on, key))
-            if sum(on.graph.in_degree("a:" + n) for n in on.who.one(key)) <= _MOST_SHARING
-            else {}
-        )
-        shared = math.sqrt(len(found)) if found else 1.0
-        on.titles[key] = [
-            (key, weight / shared, [document for document, w in found.items() if w == weight])
-            for weight in sorted(set(found.values()), reverse=True)
-        ]
-    return on.titles[key]
-
-
-def _called(on: Passages, key: str) -> list[tuple[str, float]]:
-    """The documents that are called by an entity's names, with the weight of the alias."""
-    found: dict[str, float] = {}
-    for name in on.who.one(key):
-        if "a:" + name in on.graph:
-            nodes, weights = on.graph.sources("a:" + name)
-            for node, weight in zip(nodes, weights.tolist(), strict=True):
-                found[node[2:]] = max(weight, found.get(node[2:], 0.0))
-    return list(found.items())
+    def _documents(self, key: str) -> list[tuple[str, float]]:
+        """The documents that are called by an entity's names, with the weight of the alias."""
+        graph = self.on.graph
+        found: dict[str, float] = {}
+        for name in self.on.who.one(key):
+            if "a:" + name in graph:
+                nodes, weights = graph.sources("a:" + name)
+                for node, weight in zip(nodes, weights.tolist(), strict=True):
+                    found[node[2:]] = max(weight, found.get(node[2:], 0.0))
+        return list(found.items())

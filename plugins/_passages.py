@@ -49,11 +49,11 @@ class Passages:
     dense: Values
     titled: Values
     _stores: Mapping[str, Any]
-    holding: dict[str, Slots] = field(default_factory=dict)
-    titles: dict[str, list[tuple[str, float, list[str]]]] = field(default_factory=dict)
-    """What ``Hops`` has looked up by name."""
+    who: Identities
+    """Which names are one."""
     _z: Values | None = None
     _names: dict[str, bool] = field(default_factory=dict)
+    _holders: dict[str, Slots] = field(default_factory=dict)
     _owners: dict[int, str | None] = field(default_factory=dict)
     _rows: dict[str, Document | None] = field(default_factory=dict)
     _texts: dict[str, str] = field(default_factory=dict)
@@ -77,7 +77,8 @@ class Passages:
             dense[found.slots(keys.tolist())] = values
         titled = np.zeros(len(ids), np.float32)
         stores = {name: view[name] for name in ("graph", "names", "words", "chunks", "documents", "texts", "extracts")}
-        return cls(view, request, question, found.scores, found.slots, ids, bm25, dense, titled, stores)
+        who = Identities(stores["names"], stores["graph"])
+        return cls(view, request, question, found.scores, found.slots, ids, bm25, dense, titled, stores, who)
 
     @property
     def count(self) -> int:
@@ -101,16 +102,17 @@ class Passages:
         """The graph store."""
         return self._stores["graph"]
 
-    @property
-    def who(self) -> Identities:
-        """Which names are one."""
-        return Identities(self._stores["names"], self.graph)
-
     def holders(self, key: str) -> Slots:
         """The passages that name an entity, by any of its names; no order."""
-        ids = [self.graph.source_ids("e:" + name) for name in self.who.one(key)]
-        found = self.slots_of((ids[0] if len(ids) == 1 else np.unique(np.concatenate(ids))).tolist())
-        return found[found >= 0]
+        if key not in self._holders:
+            ids = [self.graph.source_ids("e:" + name) for name in self.who.one(key)]
+            found = self.slots_of((ids[0] if len(ids) == 1 else np.unique(np.concatenate(ids))).tolist())
+            self._holders[key] = found[found >= 0]
+        return self._holders[key]
+
+    def sources(self, kind: str, key: str) -> int:
+        """How many sources the nodes of an entity's names have: ``e:`` mentions, ``a:`` documents called so."""
+        return sum(self.graph.in_degree(kind + name) for name in self.who.one(key))
 
     def is_name(self, key: str) -> bool:
         """Whether a key is a name: of several words, a word with a capital at least as often as without, or told."""
