@@ -24,6 +24,7 @@ from streamfold.core.fold.prepare import Preparer
 from streamfold.core.fold.prepared import PreparedValues
 from streamfold.core.fold.retention import Keeper
 from streamfold.core.fold.stores import checkpoint_root
+from streamfold.core.ledger.abc import Lease
 from streamfold.core.stores.checkpoint import drop_old_checkpoints
 
 log = logging.getLogger("streamfold.runner")
@@ -135,15 +136,28 @@ class FoldRunner:
                     fold = None
             yield fold
 
-    def checkpoint(self, workspace: str, group: Group, least: int) -> bool:
-        """Write a purged checkpoint at or past a position and drop all others; False: not now, or not here."""
+    @contextmanager
+    def _to_checkpoint(self, workspace: str, group: Group) -> Iterator[tuple[GroupFold, Lease] | None]:
+        """Have a group's lease, and nobody else holding its fold while its checkpoint is written; None: not now."""
         key = (workspace, group.name)
         with self.holding(workspace, group) as fold:
-            if fold is None or fold.lease is None:
-                return False
-            lease = fold.lease
-            self._checkpointing.add(key)
+            if fold is not None and fold.lease is not None:
+                held = fold, fold.lease
+                self._checkpointing.add(key)
+            else:
+                held = None
         try:
+            yield held
+        finally:
+            if held is not None:
+                self._checkpointing.discard(key)
+
+    def checkpoint(self, workspace: str, group: Group, least: int) -> bool:
+        """Write a purged checkpoint at or past a position and drop all others; False: not now, or not here."""
+        with self._to_checkpoint(workspace, group) as held:
+            if held is None:
+                return False
+            fold, lease = held
             written = checkpoint_group(self.context, workspace, group, lease, purge=True)
             state = self.context.ledger.group(workspace, group.name)
             if not written or state.checkpoint is None or state.checkpoint_watermark < least:
@@ -151,22 +165,15 @@ class FoldRunner:
             fold.checkpoint_bytes = written
             drop_old_checkpoints(checkpoint_root(self.context, workspace, group.name), {state.checkpoint})
             return True
-        finally:
-            self._checkpointing.discard(key)
 
     def compact(self, workspace: str, group: Group) -> bool:
         """Write a checkpoint of a group whose lease this runner has or gets; False: not now, or not here."""
-        key = (workspace, group.name)
-        with self.holding(workspace, group) as fold:
-            if fold is None or fold.lease is None:
+        with self._to_checkpoint(workspace, group) as held:
+            if held is None:
                 return False
-            lease = fold.lease
-            self._checkpointing.add(key)
-        try:
+            fold, lease = held
             fold.checkpoint_bytes = checkpoint_group(self.context, workspace, group, lease) or fold.checkpoint_bytes
             return True
-        finally:
-            self._checkpointing.discard(key)
 
     def _is_due(self, key: tuple[str, str], every_s: float) -> bool:
         """Look after versions now and then, not at each turn (without a lane: whenever driven)."""
