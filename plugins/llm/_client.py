@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
+class Connection(Budget):
     """How a model is reached, and what may be spent on it: none of it decides what it answers.
 
     Parameters
@@ -64,12 +64,6 @@ class Connection:
     concurrency: int = 4
     breaker_failures: int = 5
     breaker_s: float = 30.0
-    tokens_per_day: int = 0
-    tokens_total: int = 0
-    usd_per_day: float = 0.0
-    usd_total: float = 0.0
-    usd_per_million_in: float = 0.0
-    usd_per_million_out: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
@@ -79,10 +73,6 @@ class Connection:
                 raise ConfigError(f"llm: {name} is {getattr(self, name)}: it must be at least {least}")
         if self.timeout_s <= 0:
             raise ConfigError(f"llm: timeout_s is {self.timeout_s}: it must be positive")
-
-    @property
-    def budget(self) -> Budget:
-        return Budget(**{one.name: getattr(self, one.name) for one in fields(Budget)})
 
 
 OPERATIONAL = tuple(one.name for one in fields(Connection))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from streamfold.core import Backend, ConfigError, Extraction, InvalidAnswer, Passage, Spend, Usage
+from streamfold.core import Backend, Budget, ConfigError, Extraction, InvalidAnswer, Passage, Spend, Usage
 from streamfold.plugins.llm import _prompts as prompts
 from streamfold.plugins.llm._client import CHARACTERS_PER_TOKEN, OPERATIONAL, Client, make
 from streamfold.plugins.llm._formats import Unreadable, merged, read_answer
@@ -67,7 +67,7 @@ class LLMExtractor:
         self.config = config
         self.client = client
         self.concurrency = client.how.concurrency
-        self.budget = client.how.budget
+        self.budget: Budget = client.how
 
     def extract(self, passage: Passage, spend: Spend) -> Extraction:
         asked = self._messages(passage)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from streamfold.core import Backend, ConfigError, RetrievedContext, Spend
+from streamfold.core import Backend, Budget, ConfigError, RetrievedContext, Spend
 from streamfold.plugins.llm import _prompts as prompts
 from streamfold.plugins.llm._client import OPERATIONAL, Client, make
 
@@ -45,7 +45,7 @@ class LLMGenerator:
         self.config = config
         self.client = client
         self.concurrency = client.how.concurrency
-        self.budget = client.how.budget
+        self.budget: Budget = client.how
 
     def close(self) -> None:
         self.client.close()
