@@ -12,19 +12,11 @@ import networkx as nx
 import pyarrow.parquet as pq
 import pytest
 
-from streamfold.pipelines.cli import main
 from streamfold.pipelines.cli.subservice import SubService
 
 Run = Callable[..., tuple[int, Any, str]]
 CURIE = "Marie Curie met Lise Meitner in Paris. Marie Curie studied radium with Pierre Curie."
 MEITNER = "Lise Meitner worked with Otto Hahn in Berlin. Otto Hahn received the Nobel Prize.\x0b"
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SubService]:
-    running = SubService(tmp_path_factory.mktemp("service"), encoder="hashing").start()
-    yield running
-    running.stop()
 
 
 @pytest.fixture
@@ -33,23 +25,6 @@ def api(service: SubService) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=service.url, trust_env=False, timeout=60) as client:
         assert client.delete("/compat/lightrag/documents").status_code == 200
         yield client
-
-
-@pytest.fixture
-def run(
-    service: SubService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """Run a command; return its exit code, its body and what it said on stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STREAMFOLD_URL", service.url)
-
-    def run(*arguments: str) -> tuple[int, Any, str]:
-        capsys.readouterr()
-        code = main([*arguments, "--json"])
-        said = capsys.readouterr()
-        return code, json.loads(said.out) if said.out else None, said.err
-
-    return run
 
 
 def store(api: httpx.Client, id_: str, text: str, **more: Any) -> None:
