@@ -82,6 +82,33 @@ class Turns:
             raise
 
 
+class Shifts:
+    """Runs a function of a workspace in at most ``most`` threads; what is asked for meanwhile is taken by who is done.
+
+    A hint may be dropped, but not because it came in the moment between a thread's last look and its end.
+    """
+
+    def __init__(self, most: int, work: Callable[[str], None]) -> None:
+        self._free = threading.BoundedSemaphore(most)
+        self._work = work
+        self._asked: dict[str, None] = {}
+        self._lock = threading.Lock()
+
+    def run(self, workspace: str) -> None:
+        """Work, or leave it to the threads that do already."""
+        with self._lock:
+            self._asked[workspace] = None
+        while self._asked and self._free.acquire(blocking=False):
+            try:
+                with self._lock:
+                    taken = next(iter(self._asked), None)
+                    self._asked.pop(taken or "", None)
+                if taken is not None:
+                    self._work(taken)
+            finally:
+                self._free.release()
+
+
 class Sweep:
     """A thread that calls ``visit`` for workspaces it is nudged about, and for all of them every ``every_s``."""
 
@@ -146,7 +173,6 @@ class Worker:
         self._pinning = threading.Lock()
         self._folded_at: dict[str, float] = {}
         self._hinted_at: dict[str, float] = {}
-        self._preparing = threading.BoundedSemaphore(concurrency)
         context, ledger, every_s = node.context, node.ledger, node.settings.fold.sweep_s
         prepared = LedgerPrepared(context)
         live, backfill = LANES
@@ -155,6 +181,7 @@ class Worker:
         self.preparer = Preparer(context, prepared)
         self.backfill_preparer = Preparer(context, prepared)
         self.folds = Turns(ledger.head, self._fold)
+        self._prepares = Shifts(concurrency, self._prepare)
         self._sweeps: dict[str, Sweep] = {}
         often_s = min(every_s, _BACKFILL_EVERY_S)
         if role in ("fold", "all"):
@@ -241,23 +268,18 @@ class Worker:
 
     # -- prepare --------------------------------------------------------------------------------------------------
     def prepare(self, workspace: str) -> None:
-        """Prepare until no claim is left; the body of the task ``streamfold.prepare``.
+        """Prepare until no claim is left; the body of the task ``streamfold.prepare``."""
+        self._prepares.run(workspace)
 
-        When all threads prepare already the hint is dropped: they go on until they find nothing.
-        """
-        if not self._preparing.acquire(blocking=False):
-            return
-        try:
-            _pin(self, workspace)
-            while not self.stopping.is_set():
-                marks = self.node.ledger.watermarks(workspace)
-                if self.preparer.run(workspace, marks, lane=self.runner.lane) == 0:
-                    return
-                tasks.publish_fold(self.node.settings, workspace)
-                if "fold" in self._sweeps:
-                    self._sweeps["fold"].nudge(workspace)
-        finally:
-            self._preparing.release()
+    def _prepare(self, workspace: str) -> None:
+        _pin(self, workspace)
+        while not self.stopping.is_set():
+            marks = self.node.ledger.watermarks(workspace)
+            if self.preparer.run(workspace, marks, lane=self.runner.lane) == 0:
+                return
+            tasks.publish_fold(self.node.settings, workspace)
+            if "fold" in self._sweeps:
+                self._sweeps["fold"].nudge(workspace)
 
     # -- backfill -------------------------------------------------------------------------------------------------
     def _backfill(self, workspace: str) -> None:

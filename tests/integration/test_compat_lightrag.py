@@ -70,6 +70,14 @@ class LightRAG:
             time.sleep(0.02)
         raise AssertionError(f"still under way: {track}")
 
+    def rest(self) -> None:
+        """Wait until what was logged is folded: a deletion hides within milliseconds, not before it is answered."""
+        for _ in range(600):
+            if not self.get("/health")["pipeline_busy"]:
+                return
+            time.sleep(0.02)
+        raise AssertionError("still busy")
+
     def send(self, text: str, source: str) -> dict[str, Any]:
         inserted = self.post("/documents/text", {"text": text, "file_source": source})
         assert set(inserted) == {"status", "message", "track_id"}
@@ -88,6 +96,7 @@ def lightrag(service: httpx.Client) -> Iterator[LightRAG]:
     found = LightRAG(service)
     yield found
     assert found("DELETE", "/documents").json()["status"] == "success"
+    found.rest()
 
 
 def test_a_text_is_tracked_until_it_is_processed_and_then_answers(lightrag: LightRAG) -> None:
