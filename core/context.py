@@ -242,7 +242,7 @@ def _connected(registry: Registry) -> list[list[Declared]]:
         return name
 
     for name, one in declared.items():
-        for read in registry.policy_class(one.use).reads:
+        for read in registry.make_policy(one.use, one.config).reads:
             if read not in declared:
                 raise ConfigError(
                     f"[policies.{name}] reads {read!r}, which the settings do not declare{nearest(read, declared)}"

@@ -366,12 +366,17 @@ class ContextRetriever(Retriever, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateRequest:
-    """What to list candidates for. ``at_us``: the time of the request."""
+    """What to list candidates for.
+
+    ``at_us``: the time of the request; ``user``: whom for (see ``user_key``; empty: nobody); ``seeds``: items and how
+    much the user likes them (below 0: not at all), newest first.
+    """
 
     n: int
     category: str | None = None
     half_life_s: float | None = None
-    user_id: str | None = None
+    user: str = ""
+    seeds: Sequence[tuple[str, float]] = ()
     at_us: int = 0
 
 
@@ -393,7 +398,7 @@ class Candidates:
 
 
 Server = Any
-"""Retriever or CandidateSource (later: Ranker, Corrector, Classifier)."""
+"""Retriever, CandidateSource, Catalogue, Ranker or SimilarItems (one object may be several)."""
 
 Batch = Sequence[tuple[Event, Prepared]]
 
@@ -409,7 +414,9 @@ class Policy:
     name: ClassVar[str]
     version: ClassVar[int]
     handles: ClassVar[tuple[str, ...]]
-    reads: ClassVar[tuple[str, ...]] = ()
+    reads: tuple[str, ...] = ()
+    """Instances whose stores and servers the fold may read. Class attribute, or set in ``__init__`` when it depends on
+    the configuration."""
     backends: ClassVar[tuple[str, ...]] = ()
     """Kinds of backends that ``prepare`` or the server use; their identity is pinned with the instance."""
     newest_suffices: ClassVar[bool] = False

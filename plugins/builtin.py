@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from streamfold.core import Backend, Policy, hookimpl
 from streamfold.plugins import hashing, llm, minilm, names, sentences
+from streamfold.plugins.activity import Activity
 from streamfold.plugins.graph_index import GraphIndex
 from streamfold.plugins.trending import Trending
 from streamfold.plugins.vector_index import VectorIndex
@@ -11,8 +12,8 @@ from streamfold.plugins.vector_index import VectorIndex
 
 @hookimpl(trylast=True)
 def register_policies() -> list[type[Policy]]:
-    """Offer ``graph_index``, ``vector_index`` and ``trending``."""
-    return [GraphIndex, VectorIndex, Trending]
+    """Offer the policies that come with streamfold."""
+    return [GraphIndex, VectorIndex, Trending, Activity]
 
 
 @hookimpl(trylast=True)

@@ -121,10 +121,14 @@ class FoldStores:
 class _Reader:
     """Stores and server of a member that another member reads: as before this event, since dependents fold first."""
 
-    def __init__(self, stores: GroupStores, runtime: Runtime) -> None:
+    def __init__(self, stores: GroupStores, runtime: Runtime, reads: dict[str, ReadOnly]) -> None:
         self._named = stores.by_runtime[runtime.key]
+        self._reads = reads
         self.tools = None
         self.server = runtime.policy.serve(self)  # type: ignore[arg-type]  # the member's own stores are its view here
+
+    def of(self, policy: str) -> ReadOnly:
+        return self._reads[policy]
 
     def __getitem__(self, name: str) -> object:
         return self._named[name]
@@ -132,8 +136,14 @@ class _Reader:
 
 def readers(group: Group, stores: GroupStores) -> dict[str, dict[str, ReadOnly]]:
     """What each member's ``stores.of`` gives: by ``name@version`` and the name of the policy that it reads."""
-    by_name = {r.instance.name: r for r in group.runtimes}
-    return {r.key: {name: _Reader(stores, by_name[name]) for name in r.policy.reads} for r in group.runtimes}
+    made: dict[str, ReadOnly] = {}
+    found: dict[str, dict[str, ReadOnly]] = {}
+    read = {name for runtime in group.runtimes for name in runtime.policy.reads}
+    for runtime in reversed(group.runtimes):  # who is read comes first, and is made once for all who read it
+        found[runtime.key] = {name: made[name] for name in runtime.policy.reads}
+        if runtime.instance.name in read:
+            made[runtime.instance.name] = _Reader(stores, runtime, found[runtime.key])
+    return found
 
 
 def fold_stores(group: Group, stores: GroupStores) -> dict[str, FoldStores]:

@@ -130,7 +130,8 @@ def _members(context: Context, workspace: str, wanted: Declared) -> list[Declare
     members[wanted.name] = wanted
     left = list(members)
     while left:
-        for read in registry.policy_class(members[left.pop()].use).reads:
+        member = members[left.pop()]
+        for read in registry.make_policy(member.use, member.config).reads:
             if read in members:
                 continue
             if read not in rows:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from streamfold.core.events.types import ACTIONS
 from streamfold.core.policy import CandidateRequest, CandidateSource, Retrieval, Retriever
+from streamfold.core.recommending import Catalogue, Ranker, RankRequest, SimilarItems
 from streamfold.core.testing.streams import id_of
 
 _LATER_US = 1_800_000_000_000_000
@@ -14,8 +16,16 @@ Answer = tuple[str, Any]
 
 
 def answers(server: Any, *, questions: int = 6, salt: str = "") -> list[Answer]:
-    """Ask a Retriever or a CandidateSource; nothing for other kinds. ``salt`` makes other users and texts."""
+    """Ask whatever the server can be asked; nothing for other kinds. ``salt`` makes other users and texts."""
     found: list[Answer] = []
+    users = [f"u:{id_of('user', i)}{salt}" for i in range(questions)]
+    items = [id_of("item", i) + salt for i in range(questions)]
+    if isinstance(server, Catalogue):
+        found += _known(server, users, items)
+    if isinstance(server, Ranker):
+        found += [(f"rank({user!r})", _settled(lambda u=user: _ranked(server, u, items))) for user in users]  # type: ignore[misc]  # mypy does not infer a lambda's default
+    if isinstance(server, SimilarItems):
+        found += [(f"similar({item!r})", _settled(lambda i=item: server.similar(i, 5))) for item in items]  # type: ignore[misc]  # as above
     if isinstance(server, CandidateSource):
         found += _candidates(server, questions, salt)
     if isinstance(server, Retriever):
@@ -26,9 +36,29 @@ def answers(server: Any, *, questions: int = 6, salt: str = "") -> list[Answer]:
 def _candidates(server: CandidateSource, questions: int, salt: str) -> list[Answer]:
     requests = [CandidateRequest(n=n, at_us=_LATER_US) for n in (1, 10, 1000)]
     for i in range(questions):
-        requests.append(CandidateRequest(n=10, user_id=id_of("user", i) + salt, at_us=_LATER_US))
+        seeds = ((id_of("item", i) + salt, 1.0),)
+        requests.append(CandidateRequest(n=10, user=f"u:{id_of('user', i)}{salt}", seeds=seeds, at_us=_LATER_US))
         requests.append(CandidateRequest(n=10, category=f"kettle{salt or i}", at_us=_LATER_US))
     return [(f"candidates({one})", _settled(lambda one=one: server.candidates(one))) for one in requests]  # type: ignore[misc]  # mypy does not infer a lambda's default
+
+
+def _known(server: Catalogue, users: Sequence[str], items: Sequence[str]) -> list[Answer]:
+    found: list[Answer] = [
+        ("items", _settled(lambda: server.items(items))),
+        ("users", _settled(lambda: server.users([user[2:] for user in users]))),
+        ("item_page", _settled(lambda: server.item_page(after="", limit=1000))),
+        ("user_page", _settled(lambda: server.user_page(after="", limit=1000))),
+    ]
+    for user in users:
+        found.append((f"history({user!r})", _settled(lambda u=user: server.history(u))))  # type: ignore[misc]  # as above
+        found.append((f"seen({user!r})", _settled(lambda u=user: server.seen(u, items, ACTIONS).tolist())))  # type: ignore[misc]  # as above
+        found.append((f"tokens({user!r})", _settled(lambda u=user: server.tokens(u, items))))  # type: ignore[misc]  # as above
+    return found
+
+
+def _ranked(server: Ranker, user: str, items: Sequence[str]) -> Any:
+    ranking = server.rank(RankRequest(user=user, item_ids=items, at_us=_LATER_US, explain=True))
+    return ranking.scores.tolist(), ranking.known.tolist(), ranking.features
 
 
 def _retrieved(server: Retriever, questions: int, salt: str) -> list[Answer]:

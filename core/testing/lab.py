@@ -98,7 +98,7 @@ class Lab:
         kind = kind or self.kind
         policies = {name: dict(table) for name, table in self.case.policies.items()}
         policies[kind.name] = {"use": kind.name, **self.config}
-        for name in kind.reads:
+        for name in self.policy.reads:
             policies.setdefault(name, {})
         needed = {b for one in (kind, *_offered(self.case, self.kind)) for b in one.backends}
         defaults = {k: {"use": "kit"} for k in needed if any(b.kind == k for b in BACKENDS)}
