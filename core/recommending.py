@@ -60,10 +60,6 @@ class StoredItem:
     position: int
     updated_us: int
 
-    def is_listed(self, at_us: int) -> bool:
-        """Whether it may be shown at a time."""
-        return self.available and (self.expires_us is None or self.expires_us > at_us)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredUser:
@@ -90,6 +86,17 @@ class Catalogue(Protocol):
     """Knows the items, the users, and what users did lately."""
 
     def items(self, item_ids: Sequence[str]) -> list[StoredItem | None]: ...
+    def item(self, item_id: str) -> StoredItem | None:
+        """One item with its text."""
+        ...
+
+    def listed(self, item_ids: Sequence[str], at_us: int) -> Flags:
+        """Which items may be shown at a time: none that was deleted, is unavailable or has expired; ``(n,) bool``.
+
+        An item that only interactions name may be.
+        """
+        ...
+
     def item_page(self, *, after: str, limit: int) -> list[StoredItem]:
         """A page in order of id."""
         ...

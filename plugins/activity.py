@@ -147,6 +147,7 @@ class Activity(Policy):
         self.stores = (
             Table("items", key=str, value=Item, max_rows=c.max_items, on_full="refuse"),
             Blobs("texts"),
+            Table("deleted", key=str, value=int, max_rows=c.max_items),
             Table("users", key=str, value=User, max_rows=c.max_users, on_full="refuse"),
             Table("last", key=str, value=Last, max_rows=c.max_users),
             Table("ring", key=str, value=Action, max_rows=c.max_seen),
@@ -205,6 +206,10 @@ class Activity(Policy):
             table.delete(id_)
             if kind == "item":
                 stores["texts"].delete(id_)
+                if verb == "deleted":
+                    stores["deleted"].put(id_, event.seq)
+                else:
+                    stores["deleted"].delete(id_)
             else:
                 stores["last"].delete(user_key(id_, None))
             return
@@ -215,6 +220,7 @@ class Activity(Policy):
             fields = _patched({} if old is None else old.fields, told)
             table.put(id_, User(fields, _tokens(fields), event.id, event.seq, event.recorded_us))
             return
+        stores["deleted"].delete(id_)
         has_text = old is not None and old.has_text
         if verb == "upserted" or "text" in told:
             text = told.pop("text", None)
@@ -261,6 +267,17 @@ class ActivityServer:
         """One item with its text."""
         row = self._view["items"].get(item_id)
         return None if row is None else self._item(item_id, row, text=True)
+
+    def listed(self, item_ids: Sequence[str], at_us: int) -> npt.NDArray[np.bool_]:
+        deleted = self._view["deleted"]
+        return np.array(
+            [
+                id_ not in deleted
+                and (row is None or (row.available and (row.expires_us is None or row.expires_us > at_us)))
+                for id_, row in zip(item_ids, self._view["items"].get_many(item_ids), strict=True)
+            ],
+            bool,
+        )
 
     def item_page(self, *, after: str, limit: int) -> list[StoredItem]:
         return [self._item(id_, row) for id_, row in _page(self._view["items"], after, limit)]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from streamfold.core import Backend, Policy, hookimpl
 from streamfold.plugins import hashing, llm, minilm, names, sentences
 from streamfold.plugins.activity import Activity
+from streamfold.plugins.cooccurrence import Cooccurrence
 from streamfold.plugins.graph_index import GraphIndex
+from streamfold.plugins.item_vectors import ItemVectors
+from streamfold.plugins.newest import Newest
 from streamfold.plugins.trending import Trending
 from streamfold.plugins.vector_index import VectorIndex
 
@@ -13,7 +16,7 @@ from streamfold.plugins.vector_index import VectorIndex
 @hookimpl(trylast=True)
 def register_policies() -> list[type[Policy]]:
     """Offer the policies that come with streamfold."""
-    return [GraphIndex, VectorIndex, Trending, Activity]
+    return [GraphIndex, VectorIndex, Trending, Activity, Cooccurrence, ItemVectors, Newest]
 
 
 @hookimpl(trylast=True)

@@ -29,6 +29,7 @@ from streamfold.core.fold.tools import InstanceTools
 from streamfold.core.hooks import hookimpl
 from streamfold.core.ledger.abc import LogRow
 from streamfold.core.policy import Backend, Policy, Tools
+from streamfold.core.stores.array import LiveArray
 from streamfold.core.testing.backends import BACKENDS
 from streamfold.core.testing.streams import Given, stream
 from streamfold.core.testing.world import World
@@ -214,6 +215,9 @@ class Bench:
         self.group: Group = context.group(world.workspace, kind.name)
         self.runtime = next(r for r in self.group.runtimes if isinstance(r.policy, kind))
         self.live = GroupStores(context, self.group, side=side)
+        for store in self.live.stores.values():
+            if isinstance(store, LiveArray):
+                store.allow_writes()
         self.view = self.live if side == "view" else GroupStores(context, self.group, side="view")
         self._reads = readers(self.group, self.live)
         self.wrap: Callable[[str, Any], Any] = lambda name, store: store

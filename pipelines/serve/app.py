@@ -34,7 +34,9 @@ from streamfold.pipelines.serve import (
     keys,
     listing,
     operate,
+    recommend,
     retention,
+    things,
     versions,
 )
 from streamfold.pipelines.serve.auth import LOCAL, require
@@ -44,8 +46,8 @@ from streamfold.pipelines.serve.problems import Problem, at, of_invalid, respond
 from streamfold.pipelines.serve.service import Service
 
 _MODULES = (
-    events, documents, ask, graph, listing, deadletters, erasures, backups, retention, operate, versions, keys, health,
-    compat,
+    events, documents, things, ask, recommend, graph, listing, deadletters, erasures, backups, retention, operate,
+    versions, keys, health, compat,
 )  # fmt: skip
 ENDPOINTS: tuple[Endpoint, ...] = tuple(endpoint for module in _MODULES for endpoint in module.ENDPOINTS)
 """All routes under ``/v1``, beside it and under ``/compat``, but ``/openapi.json``, which describes them."""

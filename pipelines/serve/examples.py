@@ -143,6 +143,51 @@ GRAPH = {
 ENTITIES = {"items": GRAPH["entities"], "next_cursor": None, "version": VERSION}
 RELATIONS = {"items": GRAPH["relations"], "next_cursor": None, "version": VERSION}
 TRENDING = {"items": [{"item_id": "lamp-9", "rank": 1, "score": 3.94}], "version": VERSION}
+RECOMMEND = {"user_id": "u-1", "n": 2, "exclude_seen": ["purchase"], "explain": True}
+_RECOMMENDED = {"item_id": "lamp-9", "rank": 1, "score": 0.81, "propensity": None, "sources": ["trending"]}
+_EXPLAINED = {
+    "base_score": 0.78,
+    "correction": 0.03,
+    "features": [{"name": "item", "value": 1.2, "contribution": 0.9}],
+}
+RECOMMENDED = {
+    "exposure_id": "5f3c9e0e4a7b4c0d9a51f6b7f0f1c2d3",
+    "items": [_RECOMMENDED | {"explain": _EXPLAINED}],
+    "fallback": None,
+    "version": VERSION,
+}
+RANK = {"item_ids": ["lamp-9", "desk-2"], "user_id": "u-1"}
+RANKED: dict[str, Any] = {
+    "exposure_id": "5f3c9e0e4a7b4c0d9a51f6b7f0f1c2d3",
+    "items": [
+        {"item_id": "lamp-9", "rank": 1, "score": 0.81, "known": True, "propensity": None, "sources": []},
+        {"item_id": "desk-2", "rank": 2, "score": 0.42, "known": False, "propensity": None, "sources": []},
+    ],
+    "fallback": None,
+    "version": VERSION,
+}
+SIMILAR = {"items": [{"item_id": "desk-2", "rank": 1, "score": 0.03, "sources": ["cooccurrence"]}], "version": VERSION}
+ITEM = {
+    "item_id": "lamp-9",
+    "title": "Desk lamp",
+    "categories": ["light"],
+    "content_hash": "9f86d081884c7d65",
+    "event_id": "rest-5b0c",
+    "position": 1042,
+    "updated_at": "2026-01-31T12:00:00.120000Z",
+    "version": VERSION,
+}
+ITEMS = {"items": [ITEM], "next_cursor": None, "version": VERSION}
+USER = {
+    "user_id": "u-1",
+    "properties": {"country": "NO"},
+    "content_hash": "9f86d081884c7d65",
+    "event_id": "rest-5b0c",
+    "position": 1042,
+    "updated_at": "2026-01-31T12:00:00.120000Z",
+    "version": VERSION,
+}
+USERS = {"items": [USER], "next_cursor": None, "version": VERSION}
 HEALTH = {"checks": [{"name": "lag", "ok": True, "detail": "0 events (limit 200000)"}]}
 JOB_STARTED = {"job_id": "0f3a"}
 JOB = {

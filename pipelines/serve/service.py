@@ -19,6 +19,7 @@ from streamfold.pipelines.quota import FULL_RETRY_S, Limits, Rate
 from streamfold.pipelines.serve.access import Access
 from streamfold.pipelines.serve.answers import Answers
 from streamfold.pipelines.serve.auth import Keys
+from streamfold.pipelines.serve.exposures import Exposures
 from streamfold.pipelines.serve.fair import FairPool
 from streamfold.pipelines.serve.jobs import Jobs
 from streamfold.pipelines.serve.logs import logger
@@ -55,6 +56,7 @@ class Service:
         self.on_failure: Callable[[], None] = lambda: None
         self._refuses = bool(node.registry.hook.refuse_event.get_hookimpls())
         self._wakes = ThreadPoolExecutor(1, "wake")
+        self.exposures = Exposures(self.accept, self.append, self.metrics.registry)
         self._wakes_waiting = 0
         self._waiters: dict[str, Waiters] = {}
 
@@ -80,6 +82,7 @@ class Service:
     def close(self) -> None:
         for waiters in self._waiters.values():
             waiters.close()
+        self.exposures.close()
         self.jobs.close()
         self.access.close()
         for pool in (self.intake_pool, self.query_pool, self.answers):

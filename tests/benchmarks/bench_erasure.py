@@ -76,7 +76,7 @@ def _measure(folder: Path, policy: str, total: int, hidden: Figure, complete: Fi
         node.appended("default")
         assert node.views is not None
         assert node.runner is not None
-        node.views.wake()
+        node.views.wake("default")
         _until(lambda position=position: view.hides_upto >= position)
         hidden.repeats.append((time.monotonic() - begun) * 1e3)
         node.runner.wake_erase()

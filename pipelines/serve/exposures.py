@@ -1,0 +1,152 @@
+"""What was shown, logged off the request path: a bounded buffer, appended in batches by a thread of its own.
+
+An answer never waits for the log. While the ledger does not answer, exposures wait in the buffer; past its bound they
+are dropped and counted, and the answer says so (``exposure_id`` is null, ``degraded`` names it).
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter
+
+from streamfold.core.errors import InvalidEvent, LedgerError
+from streamfold.core.events import CloudEvent, NewEvent
+from streamfold.core.views import WorkspaceView
+from streamfold.pipelines.serve.logs import logger
+
+SOURCE = "streamfold:serve"
+"""``source`` of the exposures that this service logs."""
+_MOST = 10_000
+_AT_ONCE = 500
+_RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exposed:
+    """One item of a response, in the order of its rank."""
+
+    item_id: str
+    score: float | None = None
+    propensity: float | None = None
+
+
+class Exposures:
+    """The buffer of one serving process.
+
+    Parameters
+    ----------
+    accept : validates events of a workspace; append : logs them (blocks).
+    """
+
+    def __init__(
+        self,
+        accept: Callable[[str, Sequence[CloudEvent]], list[NewEvent | InvalidEvent]],
+        append: Callable[[WorkspaceView, Sequence[NewEvent]], Any],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._accept, self._append = accept, append
+        self._waiting: deque[tuple[WorkspaceView, CloudEvent]] = deque()
+        self._ready = threading.Condition()
+        self._stopped = False
+        self._log = logger()
+        self._count = Counter(
+            "streamfold_exposures", "Exposures by what became of them", ["workspace", "outcome"], registry=registry
+        )
+        self._thread = threading.Thread(target=self._loop, name="exposures", daemon=True)
+        self._thread.start()
+
+    def log(
+        self,
+        view: WorkspaceView,
+        kind: Literal["recommend", "rank", "classify"],
+        items: Sequence[Exposed],
+        *,
+        exposure_id: str,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        policies: Mapping[str, str],
+        context: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Have a response logged soon; False: the buffer is full, it is dropped."""
+        data = {
+            "exposure_id": exposure_id,
+            "kind": kind,
+            "items": [
+                {"item_id": one.item_id, "rank": rank, "score": one.score, "propensity": one.propensity}
+                for rank, one in enumerate(items, 1)
+            ],
+            "user_id": user_id,
+            "session_id": session_id,
+            "policies": dict(policies),
+            "context": dict(context) if context else None,
+        }
+        raw = msgspec.Raw(msgspec.json.encode(data))
+        event = CloudEvent(specversion="1.0", id=exposure_id, source=SOURCE, type="exposure.recorded", data=raw)
+        with self._ready:
+            full = len(self._waiting) >= _MOST or self._stopped
+            if not full:
+                self._waiting.append((view, event))
+                self._ready.notify()
+        if full:
+            self._count.labels(view.name, "dropped").inc()
+        return not full
+
+    def flush(self, timeout_s: float = 5.0) -> bool:
+        """Wait until everything is logged; False: not in time."""
+        with self._ready:
+            return self._ready.wait_for(lambda: not self._waiting, timeout_s)
+
+    def close(self) -> None:
+        """Log what waits, if the ledger answers."""
+        with self._ready:
+            self._stopped = True
+            self._ready.notify_all()
+        self._thread.join(timeout=10)
+
+    def _loop(self) -> None:
+        while True:
+            with self._ready:
+                self._ready.wait_for(lambda: self._waiting or self._stopped)
+                batch = list(islice(self._waiting, _AT_ONCE))
+            if not batch:
+                return
+            try:
+                self._write(batch)
+            except LedgerError as error:
+                self._log.warning("exposures_wait", waiting=len(self._waiting), error=str(error))
+                with self._ready:
+                    if self._ready.wait_for(lambda: self._stopped, _RETRY_S):
+                        return
+                continue
+            except Exception as error:
+                self._log.error("exposures_lost", lost=len(batch), error=repr(error), exc_info=error)
+            with self._ready:
+                for _ in batch:
+                    self._waiting.popleft()
+                self._ready.notify_all()
+
+    def _write(self, batch: Sequence[tuple[WorkspaceView, CloudEvent]]) -> None:
+        by_view: dict[str, tuple[WorkspaceView, list[CloudEvent]]] = {}
+        for view, event in batch:
+            by_view.setdefault(view.name, (view, []))[1].append(event)
+        for name, (view, raws) in by_view.items():
+            found = self._accept(name, raws)
+            events = [one for one in found if not isinstance(one, InvalidEvent)]
+            if events:
+                self._append(view, events)
+                self._count.labels(name, "logged").inc(len(events))
+            if refused := len(found) - len(events):
+                self._count.labels(name, "refused").inc(refused)
+
+
+def new_id() -> str:
+    """A new exposure's id; it also seeds what the response draws."""
+    return uuid.uuid4().hex
