@@ -5,7 +5,8 @@
 - :mod:`~streamfold.pipelines.cli.local`: ``init doctor migrate serve ingest worker demo`` (no service needed)
 - :mod:`~streamfold.pipelines.cli.send`, with :mod:`~streamfold.pipelines.cli.rows` and
   :mod:`~streamfold.pipelines.cli.folder`: files to events to the service
-- :mod:`~streamfold.pipelines.cli.ask`: ``query trending``
+- :mod:`~streamfold.pipelines.cli.ask`: ``query trending``; :mod:`~streamfold.pipelines.cli.recommend`: ``recommend
+  rank similar``
 - :mod:`~streamfold.pipelines.cli.watch`: ``status trace tail plugins``
 - :mod:`~streamfold.pipelines.cli.size`: ``size``
 - :mod:`~streamfold.pipelines.cli.new_plugin`, :mod:`~streamfold.pipelines.cli.check_plugin`,
@@ -42,6 +43,7 @@ from streamfold.pipelines.cli import (
     local,
     new_plugin,
     policies,
+    recommend,
     retain,
     send,
     size,
@@ -84,6 +86,7 @@ for _module in (
     local,
     send,
     ask,
+    recommend,
     watch,
     letters,
     policies,
