@@ -134,5 +134,7 @@ class ItemVectorsServer:
         keys, scores = self._view["vectors"].search(centre[None], n + len(seeds))
         given = {item_id for item_id, _ in seeds}
         names = self._view["name"].get_many(keys[0].tolist())
-        found = [(name, float(score)) for name, score in zip(names, scores[0], strict=True)]
-        return [(name, score) for name, score in found if name is not None and name not in given][:n]
+        # rounded: how rows lie in memory decides the last bits of a product
+        found = [(name, round(float(score), 5)) for name, score in zip(names, scores[0], strict=True)]
+        kept = [(name, score) for name, score in found if name is not None and name not in given]
+        return sorted(kept, key=lambda one: (-one[1], one[0]))[:n]
