@@ -31,6 +31,7 @@ class Example(NamedTuple):
     ``seq`` and ``n`` name it: the event that completed it, and which of that event's examples it is. ``served``: the
     score it was shown with (``None``: nothing of ours showed it), ``propensity``: with what probability. ``swaps``:
     the same pair was learned with the opposite label before, at the same ``at_us`` (a late positive): take that back.
+    ``exposure``: the exposure's id; empty where nothing of ours showed it.
     """
 
     seq: int
@@ -44,6 +45,7 @@ class Example(NamedTuple):
     served: float | None = None
     propensity: float | None = None
     swaps: bool = False
+    exposure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,3 +183,43 @@ class SimilarItems(Protocol):
     """Lists items like one item, best first, with scores."""
 
     def similar(self, item_id: str, n: int) -> list[tuple[str, float]]: ...
+
+
+# -- quality -----------------------------------------------------------------------------------------------------------
+class QualityPoint(NamedTuple):
+    """How good scores were in a stretch of time; ``nan`` where nothing can be said."""
+
+    at_us: int
+    events: int
+    auc: float
+    user_auc: float
+    logloss: float
+    ndcg_at_10: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What a stack scored before it learned the outcome, one row per example, in order of the log.
+
+    ``key``: the example's ``(seq, n)``; ``user``: a hash of the user; all arrays have length ``n``.
+    """
+
+    key: npt.NDArray[np.int64]
+    user: npt.NDArray[np.int64]
+    at_us: npt.NDArray[np.int64]
+    score: Floats
+    label: Floats
+    slices: npt.NDArray[np.int64]
+    """Bits: 1 a new user, 2 a new item."""
+
+
+@runtime_checkable
+class QualityReport(Protocol):
+    """How good a stack's scores were, by the outcomes that came since (delayed progressive validation)."""
+
+    slices: tuple[str, ...]
+
+    def series(self, *, from_us: int, to_us: int, slice_: str) -> list[QualityPoint]: ...
+    def scored(self) -> Scored:
+        """The last examples with the scores that they had before they were learned."""
+        ...

@@ -132,6 +132,25 @@ class RetentionSettings(_Section):
     """How often it is looked what may leave."""
 
 
+class GateSettings(_Section):
+    """What a shadow with a ``quality`` policy is held to before it is promoted, against what is live."""
+
+    delta: float = Field(default=0.001, ge=0)
+    """Nats of log loss by which it may be worse."""
+    min_users: int = Field(default=100, ge=1)
+    """Fewer users with a closed window decide nothing."""
+    window_s: float = Field(default=86_400, gt=0)
+    """A user counts once, with the mean over so long."""
+    max_flips: float = Field(default=0.05, ge=0, le=1)
+    """Share of examples that were right and are wrong now."""
+    worst_slice: float = Field(default=0.05, ge=0)
+    """Nats by which it may be worse among new or known users or items."""
+    bytes_ratio: float = Field(default=2.0, gt=0)
+    """Times the bytes of what is live."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """How often the bounds may be wrong."""
+
+
 class VectorSettings(_Section):
     """How views search vectors."""
 
@@ -204,6 +223,7 @@ class Settings(BaseSettings):
     fold: FoldSettings = FoldSettings()
     retention: RetentionSettings = RetentionSettings()
     vectors: VectorSettings = VectorSettings()
+    gate: GateSettings = GateSettings()
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
 

@@ -176,7 +176,7 @@ class Joined:
         items = []
         for one in shown.items:
             if one.state == _OPEN:
-                self._learn(shown.user, one.item, 0.0, shown.at_us, one)
+                self._learn(shown.user, one.item, 0.0, shown.at_us, one, exposure=exposure_id)
                 one = one._replace(state=_NEGATIVE)
             items.append(one)
         self._put("shown", exposure_id, msgspec.structs.replace(shown, items=tuple(items)))
@@ -246,13 +246,22 @@ class Joined:
             return True  # said already; and who liked it may well leave it later
         user = shown.user or user_key(getattr(self._event.data, "user_id", None), None)
         if user:
-            self._learn(user, item, label, shown.at_us, one, swaps=one.state == _NEGATIVE)
+            swaps = one.state == _NEGATIVE
+            self._learn(user, item, label, shown.at_us, one, swaps=swaps, exposure=exposure_id)
         items = (*shown.items[:index], one._replace(state=state), *shown.items[index + 1 :])
         self._put("shown", exposure_id, msgspec.structs.replace(shown, items=items))
         return True
 
     def _learn(
-        self, user: str, item: str, label: float, at_us: int, shown: ShownItem | None = None, *, swaps: bool = False
+        self,
+        user: str,
+        item: str,
+        label: float,
+        at_us: int,
+        shown: ShownItem | None = None,
+        *,
+        swaps: bool = False,
+        exposure: str = "",
     ) -> None:
         if not user:
             return
@@ -260,7 +269,7 @@ class Joined:
         self.examples.append(
             Example(
                 self._event.seq, len(self.examples), user, item, label, at_us, user_tokens, item_tokens,
-                None if shown is None else shown.served, None if shown is None else shown.propensity, swaps,
+                None if shown is None else shown.served, None if shown is None else shown.propensity, swaps, exposure,
             )
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ from streamfold.plugins.cooccurrence import Cooccurrence
 from streamfold.plugins.graph_index import GraphIndex
 from streamfold.plugins.item_vectors import ItemVectors
 from streamfold.plugins.newest import Newest
+from streamfold.plugins.quality import Quality
 from streamfold.plugins.trending import Trending
 from streamfold.plugins.vector_index import VectorIndex
 
@@ -16,7 +17,7 @@ from streamfold.plugins.vector_index import VectorIndex
 @hookimpl(trylast=True)
 def register_policies() -> list[type[Policy]]:
     """Offer the policies that come with streamfold."""
-    return [GraphIndex, VectorIndex, Trending, Activity, Cooccurrence, ItemVectors, Newest]
+    return [GraphIndex, VectorIndex, Trending, Activity, Cooccurrence, ItemVectors, Newest, Quality]
 
 
 @hookimpl(trylast=True)

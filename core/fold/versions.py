@@ -19,6 +19,7 @@ from streamfold.core.context import Context, Group, group_name, pinned
 from streamfold.core.errors import ConfigError, GateFailed, NotCaughtUp, OutOfReach, VersionConflict, nearest
 from streamfold.core.fold.erasure import holds_erased
 from streamfold.core.fold.stores import checkpoint_root
+from streamfold.core.hooks import GateRule
 from streamfold.core.ledger.abc import AuditEntry, DeadLetter, Instance, LogRow, Promoted, Slot
 from streamfold.core.registry import Declared
 from streamfold.core.stores.checkpoint import drop_old_checkpoints
@@ -152,9 +153,18 @@ def _declared(row: Instance) -> Declared:
 
 # -- promotion and rollback -------------------------------------------------------------------------------------------
 def promote(
-    context: Context, workspace: str, group: Group, *, actor: str, reason: str, force: bool = False
+    context: Context,
+    workspace: str,
+    group: Group,
+    *,
+    actor: str,
+    reason: str,
+    force: bool = False,
+    rules: Sequence[GateRule] = (),
 ) -> Promoted:
     """Make a shadow live at one position; what was live folds on for ``rollback_window_s``.
+
+    ``rules``: what was found out about it beside what the hooks say.
 
     Raises
     ------
@@ -163,11 +173,11 @@ def promote(
     GateFailed : a rule of the ``promotion_gate`` hook failed and ``force`` was not given.
     """
     _refuse_blocked(context, workspace, group)
-    rules = gate(context, workspace, group)
-    failed = [rule for rule in rules if not rule["passed"]]
+    found = [*(asdict(rule) for rule in rules), *gate(context, workspace, group)]
+    failed = [rule for rule in found if not rule["passed"]]
     if failed and not force:
         names = ", ".join(str(rule["rule"]) for rule in failed)
-        raise GateFailed(f"{group.name}: {names} failed; force=true overrides", rules)
+        raise GateFailed(f"{group.name}: {names} failed; force=true overrides", found)
     forced = f" (forced past {', '.join(str(rule['rule']) for rule in failed)})" if failed else ""
     return _take_over(context, workspace, group, _entry(context, actor, "promote", group.name, f"{reason}{forced}"))
 

@@ -34,6 +34,7 @@ from streamfold.pipelines.serve import (
     keys,
     listing,
     operate,
+    quality,
     recommend,
     retention,
     things,
@@ -47,7 +48,7 @@ from streamfold.pipelines.serve.service import Service
 
 _MODULES = (
     events, documents, things, ask, recommend, graph, listing, deadletters, erasures, backups, retention, operate,
-    versions, keys, health, compat,
+    versions, quality, keys, health, compat,
 )  # fmt: skip
 ENDPOINTS: tuple[Endpoint, ...] = tuple(endpoint for module in _MODULES for endpoint in module.ENDPOINTS)
 """All routes under ``/v1``, beside it and under ``/compat``, but ``/openapi.json``, which describes them."""

@@ -188,6 +188,29 @@ USER = {
     "version": VERSION,
 }
 USERS = {"items": [USER], "next_cursor": None, "version": VERSION}
+QUALITY = {
+    "series": [
+        {
+            "at": "2026-01-31T12:00:00.000000Z",
+            "events": 1200,
+            "auc": 0.78,
+            "user_auc": 0.72,
+            "logloss": 0.56,
+            "ndcg_at_10": 0.31,
+        }
+    ],
+    "slice": "all",
+    "gate": [
+        {
+            "rule": "not_worse",
+            "passed": True,
+            "value": -0.002,
+            "limit": 0.001,
+            "detail": "pass, better: 812 users, mean difference of log loss in -0.0061…-0.0020",
+        }
+    ],
+    "version": VERSION,
+}
 HEALTH = {"checks": [{"name": "lag", "ok": True, "detail": "0 events (limit 200000)"}]}
 JOB_STARTED = {"job_id": "0f3a"}
 JOB = {

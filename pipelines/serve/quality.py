@@ -1,0 +1,135 @@
+"""How good a version's scores are, over time, and whether it may take over: the series and the gate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from starlette.responses import Response
+
+from streamfold.core.clock import US
+from streamfold.core.errors import nearest
+from streamfold.core.gate import GateLimits, judge
+from streamfold.core.hooks import GateRule
+from streamfold.core.recommending import QualityPoint, QualityReport
+from streamfold.core.views import GroupView, MemberView, WorkspaceView
+from streamfold.pipelines.serve import examples
+from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer, rfc3339
+from streamfold.pipelines.serve.problems import Problem, at
+from streamfold.pipelines.serve.reading import wait_fresh
+
+_EVER_US = 2**62
+Served = tuple[GroupView, MemberView]
+
+
+def gate_rules(call: Call, group: str) -> list[GateRule]:
+    """Judge a candidate by its scores against the live ones'; no rules where either has no quality policy."""
+    view = call.view
+    with view.asking():
+        candidate = next((one for one in _reports(view) if one[0].group.name == group), None)
+        live = None if candidate is None else _live(view, candidate)
+        if candidate is None or live is None:
+            return []
+        with view.reading([candidate[0], live[0]]):
+            mine, theirs = candidate[1].server.scored(), live[1].server.scored()
+            sizes = [one[0].stores.state_bytes() for one in (candidate, live)]
+    limits = GateLimits(**call.service.settings.gate.model_dump())
+    return judge(mine, theirs, limits, candidate_bytes=sizes[0], live_bytes=sizes[1])
+
+
+def _reports(view: WorkspaceView) -> list[Served]:
+    """Every group's report, shadows' too."""
+    return [
+        (group, member)
+        for group in view.groups.values()
+        for member in group.members.values()
+        if isinstance(member.server, QualityReport)
+    ]
+
+
+def _live(view: WorkspaceView, candidate: Served) -> Served | None:
+    """The live report of the same name, if the candidate is another one."""
+    name = candidate[1].runtime.instance.name
+    found = view.servers(QualityReport, name)
+    return found[0] if found and found[0][0] is not candidate[0] and found[0][0] in view.live() else None
+
+
+def _report(call: Call, view: WorkspaceView) -> Served:
+    """The report of the group that a name addresses: any member's name, or name@version."""
+    wanted = call.path["name"]
+    live = {group.group.name for group in view.live()}
+    groups = sorted(view.groups.values(), key=lambda group: group.group.name not in live)
+    names: set[str] = set()
+    for group in groups:
+        runtimes = [member.runtime for member in group.members.values()]
+        own = {name for runtime in runtimes for name in runtime.names}
+        own |= {runtime.instance.name for runtime in runtimes}
+        names |= own
+        if wanted not in own:
+            continue
+        for report in _reports(view):
+            if report[0] is group:
+                return report
+        detail = (
+            f"nobody measures the scores of '{wanted[:64]}': add [policies.quality] with its ranker to the settings"
+        )
+        raise Problem("not-found", detail)
+    raise Problem("not-found", f"no policy '{wanted[:64]}'{nearest(wanted[:64], names)}")
+
+
+async def quality(call: Call) -> Response:
+    """How good its scores were, and what the gate says of it."""
+    view = call.view
+    from_us, to_us = _time(call, "from", 0), _time(call, "to", _EVER_US)
+    group, member = _report(call, view)
+    slices: Sequence[str] = member.server.slices
+    slice_ = call.query.get("slice", slices[0])
+    if slice_ not in slices:
+        raise at("/slice", "invalid-value", f"slice is '{slice_[:40]}'{nearest(slice_[:64], slices)}")
+    await wait_fresh(call, view, [group])
+
+    def work() -> dict[str, Any]:
+        group, member = _report(call, view)
+        with view.reading([group]) as cut:
+            points = member.server.series(from_us=from_us, to_us=to_us, slice_=slice_)
+        series = [_shown(point) for point in points]
+        return {"series": series, "slice": slice_, "version": cut.as_json()}
+
+    found = await call.ask(view.asked, work)
+    rules = await call.ask(gate_rules, call, group.group.name)
+    return answer(found | {"gate": [asdict(rule) for rule in rules]})
+
+
+def _shown(point: QualityPoint) -> dict[str, Any]:
+    at_us, *_ = point
+    numbers = {name: _number(value) for name, value in point._asdict().items() if name != "at_us"}
+    return {"at": rfc3339(at_us), **numbers}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _time(call: Call, name: str, default: int) -> int:
+    value = call.query.get(name)
+    if value is None:
+        return default
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise at(f"/{name}", "invalid-value", f"{name} must be a time like 2026-01-31T12:00:00Z, not {value[:40]!r}")
+    return round(moment.timestamp() * US)
+
+
+ENDPOINTS = [
+    Endpoint(
+        method="GET", path="/v1/policies/{name}/quality", run=quality, tag="operate",
+        summary="How good a version's scores are, and whether it may take over", scope="query",
+        params=("from", "to", "slice", *READ_PARAMS), returns=examples.QUALITY, errors=(404, 422, 503),
+    ),
+]  # fmt: skip
