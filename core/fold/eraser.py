@@ -201,7 +201,7 @@ class Eraser:
             if owner is None:
                 return
         without = {p for e in erasures for p in (e.position, *positions(context, workspace, e))}
-        stores = GroupStores(context, group, side="view")
+        stores = GroupStores(context, group, side="both")
         try:
             fold = Refold(
                 context, workspace, group, stores, without=frozenset(without), batched=True, keep_skips=True,

@@ -116,7 +116,7 @@ def _sample(context: Context, workspace: str, group: Group, head: int) -> tuple[
     rows = context.ledger.read(workspace, after, _SAMPLE_EVENTS, types=sorted(group.handles)).rows
     if not rows:
         return None, None, 0, "no recent event that it handles: speed and size are not known"
-    stores = GroupStores(context, group, side="view")
+    stores = GroupStores(context, group, side="both")
     try:
         started = time.perf_counter()
         count = refold(context, workspace, group, stores, after=after, upto=rows[-1].seq)

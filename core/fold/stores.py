@@ -28,7 +28,7 @@ log = logging.getLogger("streamfold.stores")
 class GroupStores:
     """The live stores of all members of a group, keyed ``name@version/store``."""
 
-    def __init__(self, context: Context, group: Group, *, side: Literal["fold", "view"]) -> None:
+    def __init__(self, context: Context, group: Group, *, side: Literal["fold", "view", "both"]) -> None:
         self.folder = Path(context.scratch) / f"{side}-{uuid.uuid4().hex[:12]}"
         self.stores: dict[str, Store] = {}
         make_index = index_maker(context.settings.vectors)

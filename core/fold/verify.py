@@ -29,7 +29,7 @@ def verify_group(
 ) -> Verdict:
     """Recover the live stores, fold the log afresh to the same watermark, compare. O(log); nothing is written."""
     live, watermark = _recovered(context, workspace, group)
-    fresh = GroupStores(context, group, side="view")
+    fresh = GroupStores(context, group, side="both")
     try:
         events = refold(context, workspace, group, fresh, upto=watermark, progress=progress)
         differences, stores = [], {}

@@ -64,7 +64,7 @@ def open_store(
     declaration: Declaration,
     *,
     folder: Path,
-    side: Literal["fold", "view"],
+    side: Literal["fold", "view", "both"],
     make_index: Callable[[int, bool], VectorIndex] = ExactVectors,
 ) -> LiveArray | LiveTable | LiveText | LiveVectors | LiveGraph | LiveBlobs:
     """Return an empty live store for a declaration.
@@ -72,17 +72,18 @@ def open_store(
     Parameters
     ----------
     folder : for scratch files (blobs only); made when needed.
-    side : ``"fold"`` holds no content where the declaration says ``fold_reads=False``.
+    side : ``"fold"`` holds no content where the declaration says ``fold_reads=False``; ``"view"`` gets drained changes
+        alone; ``"both"`` holds everything and is folded into: a fold with no view beside it.
     make_index : ``(dim, normalize)`` → the index of a view's vectors. A fold that reads vectors reads exact ones: what
         it finds must not depend on when merges ran.
     """
     if isinstance(declaration, Array):
-        return LiveArray(declaration, writable=side == "fold")
-    hold = side == "view" or declaration.fold_reads
+        return LiveArray(declaration, writable=side != "view")
+    hold = side != "fold" or declaration.fold_reads
     if isinstance(declaration, Table):
         return LiveTable(declaration) if hold else WriteOnlyTable(declaration)
     if isinstance(declaration, Vectors):
-        return LiveVectors(declaration, hold=hold, make_index=make_index if side == "view" else ExactVectors)
+        return LiveVectors(declaration, hold=hold, make_index=ExactVectors if side == "fold" else make_index)
     if isinstance(declaration, Text):
         return LiveText(declaration, hold=hold)
     if isinstance(declaration, Graph):

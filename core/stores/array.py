@@ -77,11 +77,6 @@ class LiveArray:
             self.values = self._values.view()
             self.values.flags.writeable = False
 
-    def allow_writes(self) -> None:
-        """Take writes on a view's side, too: for the conformance kit, which folds into the stores that it serves."""
-        self._writable = True
-        self._show()
-
     # -- writes -------------------------------------------------------------------------------------------------------
     def touch(self, rows: npt.ArrayLike) -> Rows:
         """Say that rows will be changed in place, before they are; returns them as ``(n,) int64``. O(rows)."""

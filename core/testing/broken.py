@@ -216,10 +216,10 @@ class KnowingUsers(_Counting):
     """Reads a defaultdict, which makes an entry for every user who asks."""
 
     def serve(self, view: View) -> Candidates:
-        seen: defaultdict[str | None, list[str]] = defaultdict(list)
+        seen: defaultdict[str, list[str]] = defaultdict(list)
 
         def candidates(request: Any) -> list[tuple[str, float]]:
-            return [row for row in view["count"].top(request.n) if row[0] not in seen[request.user_id]]
+            return [row for row in view["count"].top(request.n) if row[0] not in seen[request.user]]
 
         return Candidates(candidates)
 

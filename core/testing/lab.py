@@ -29,7 +29,6 @@ from streamfold.core.fold.tools import InstanceTools
 from streamfold.core.hooks import hookimpl
 from streamfold.core.ledger.abc import LogRow
 from streamfold.core.policy import Backend, Policy, Tools
-from streamfold.core.stores.array import LiveArray
 from streamfold.core.testing.backends import BACKENDS
 from streamfold.core.testing.streams import Given, stream
 from streamfold.core.testing.world import World
@@ -123,8 +122,8 @@ class Lab:
             self._base[kind] = self.world(kind)
         return self._base[kind]
 
-    def bench(self, kind: type[Policy] | None = None, *, side: Literal["fold", "view"] = "fold") -> Bench:
-        """Open a bench with a new policy object; ``side``: which side of the stores the fold writes to."""
+    def bench(self, kind: type[Policy] | None = None, *, side: Literal["fold", "both"] = "fold") -> Bench:
+        """Open a bench with a new policy object; ``side``: which side of the stores the fold writes to (both: it is served from as well)."""
         bench = Bench(self.base(kind), kind or self.kind, side=side)
         self._open.callback(bench.close)
         return bench
@@ -206,7 +205,7 @@ def send(world: World, given: Sequence[Given], *, first: int = 1) -> None:
 class Bench:
     """A group's stores on both sides; folds event by event as core does, without ledger and lease."""
 
-    def __init__(self, world: World, kind: type[Policy], *, side: Literal["fold", "view"] = "fold") -> None:
+    def __init__(self, world: World, kind: type[Policy], *, side: Literal["fold", "both"] = "fold") -> None:
         base = world.context
         context = Context(
             settings=base.settings, registry=base.registry, ledger=base.ledger, clock=base.clock, scratch=base.scratch
@@ -215,10 +214,7 @@ class Bench:
         self.group: Group = context.group(world.workspace, kind.name)
         self.runtime = next(r for r in self.group.runtimes if isinstance(r.policy, kind))
         self.live = GroupStores(context, self.group, side=side)
-        for store in self.live.stores.values():
-            if isinstance(store, LiveArray):
-                store.allow_writes()
-        self.view = self.live if side == "view" else GroupStores(context, self.group, side="view")
+        self.view = self.live if side == "both" else GroupStores(context, self.group, side="view")
         self._reads = readers(self.group, self.live)
         self.wrap: Callable[[str, Any], Any] = lambda name, store: store
         """Put something around each of the policy's live stores before it is given to the fold."""

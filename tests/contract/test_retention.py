@@ -430,7 +430,7 @@ def test_a_fold_afresh_may_be_partial_only_when_asked(bare: World) -> None:
     keep(bare)
     group = bare.group("clicks")
     for partial in (False, True):
-        stores = GroupStores(bare.context, group, side="view")
+        stores = GroupStores(bare.context, group, side="both")
         try:
             fold = Refold(bare.context, "default", group, stores, partial=partial)
             if partial:

@@ -144,7 +144,7 @@ def check_checkpoint(lab: Lab) -> None:
 
 def check_half_way(lab: Lab) -> None:
     """A fold that fails between two writes leaves no trace in the stores, nor in what follows."""
-    bench, expected = lab.bench(side="view"), lab.bench(side="view")
+    bench, expected = lab.bench(side="both"), lab.bench(side="both")
     for event in lab.events():
         what = f"{told(event)}"
         before = copy.deepcopy(bench.contents())  # a value changed in place must not change here too

@@ -18,7 +18,7 @@ _LEAVES = (str, bytes, bytearray, int, float, complex, bool, type(None), type, t
 
 def check_serve_writes_nothing(lab: Lab) -> None:
     """No store changes by making the server and asking it."""
-    bench = lab.bench(side="view").run(lab.events())
+    bench = lab.bench(side="both").run(lab.events())
     before = bench.contents()
     server = bench.server()
     found = difference(bench.contents(), before)
@@ -35,7 +35,7 @@ def check_serve_writes_nothing(lab: Lab) -> None:
 
 def check_reading_grows_nothing(lab: Lab) -> None:
     """Asking for endless new users and texts does not make the policy or its server hold more."""
-    bench = lab.bench(side="view").run(lab.events())
+    bench = lab.bench(side="both").run(lab.events())
     server = bench.server()
     roots = [bench.policy, server, *_globals_of(lab.kind)]
     leave = [bench, *bench.live.stores.values(), lab]
