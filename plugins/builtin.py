@@ -6,6 +6,7 @@ from streamfold.core import Backend, Policy, hookimpl
 from streamfold.plugins import hashing, llm, minilm, names, sentences
 from streamfold.plugins.activity import Activity
 from streamfold.plugins.cooccurrence import Cooccurrence
+from streamfold.plugins.count_stack import CountStack
 from streamfold.plugins.graph_index import GraphIndex
 from streamfold.plugins.item_vectors import ItemVectors
 from streamfold.plugins.newest import Newest
@@ -17,7 +18,17 @@ from streamfold.plugins.vector_index import VectorIndex
 @hookimpl(trylast=True)
 def register_policies() -> list[type[Policy]]:
     """Offer the policies that come with streamfold."""
-    return [GraphIndex, VectorIndex, Trending, Activity, Cooccurrence, ItemVectors, Newest, Quality]
+    return [
+        GraphIndex,
+        VectorIndex,
+        Trending,
+        Activity,
+        Cooccurrence,
+        ItemVectors,
+        Newest,
+        Quality,
+        CountStack,
+    ]
 
 
 @hookimpl(trylast=True)

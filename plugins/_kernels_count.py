@@ -1,0 +1,182 @@
+"""The per-event loop of ``count_stack``, compiled; its equations are in ``count_stack.py``."""
+
+from __future__ import annotations
+
+from math import exp, log, sqrt
+
+import numba
+import numpy as np
+
+from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of
+
+FEATURES = 12
+START = np.array([0.0, 1.0, 1.0, 0.0, 0.0, 0.5, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0])
+ID_COLUMNS, CROSS_COLUMNS = 6, 4
+LIKES, WINDOW_LIKES, WINDOW_MET = 3, 4, 5
+WEIGHTS, SQUARES, ALL = 0, 1, 2
+"""Rows of the head: what the weights have moved, AdaGrad's sums of squares, and (likes, examples) of everything."""
+_USER, _ITEM, _GENRE, _USER_GENRE, _ITEM_TRAIT, _GENRE_TRAIT = 1, 2, 3, 4, 5, 6
+
+
+@numba.njit(cache=True)
+def keys(pairs):  # type: ignore[no-untyped-def]
+    """Return the keys of each pair: user, item, genres …; and crosses: user × genres, item × traits, both."""
+    users, items, traits, trait_ends, genres, genre_ends = pairs
+    pairs_n = len(users)
+    ends, cross_ends = np.zeros(pairs_n + 1, np.int64), np.zeros(pairs_n + 1, np.int64)
+    for j in range(pairs_n):
+        n, m = genre_ends[j + 1] - genre_ends[j], trait_ends[j + 1] - trait_ends[j]
+        ends[j + 1] = ends[j] + 2 + n
+        cross_ends[j + 1] = cross_ends[j] + n + m + n * m
+    ids, crosses = np.empty(ends[-1], np.uint64), np.empty(cross_ends[-1], np.uint64)
+    a = b = 0
+    for j in range(pairs_n):
+        ts, gs = traits[trait_ends[j] : trait_ends[j + 1]], genres[genre_ends[j] : genre_ends[j + 1]]
+        ids[a], ids[a + 1] = key_of(users[j], _USER), key_of(items[j], _ITEM)
+        a += 2
+        for g in gs:
+            ids[a], crosses[b] = key_of(g, _GENRE), cross_key(users[j], g, _USER_GENRE)
+            a, b = a + 1, b + 1
+        for t in ts:
+            crosses[b] = cross_key(items[j], t, _ITEM_TRAIT)
+            b += 1
+        for t in ts:
+            for g in gs:
+                crosses[b] = cross_key(g, t, _GENRE_TRAIT)
+                b += 1
+    return ids, ends, crosses, cross_ends
+
+
+@numba.njit(cache=True)
+def _count(table, row):  # type: ignore[no-untyped-def]
+    return (table[row, LIKES], table[row, MET]) if row >= 0 else (0.0, 0.0)
+
+
+@numba.njit(cache=True)
+def _log_odds(p):  # type: ignore[no-untyped-def]
+    return log(p / (1.0 - p))
+
+
+@numba.njit(cache=True)
+def _shrunk(likes, n, strength, prior):  # type: ignore[no-untyped-def]
+    return (likes + strength * prior) / (n + strength)
+
+
+@numba.njit(cache=True)
+def _odds(table, row, strength, prior):  # type: ignore[no-untyped-def]
+    """Return how far the shrunk log-odds of a count are from those of the prior."""
+    likes, n = _count(table, row)
+    return _log_odds(_shrunk(likes, n, strength, prior)) - _log_odds(prior) if n > 0.0 else 0.0
+
+
+@numba.njit(cache=True)
+def _window_odds(table, row, strength, prior):  # type: ignore[no-untyped-def]
+    if row < 0:
+        return 0.0
+    return _log_odds(_shrunk(table[row, WINDOW_LIKES], table[row, WINDOW_MET], strength, prior)) - _log_odds(prior)
+
+
+@numba.njit(cache=True)
+def _describe(ids, crosses, head, of_ids, of_crosses, n, m, x):  # type: ignore[no-untyped-def]
+    """Fill ``x`` with the features of a pair of ``n`` genres and ``m`` traits; return the log-odds of everything."""
+    prior = _shrunk(head[ALL, 0], head[ALL, 1], 2.0, 0.5)
+    user, item = of_ids[0], of_ids[1]
+    likes, user_n = _count(ids, user)
+    of_user = _shrunk(likes, user_n, 4.0, prior)
+    likes, item_n = _count(ids, item)
+    of_item = _shrunk(likes, item_n, 6.0, prior)
+    x[0] = 1.0
+    x[1] = _odds(ids, user, 4.0, prior)
+    x[2] = _odds(ids, item, 6.0, prior)
+    x[3] = _window_odds(ids, user, 2.0, prior)
+    x[4] = _window_odds(ids, item, 3.0, prior)
+    x[5] = x[6] = x[7] = x[8] = 0.0
+    for g in range(n):
+        x[5] += _odds(crosses, of_crosses[g], 3.0, of_user) / n
+        x[6] += _odds(ids, of_ids[2 + g], 20.0, prior) / n
+    for t in range(m):
+        x[7] += _odds(crosses, of_crosses[n + t], 6.0, of_item) / m
+    for r in of_crosses[n + m :]:
+        x[8] += _odds(crosses, r, 10.0, prior) / (n * m)
+    x[9] = x[1] * user_n / (user_n + 10.0)
+    x[10] = x[2] * item_n / (item_n + 10.0)
+    x[11] = x[1] * x[2]
+    return _log_odds(prior)
+
+
+@numba.njit(cache=True)
+def _slide(row, label, swaps, keeps):  # type: ignore[no-untyped-def]
+    """Count in a window of about ``1 / (1 − keeps)`` examples; a swap corrects at most one like there."""
+    if swaps:
+        row[WINDOW_LIKES] = min(row[WINDOW_MET], max(0.0, row[WINDOW_LIKES] + 2.0 * label - 1.0))
+    else:
+        row[WINDOW_LIKES] = row[WINDOW_LIKES] * keeps + label
+        row[WINDOW_MET] = row[WINDOW_MET] * keeps + 1.0
+
+
+@numba.njit(cache=True)
+def _learn_counts(table, rows, likes, n):  # type: ignore[no-untyped-def]
+    for row in rows:
+        if row >= 0:
+            table[row, LIKES] += likes
+            table[row, MET] += n
+
+
+@numba.njit(cache=True)
+def learn(pairs, keyed, labels, swaps, ids, crosses, head, rate, keep, keep_crosses):  # type: ignore[no-untyped-def]
+    """Learn pairs in order; return each one's log-odds from before it. ``keyed``: see :func:`keys`."""
+    _, _, _, trait_ends, _, genre_ends = pairs
+    id_keys, ends, cross_keys, cross_ends = keyed
+    x, logits = np.empty(FEATURES), np.empty(len(labels))
+    for j in range(len(labels)):
+        n, m, y = genre_ends[j + 1] - genre_ends[j], trait_ends[j + 1] - trait_ends[j], labels[j]
+        now = head[ALL, 2] + 1.0
+        head[ALL, 2] = now
+        of_ids = np.empty(ends[j + 1] - ends[j], np.int64)
+        of_crosses = np.empty(cross_ends[j + 1] - cross_ends[j], np.int64)
+        admit(ids, id_keys[ends[j] : ends[j + 1]], now, keep, of_ids)
+        admit(crosses, cross_keys[cross_ends[j] : cross_ends[j + 1]], now, keep_crosses, of_crosses)
+        z = _describe(ids, crosses, head, of_ids, of_crosses, n, m, x)
+        for k in range(FEATURES):
+            z += (START[k] + head[WEIGHTS, k]) * x[k]
+        logits[j] = z
+        slope, likes, count = 1.0 / (1.0 + exp(-min(30.0, max(-30.0, z)))) - y, y, 1.0
+        if swaps[j]:  # the opposite label's step is taken back with this one, and so are its counts
+            slope, likes, count = 1.0 - 2.0 * y, 2.0 * y - 1.0, 0.0
+        for k in range(FEATURES):
+            step = slope * x[k]
+            head[SQUARES, k] += step * step
+            head[WEIGHTS, k] -= rate * step / sqrt(1.0 + head[SQUARES, k])
+        head[ALL, 0] += likes
+        head[ALL, 1] += count
+        _learn_counts(ids, of_ids, likes, count)
+        _learn_counts(crosses, of_crosses, likes, count)
+        if of_ids[0] >= 0:
+            _slide(ids[of_ids[0]], y, swaps[j], 0.9)
+        if of_ids[1] >= 0:
+            _slide(ids[of_ids[1]], y, swaps[j], 0.95)
+    return logits
+
+
+@numba.njit(cache=True)
+def predict(pairs, keyed, ids, crosses, head):  # type: ignore[no-untyped-def]
+    """Return log-odds, whether each item was met, features, and what each of them adds; the last is the prior."""
+    _, _, _, trait_ends, _, genre_ends = pairs
+    id_keys, ends, cross_keys, cross_ends = keyed
+    total = len(ends) - 1
+    logits, known = np.empty(total), np.empty(total, np.bool_)
+    values, parts = np.empty((total, FEATURES + 1)), np.empty((total, FEATURES + 1))
+    for j in range(total):
+        n, m = genre_ends[j + 1] - genre_ends[j], trait_ends[j + 1] - trait_ends[j]
+        of_ids = np.empty(ends[j + 1] - ends[j], np.int64)
+        of_crosses = np.empty(cross_ends[j + 1] - cross_ends[j], np.int64)
+        find_all(ids, id_keys[ends[j] : ends[j + 1]], of_ids)
+        find_all(crosses, cross_keys[cross_ends[j] : cross_ends[j + 1]], of_crosses)
+        z = _describe(ids, crosses, head, of_ids, of_crosses, n, m, values[j])
+        values[j, FEATURES] = parts[j, FEATURES] = z
+        for k in range(FEATURES):
+            parts[j, k] = (START[k] + head[WEIGHTS, k]) * values[j, k]
+            z += parts[j, k]
+        logits[j] = z
+        known[j] = of_ids[1] >= 0 and ids[of_ids[1], MET] > 0.0
+    return logits, known, values, parts

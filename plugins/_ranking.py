@@ -1,0 +1,200 @@
+"""What online rankers share: ids and tokens as hashed codes, and a policy that learns labelled examples.
+
+An id or a token is coded as the first eight bytes of BLAKE2b over its namespaced string, whatever the process and its
+hash seed. A kernel takes codes, combines them where it crosses two, and takes the remainder by a store's rows: new ids
+need no dictionary, and the shape of the store is the bound (Weinberger et al., Feature Hashing for Large Scale
+Multitask Learning, 2009, arXiv:0902.2206). Two that meet in one row share it.
+
+A ranker's ``learn`` takes any number of examples and does exactly what the loop over them does: the loop is a compiled
+kernel. The scores that it returns are those from before each example.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from streamfold.core import (
+    LEARNED_FROM,
+    ConfigError,
+    Event,
+    Example,
+    Feature,
+    Policy,
+    Prepared,
+    Ranking,
+    RankRequest,
+    Stores,
+    View,
+)
+
+Codes = npt.NDArray[np.uint64]
+Ends = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+_CACHED = 1 << 17
+_MOST_USER_TOKENS, _MOST_ITEM_TOKENS = 8, 16
+"""So many tokens of a side are learned from: crosses of the two cost their product."""
+
+
+@lru_cache(_CACHED)
+def code(kind: str, text: str) -> int:
+    """Code a string of a namespace: ``user``, ``item``, ``user_token`` or ``item_token``.
+
+    >>> code("user", "u:7") == code("user", "u:7"), code("user", "u:7") == code("item", "u:7")
+    (True, False)
+    """
+    return int.from_bytes(blake2b(f"{kind}\x1f{text}".encode(), digest_size=8).digest(), "little")
+
+
+@lru_cache(_CACHED)
+def _token_codes(kind: str, tokens: tuple[str, ...], most: int) -> Codes:
+    codes = np.array([code(kind, token) for token in tokens[:most]], np.uint64)
+    codes.flags.writeable = False
+    return codes
+
+
+class Coded(NamedTuple):
+    """Pairs of user and item as codes; tokens of pair ``j`` are ``user_tokens[user_ends[j] : user_ends[j + 1]]``."""
+
+    users: Codes
+    items: Codes
+    user_tokens: Codes
+    user_ends: Ends
+    item_tokens: Codes
+    item_ends: Ends
+
+
+def _joined(kind: str, most: int, sets: Sequence[tuple[str, ...]]) -> tuple[Codes, Ends]:
+    parts = [_token_codes(kind, tokens, most) for tokens in sets]
+    ends = np.zeros(len(parts) + 1, np.int64)
+    if len(parts) == 1:
+        ends[1] = len(parts[0])
+        return parts[0], ends
+    np.cumsum([len(part) for part in parts], out=ends[1:])
+    return np.concatenate(parts) if parts else np.empty(0, np.uint64), ends
+
+
+def coded(
+    users: Sequence[str],
+    items: Sequence[str],
+    user_tokens: Sequence[tuple[str, ...]],
+    item_tokens: Sequence[tuple[str, ...]],
+) -> Coded:
+    """Code pairs of users and items."""
+    return Coded(
+        np.array([code("user", user) for user in users], np.uint64),
+        np.array([code("item", item) for item in items], np.uint64),
+        *_joined("user_token", _MOST_USER_TOKENS, user_tokens),
+        *_joined("item_token", _MOST_ITEM_TOKENS, item_tokens),
+    )
+
+
+def coded_examples(examples: Sequence[Example]) -> Coded:
+    """Code the pairs of examples."""
+    return coded(
+        [one.user for one in examples],
+        [one.item for one in examples],
+        [one.user_tokens for one in examples],
+        [one.item_tokens for one in examples],
+    )
+
+
+def outcomes(examples: Sequence[Example]) -> tuple[Floats, Flags]:
+    """Labels of examples, and which of them take back their opposite."""
+    return np.array([one.label for one in examples]), np.array([one.swaps for one in examples], bool)
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """Turn log-odds into probabilities, as the kernels do."""
+    return 1.0 / (1.0 + np.exp(-np.clip(logits, -30.0, 30.0)))
+
+
+def at_least(policy: str, config: Any, least: float, *names: str) -> None:
+    """Check that settings are finite numbers from ``least`` on."""
+    for name in names:
+        value = getattr(config, name)
+        if not least <= value < np.inf:
+            raise ConfigError(f"{policy}: {name} is {value}: it must be at least {least:g}")
+
+
+class Predicted(NamedTuple):
+    """What a model says of pairs: log-odds, whether the item is known, and the parts that sum up to the log-odds.
+
+    ``values`` and ``parts`` are ``(n, features)``: what a feature is, and what it adds.
+    """
+
+    logits: Floats
+    known: Flags
+    values: Floats
+    parts: Floats
+
+
+class OnlineRanker(Policy):
+    """A ranker that learns each labelled example once, in order."""
+
+    handles = LEARNED_FROM
+    reads = ("activity",)
+    features: tuple[str, ...]
+    """Names of what a score is made of."""
+
+    @abstractmethod
+    def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
+        """Learn examples in order; returns their scores, each from before it was learned."""
+
+    @abstractmethod
+    def predict(self, pairs: Coded, stores: Any) -> Predicted:
+        """Score pairs; a pure read."""
+
+    def fold(self, event: Event, prepared: Prepared, stores: Stores) -> None:
+        """Learn the examples of one event."""
+        examples = stores.of("activity").server.examples(event, stores.now_us)
+        if examples:
+            self.learn(examples, stores)
+
+    def serve(self, view: View) -> OnlineServer:
+        """Score items for a user."""
+        return OnlineServer(self, view)
+
+
+class OnlineServer:
+    """Scores from the view, or on the fold's side from the stores as they are before an event."""
+
+    def __init__(self, policy: OnlineRanker, view: View) -> None:
+        self._policy = policy
+        self._view = view
+        self._scored: tuple[int, int, float] = (-1, -1, 0.0)
+
+    def rank(self, request: RankRequest) -> Ranking:
+        """Score items for a user, in one batch."""
+        n = len(request.item_ids)
+        if not n:
+            return Ranking(scores=np.empty(0), known=np.empty(0, bool))
+        of_user, of_items = self._view.of("activity").server.tokens(request.user, request.item_ids)
+        pairs = coded([request.user] * n, request.item_ids, [of_user] * n, of_items)
+        found = self._policy.predict(pairs, self._view)
+        said = explained(self._policy.features, found) if request.explain else ()
+        return Ranking(scores=sigmoid(found.logits), known=found.known, features=said)
+
+    def score(self, example: Example) -> float:
+        """Score an example's pair; asked again for the same example, the answer is the first one."""
+        if self._scored[:2] != (example.seq, example.n):
+            logit = self._policy.predict(coded_examples([example]), self._view).logits
+            self._scored = example.seq, example.n, float(sigmoid(logit)[0])
+        return self._scored[2]
+
+
+def explained(names: Iterable[str], found: Predicted) -> list[tuple[Feature, ...]]:
+    """List for each pair what made its score, largest first; features that add nothing are left out."""
+    names = tuple(names)
+    rows = []
+    for values, parts in zip(found.values.tolist(), found.parts.tolist(), strict=True):
+        told = [Feature(name, value, part) for name, value, part in zip(names, values, parts, strict=True) if part]
+        rows.append(tuple(sorted(told, key=lambda one: (-abs(one.contribution), one.name))))
+    return rows
