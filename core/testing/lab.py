@@ -123,7 +123,7 @@ class Lab:
         return self._base[kind]
 
     def bench(self, kind: type[Policy] | None = None, *, side: Literal["fold", "both"] = "fold") -> Bench:
-        """Open a bench with a new policy object; ``side``: which side of the stores the fold writes to (both: it is served from as well)."""
+        """Open a bench with a new policy object; ``side``: what the fold writes to (``both``: it serves, too)."""
         bench = Bench(self.base(kind), kind or self.kind, side=side)
         self._open.callback(bench.close)
         return bench

@@ -109,10 +109,11 @@ def stack_of(view: WorkspaceView, policy: str | None) -> Stack:
 
 
 def rankers(view: WorkspaceView) -> list[Served]:
-    """Live rankers that no other policy reads, those that build on most others first."""
+    """Live rankers that no other ranker reads, those that build on most others first."""
     found = []
     for group, member in view.servers(Ranker):
-        reads = {m.runtime.instance.name: m.runtime.policy.reads for m in group.members.values()}
+        ranking = [m.runtime for m in group.members.values() if isinstance(m.server, Ranker)]
+        reads = {runtime.instance.name: runtime.policy.reads for runtime in ranking}
         name = member.runtime.instance.name
         if not any(name in read for read in reads.values()):
             found.append((-_depth(name, reads), name, (group, member)))

@@ -55,7 +55,11 @@ def test_check_policy_names_the_check_and_tells_what_to_do() -> None:
         check_policy(Clocked)
 
 
-SMALL: dict[str, dict[str, Any]] = {"cooccurrence": {"max_items": 256}}
+SMALL: dict[str, dict[str, Any]] = {
+    "cooccurrence": {"max_items": 256},
+    "count_stack": {"ids": 256, "crosses": 256},
+    "quality": {"ranker": "count_stack", "ring": 256},
+}
 """Configurations of policies whose default arrays are large: the checks copy and compare them many times."""
 
 

@@ -1,0 +1,138 @@
+"""A ranker's stack is measured live, shadowed, judged, promoted and rolled back as one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamfold.core.testing.service import EmbeddedService
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "trending": {},
+    "activity": {"window_s": 1.0},
+    "count_stack": {"ids": 4096, "crosses": 8192},
+    "quality": {"ranker": "count_stack"},
+}
+DAY_S = 86_400
+
+
+def interactions(n: int, seed: int) -> list[dict[str, Any]]:
+    """Users who like one of two genres, on different days."""
+    rng = np.random.default_rng(seed)
+    start = time.time() - 30 * DAY_S
+    events = []
+    for i in range(n):
+        user, item = int(rng.integers(300)), int(rng.integers(40))
+        liked = rng.random() < (0.9 if user % 2 == item % 2 else 0.1)
+        data = {"user_id": f"u{user}", "item_id": f"i{item}", "action": "like" if liked else "dislike"}
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start + 2 * DAY_S * i / n))
+        events.append(
+            {"specversion": "1.0", "id": f"{seed}-{i}", "source": "/t", "type": "interaction.observed", "time": at,
+             "data": data}
+        )  # fmt: skip
+    return events
+
+
+def post(service: EmbeddedService, events: list[dict[str, Any]]) -> None:
+    answer = service.client.post(
+        "/v1/events",
+        params={"wait": "visible", "wait_ms": 30_000},
+        content="\n".join(map(json.dumps, events)),
+        headers={"Content-Type": "application/x-ndjson"},
+    )
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedService]:
+    service = EmbeddedService(tmp_path_factory.mktemp("shop"), policies=POLICIES)
+    items = [("item.upserted", {"item_id": f"i{n}", "categories": [("a", "b")[n % 2]]}) for n in range(40)]
+    service.send(items)
+    post(service, interactions(4000, 1))
+    yield service
+    service.stop()
+
+
+def job(service: EmbeddedService, answer: Any) -> Any:
+    assert answer.status_code == 202, answer.text
+    for _ in range(3000):
+        found = service.get(f"/v1/jobs/{answer.json()['job_id']}")
+        if found["state"] not in ("queued", "running"):
+            assert found["state"] == "done", found
+            return found
+        time.sleep(0.02)
+    raise AssertionError("never done")
+
+
+def test_rank_puts_first_what_the_user_likes(shop: EmbeddedService) -> None:
+    body = {"user_id": "u0", "item_ids": ["i1", "i2", "i3", "i4", "new"], "explain": True, "log_exposure": False}
+    answer = shop.client.post("/v1/rank", json=body).raise_for_status().json()
+    order = [one["item_id"] for one in answer["items"]]
+    assert set(order[:2]) == {"i2", "i4"}
+    known = {one["item_id"]: one["known"] for one in answer["items"]}
+    assert known == {"i1": True, "i2": True, "i3": True, "i4": True, "new": False}
+    why = answer["items"][0]["explain"]
+    assert {"user x item tokens"} & {one["name"] for one in why["features"]}
+    recommended = shop.client.post("/v1/recommend", json={"user_id": "u1", "n": 5, "log_exposure": False}).json()
+    assert {int(one["item_id"][1:]) % 2 for one in recommended["items"]} == {1}
+
+
+def test_the_series_says_how_good_it_is(shop: EmbeddedService) -> None:
+    found = shop.get("/v1/policies/count_stack/quality")
+    assert sum(point["events"] for point in found["series"]) == 4000
+    late = [point for point in found["series"] if point["auc"] is not None][-20:]
+    assert np.mean([point["auc"] for point in late]) > 0.8
+    assert found["gate"] == []  # it is the live one itself
+    known = shop.get("/v1/policies/count_stack/quality", slice="known")
+    assert sum(point["events"] for point in known["series"]) < 4000
+    assert shop.client.get("/v1/policies/count_stack/quality", params={"slice": "old"}).status_code == 422
+    assert shop.client.get("/v1/policies/trending/quality").status_code == 404
+    assert shop.client.get("/v1/policies/count_stak/quality").status_code == 404
+
+
+def test_a_worse_shadow_is_refused_a_better_promoted_and_rolled_back(shop: EmbeddedService) -> None:
+    body = {"name": "count_stack", "config": {"ids": 8, "crosses": 8}, "slot": "shadow", "reason": "smaller"}
+    job(shop, shop.client.post("/v1/policies", json=body))
+    versions = shop.get("/v1/policies")["items"]
+    shadow = next(v for v in versions if v["policy"] == "count_stack" and v["slot"] == "shadow")
+    label = f"count_stack@{shadow['label']}"
+    gate = {rule["rule"]: rule for rule in shop.get(f"/v1/policies/{label}/quality")["gate"]}
+    assert gate["not_worse"]["passed"] is False
+    refused = shop.client.post(f"/v1/policies/{label}/promote", json={"reason": "try"})
+    assert refused.status_code == 409
+    assert refused.json()["code"] == "gate-failed"
+    assert {rule["rule"] for rule in refused.json()["gate"]} >= {"not_worse", "negative_flips", "worst_slice", "bytes"}
+    forced = shop.client.post(f"/v1/policies/{label}/promote", json={"reason": "forced", "force": True})
+    job(shop, forced)
+    now_live = {v["policy"]: v["label"] for v in shop.get("/v1/policies")["items"] if v["slot"] == "live"}
+    assert now_live["count_stack"] == shadow["label"]
+    # what was live is a candidate again, and a better one
+    old = next(v for v in shop.get("/v1/policies")["items"] if v["policy"] == "count_stack" and v["slot"] == "shadow")
+    gate = {r["rule"]: r for r in shop.get(f"/v1/policies/count_stack@{old['label']}/quality")["gate"]}
+    assert gate["not_worse"]["passed"] is True, gate
+    job(shop, shop.client.post("/v1/policies/count_stack/rollback", json={"reason": "back"}))
+    now_live = {v["policy"]: v["label"] for v in shop.get("/v1/policies")["items"] if v["slot"] == "live"}
+    assert now_live["count_stack"] == old["label"]
+
+
+def test_an_exposure_is_tested_when_its_outcome_is_known(shop: EmbeddedService) -> None:
+    body = {"user_id": "u2", "item_ids": ["i1", "i2", "i3"]}
+    answer = shop.client.post("/v1/rank", json=body).raise_for_status().json()
+    exposure = answer["exposure_id"]
+    for _ in range(500):
+        if shop.get("/v1/events", type="exposure.recorded", subject=exposure)["items"]:
+            break
+        time.sleep(0.02)
+    click = {"user_id": "u2", "item_id": "i2", "action": "click", "exposure_id": exposure}
+    shop.send([("interaction.observed", click)])
+    time.sleep(1.2)
+    shop.send([("interaction.observed", {"user_id": "u2", "item_id": "i9", "action": "view"})])
+    last = shop.get("/v1/policies/count_stack/quality")["series"][-1]
+    assert last["events"] == 3
+    assert last["user_auc"] == 1.0
+    assert last["ndcg_at_10"] == 1.0
