@@ -224,6 +224,7 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     vectors: VectorSettings = VectorSettings()
     gate: GateSettings = GateSettings()
+    """What a shadow with a `quality` policy is held to before it is promoted, against what is live."""
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
 
