@@ -105,8 +105,8 @@ class Catalogue(Protocol):
 
     def users(self, user_ids: Sequence[str]) -> list[StoredUser | None]: ...
     def user_page(self, *, after: str, limit: int) -> list[StoredUser]: ...
-    def history(self, user: str) -> list[Acted]:
-        """What a user (see :func:`user_key`) did, newest first, as far as it is kept."""
+    def history(self, user: str, most: int | None = None) -> list[Acted]:
+        """What a user (see :func:`user_key`) did, newest first, as far as it is kept; ``most``: no more than these."""
         ...
 
     def seen(self, user: str, item_ids: Sequence[str], actions: Sequence[str]) -> Flags:

@@ -289,12 +289,13 @@ class ActivityServer:
     def user_page(self, *, after: str, limit: int) -> list[StoredUser]:
         return [_user(id_, row) for id_, row in _page(self._view["users"], after, limit)]
 
-    def history(self, user: str) -> list[Acted]:
+    def history(self, user: str, most: int | None = None) -> list[Acted]:
         last = self._view["last"].get(user)
         if last is None:
             return []
         size = self._policy.config.history
-        newest = range(last.acted - 1, max(-1, last.acted - 1 - size), -1)
+        count = size if most is None else min(size, most)
+        newest = range(last.acted - 1, max(-1, last.acted - 1 - count), -1)
         rows = self._view["ring"].get_many([f"{user}{SEP}{n % size}" for n in newest])
         return [Acted(row.item, row.action, row.at_us, row.label) for row in rows if row is not None]
 

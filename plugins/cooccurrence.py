@@ -18,11 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from streamfold.core import (
     LEARNED_FROM,
@@ -40,6 +41,8 @@ from streamfold.core import (
 
 _NEVER = -math.inf
 _US = 1e6
+_LOOK_BACK = 4
+"""Of so many actions for each pair that is wanted, the liked ones are paired."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +94,8 @@ class Cooccurrence(Policy):
         activity = stores.of("activity").server
         for example in activity.examples(event, stores.now_us):
             if example.label > 0:
-                liked = dict.fromkeys(one.item_id for one in activity.history(example.user) if one.label)
+                acted = activity.history(example.user, _LOOK_BACK * self.config.recent)
+                liked = dict.fromkeys(one.item_id for one in acted if one.label)
                 liked.pop(example.item, None)
                 self._pair(example.item, list(liked)[: self.config.recent], example.at_us / _US * self._rate, stores)
 
@@ -99,17 +103,18 @@ class Cooccurrence(Policy):
         row = self._row(item_id, stores)
         total = stores["total"]
         total.put([row], [[np.logaddexp(total.values[row, 0], gain)]])
-        rows = [other for one in others if (other := self._row(one, stores)) != row]
-        if not rows:
-            return
-        rows = list(dict.fromkeys(rows))
-        both = np.array([row, *rows])
-        stores["partner"].touch(both)
-        stores["weight"].touch(both)
-        partner, weight = stores["partner"].values, stores["weight"].values
-        for other in rows:
-            _add(partner[row], weight[row], other, gain)
-            _add(partner[other], weight[other], row, gain)
+        rows = list(dict.fromkeys(other for one in others if (other := self._row(one, stores)) != row))
+        if rows:
+            both = np.array([row, *rows])
+            stores["partner"].touch(both)
+            stores["weight"].touch(both)
+            self._kernels.pair(stores["partner"].values, stores["weight"].values, both, gain)
+
+    @cached_property
+    def _kernels(self) -> ModuleType:
+        from streamfold.plugins import _kernels_pairs
+
+        return _kernels_pairs
 
     def _row(self, item_id: str, stores: Stores) -> int:
         """An item's row: its own, a free one, or one that another item has to leave."""
@@ -154,14 +159,6 @@ class Cooccurrence(Policy):
     def serve(self, view: View) -> CooccurrenceServer:
         """Serve candidates and similar items."""
         return CooccurrenceServer(view)
-
-
-def _add(partner: npt.NDArray[np.int32], weight: npt.NDArray[np.float64], other: int, gain: float) -> None:
-    """Add to a pair; a new one takes the weakest one's place."""
-    found = np.flatnonzero(partner == other)
-    place = int(found[0]) if len(found) else int(np.argmin(weight))
-    old = weight[place] if len(found) else _NEVER
-    partner[place], weight[place] = other, np.logaddexp(old, gain)
 
 
 class CooccurrenceServer:

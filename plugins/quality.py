@@ -5,9 +5,10 @@ the log, and that score is tested against the outcome when it is there (a score 
 An interaction that followed no exposure is scored before it is learned. Policies that read fold before what they read,
 so the ranker is always as it was.
 
-Kept are sums per stretch of time and slice: log loss, a histogram of scores by label (AUC from it is exact up to ties
-within 1/64 of probability), won pairs within exposures (per-user AUC) and NDCG@10 of exposures in the order of this
-ranker's scores. And a ring of the last scored examples, which a gate pairs with another version's.
+Kept are sums per stretch of time and slice, one row of an array each: log loss, a histogram of scores by label (AUC
+from it is exact up to ties within 1/64 of probability), won pairs within exposures (per-user AUC) and NDCG@10 of
+exposures in the order of this ranker's scores (in the slice ``known``, whatever was shown). And a ring of the last
+scored examples, which a gate pairs with another version's.
 """
 
 from __future__ import annotations
@@ -39,27 +40,18 @@ from streamfold.core import (
     user_key,
 )
 
-SLICES = ("all", "new_user", "new_item", "new_both", "known")
+_BY_NEW = ("known", "new_user", "new_item", "new_both")
+SLICES = ("all", *_BY_NEW)
 _BINS = 64
 _LEAST = 1e-6
 _NEW = 5
 """A user or an item is new in its first examples."""
 _MET_ROWS = 1 << 16
 _US = 1_000_000
+_ONE = float(1 << 53)
 _COLUMNS = 7
-
-
-class Bucket(msgspec.Struct, frozen=True, array_like=True):
-    """Sums over a stretch of time."""
-
-    events: int = 0
-    loss: float = 0.0
-    positive: tuple[int, ...] = (0,) * _BINS
-    negative: tuple[int, ...] = (0,) * _BINS
-    won: float = 0.0
-    pairs: int = 0
-    ndcg: float = 0.0
-    lists: int = 0
+_BUCKET, _EVENTS, _LOSS, _WON, _PAIRS, _NDCG, _LISTS, _BINS_AT = range(8)
+"""Columns of ``sums``: number of the bucket plus 1, sums, then a histogram of scores of each label."""
 
 
 class Pending(msgspec.Struct, frozen=True, array_like=True):
@@ -76,7 +68,7 @@ class QualityConfig:
 
     ranker: str = "ensemble"
     bucket_s: float = 3600.0
-    max_buckets: int = 20_000
+    max_buckets: int = 1024
     max_exposures: int = 50_000
     ring: int = 1 << 15
 
@@ -101,11 +93,10 @@ class Quality(Policy):
         c: QualityConfig = self.config
         self.reads = ("activity", c.ranker)
         self.stores = (
-            Table("bucket", key=str, value=Bucket, max_rows=c.max_buckets),
+            Array("sums", shape=(c.max_buckets * len(_BY_NEW), _BINS_AT + 2 * _BINS), dtype="float64"),
             Table("pending", key=str, value=Pending, max_rows=c.max_exposures),
-            Array("met", shape=(2 * _MET_ROWS, 1), dtype="int32"),
+            Array("met", shape=(2 * _MET_ROWS + 1, 1), dtype="int64"),
             Array("scored", shape=(c.ring, _COLUMNS), dtype="int64"),
-            Array("end", shape=(1, 1), dtype="int64"),
         )
 
     def fold(self, event: Event, prepared: Prepared, stores: Stores) -> None:
@@ -137,26 +128,30 @@ class Quality(Policy):
             return  # its exposure is tested already, with the outcome it had then
         else:
             score = float(ranker.score(example))
-        user, new = self._meet(example, stores)
+        user, new, count = self._meet(example, stores)
+        liked = example.label > 0
         score = min(max(score, _LEAST), 1 - _LEAST)
-        loss = -math.log(score if example.label > 0 else 1 - score)
-        place = min(int(score * _BINS), _BINS - 1)
-        for name in _slices(new):
-            self._add(example.at_us, name, stores, events=1, loss=loss, bin_=(place, example.label > 0))
-        end = stores["end"]
-        count = int(end.values[0, 0])
-        row = (example.seq, example.n, user, example.at_us, round(score * (1 << 53)), int(example.label > 0), new)
-        stores["scored"].put([count % self.config.ring], [row])
-        end.put([0], [[count + 1]])
+        row = self._row(example.at_us, _BY_NEW[new], stores)
+        sums = stores["sums"].values
+        sums[row, _EVENTS] += 1
+        sums[row, _LOSS] -= math.log(score if liked else 1 - score)
+        sums[row, _BINS_AT + min(int(score * _BINS), _BINS - 1) + (0 if liked else _BINS)] += 1
+        place = count % self.config.ring
+        stores["scored"].touch([place])
+        kept = (example.seq, example.n, user, example.at_us, round(score * _ONE), int(liked), new)
+        stores["scored"].values[place] = kept
 
-    def _meet(self, example: Example, stores: Stores) -> tuple[int, int]:
-        """Count a user and an item; return the user's hash (31 bits) and who is new."""
+    def _meet(self, example: Example, stores: Stores) -> tuple[int, int, int]:
+        """Count a user, an item and the example; return the user's hash (31 bits), who is new, and the number."""
         user, item = _hash(example.user), _hash("i" + example.item)
-        met = stores["met"]
-        rows = np.array([user % _MET_ROWS, _MET_ROWS + item % _MET_ROWS])
-        before = met.get(rows)[:, 0]
-        met.put(rows, np.minimum(before + 1, _NEW)[:, None])
-        return user, int(before[0] < _NEW) + 2 * int(before[1] < _NEW)
+        rows = [user % _MET_ROWS, _MET_ROWS + item % _MET_ROWS, 2 * _MET_ROWS]
+        stores["met"].touch(rows)
+        met = stores["met"].values[:, 0]
+        new = int(met[rows[0]] < _NEW) + 2 * int(met[rows[1]] < _NEW)
+        count = int(met[rows[2]])
+        for row in rows:
+            met[row] += 1
+        return user, new, count
 
     def _close(self, example: Example, scores: Sequence[float], labels: Sequence[int], stores: Stores) -> None:
         """All outcomes of an exposure are known: pairs that are in order, and NDCG@10."""
@@ -169,35 +164,19 @@ class Quality(Policy):
         gain = 1 / np.log2(np.arange(2, 12))
         best = gain[: int(liked.sum())].sum()
         ndcg = float((gain[: len(order)] * liked[order]).sum() / best)
-        self._add(example.at_us, "all", stores, won=won, pairs=above.size, ndcg=ndcg, lists=1)
+        row = self._row(example.at_us, "known", stores)
+        stores["sums"].values[row, _WON : _LISTS + 1] += (won, above.size, ndcg, 1)
 
-    def _add(
-        self,
-        at_us: int,
-        name: str,
-        stores: Stores,
-        *,
-        events: int = 0,
-        loss: float = 0.0,
-        bin_: tuple[int, bool] | None = None,
-        won: float = 0.0,
-        pairs: int = 0,
-        ndcg: float = 0.0,
-        lists: int = 0,
-    ) -> None:
-        key = f"{name} {int(at_us / (self.config.bucket_s * _US))}"
-        old = stores["bucket"].get(key) or Bucket()
-        positive, negative = old.positive, old.negative
-        if bin_ is not None:
-            place, liked = bin_
-            counts = positive if liked else negative
-            counts = (*counts[:place], counts[place] + 1, *counts[place + 1 :])
-            positive, negative = (counts, negative) if liked else (positive, counts)
-        bucket = Bucket(
-            old.events + events, old.loss + loss, positive, negative, old.won + won, old.pairs + pairs,
-            old.ndcg + ndcg, old.lists + lists,
-        )  # fmt: skip
-        stores["bucket"].put(key, bucket)
+    def _row(self, at_us: int, slice_: str, stores: Stores) -> int:
+        """The row of a time, about to change; the newest stretches of time take the oldest ones' places."""
+        bucket = int(at_us / (self.config.bucket_s * _US)) + 1
+        row: int = bucket % self.config.max_buckets * len(_BY_NEW) + _BY_NEW.index(slice_)
+        stores["sums"].touch([row])
+        values = stores["sums"].values
+        if values[row, _BUCKET] != bucket:
+            values[row] = 0
+            values[row, _BUCKET] = bucket
+        return row
 
     def serve(self, view: View) -> QualityServer:
         """Serve the series, and the ring for gates."""
@@ -215,39 +194,34 @@ class QualityServer:
 
     def series(self, *, from_us: int, to_us: int, slice_: str) -> list[QualityPoint]:
         size_us = self._config.bucket_s * _US
-        rows = []
-        for key, bucket in self._view["bucket"].items():
-            name, _, number = key.partition(" ")
-            at_us = int(int(number) * size_us)
-            if name == slice_ and from_us <= at_us + size_us and at_us < to_us:
-                rows.append((at_us, bucket))
-        return [_point(at_us, bucket) for at_us, bucket in sorted(rows, key=lambda row: row[0])]
+        slices = _BY_NEW if slice_ == "all" else (slice_,)
+        rows = np.concatenate([self._view["sums"].values[_BY_NEW.index(one) :: len(_BY_NEW)] for one in slices])
+        rows = rows[rows[:, _BUCKET] > 0]
+        at_us = (rows[:, _BUCKET] - 1) * size_us
+        rows = rows[(at_us + size_us >= from_us) & (at_us < to_us)]
+        buckets, place = np.unique(rows[:, _BUCKET], return_inverse=True)
+        sums = np.zeros((len(buckets), rows.shape[1]))
+        np.add.at(sums, place, rows)
+        return [_point(int((bucket - 1) * size_us), one) for bucket, one in zip(buckets, sums, strict=True)]
 
     def scored(self) -> Scored:
-        count = int(self._view["end"].values[0, 0])
+        count = int(self._view["met"].values[2 * _MET_ROWS, 0])
         size = self._config.ring
         order = np.arange(max(0, count - size), count) % size
         rows = self._view["scored"].values[order]
         return Scored(
-            key=rows[:, :2], user=rows[:, 2], at_us=rows[:, 3], score=rows[:, 4] / float(1 << 53),
+            key=rows[:, :2], user=rows[:, 2], at_us=rows[:, 3], score=rows[:, 4] / _ONE,
             label=rows[:, 5].astype(np.float64), slices=rows[:, 6],
         )  # fmt: skip
 
 
-def _slices(new: int) -> tuple[str, ...]:
-    return ("all", ("known", "new_user", "new_item", "new_both")[new])
+def _point(at_us: int, row: npt.NDArray[np.float64]) -> QualityPoint:
+    def mean(total: int, count: int) -> float:
+        return float(row[total] / row[count]) if row[count] else math.nan
 
-
-def _point(at_us: int, bucket: Bucket) -> QualityPoint:
-    nan = math.nan
-    return QualityPoint(
-        at_us,
-        bucket.events,
-        _auc(np.array(bucket.positive, float), np.array(bucket.negative, float)),
-        bucket.won / bucket.pairs if bucket.pairs else nan,
-        bucket.loss / bucket.events if bucket.events else nan,
-        bucket.ndcg / bucket.lists if bucket.lists else nan,
-    )
+    positive, negative = row[_BINS_AT : _BINS_AT + _BINS], row[_BINS_AT + _BINS :]
+    auc = _auc(positive, negative)
+    return QualityPoint(at_us, int(row[_EVENTS]), auc, mean(_WON, _PAIRS), mean(_LOSS, _EVENTS), mean(_NDCG, _LISTS))
 
 
 def _auc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.float64]) -> float:

@@ -28,6 +28,8 @@ from streamfold.core.stores.declare import Array
 Rows = npt.NDArray[np.int64]
 _KINDS = "float32 float64 int32 int64 uint32 uint8".split()  # noqa: SIM905
 _MOST_BYTES = 1 << 34
+_FEW = 8
+"""A list of so few rows is looked at faster than an array of them."""
 
 
 class LiveArray:
@@ -93,16 +95,21 @@ class LiveArray:
         self._values[found] = values
 
     def _checked(self, rows: npt.ArrayLike) -> Rows:
+        if isinstance(rows, list) and 0 < len(rows) <= _FEW and all(type(row) is int for row in rows):
+            few: list[int] = rows  # type: ignore[assignment]  # looked at just now
+            if min(few) >= 0 and max(few) < self._shape[0]:
+                return np.array(few, np.int64)
         found = np.atleast_1d(np.asarray(rows))
         if found.size == 0:
             return np.empty(0, np.int64)
         if found.ndim != 1 or found.dtype.kind not in "iu":
             raise StoreError(f"array {self.name!r}: rows must be whole numbers, not {found.dtype} of {found.shape}")
-        least, most = int(found.min()), int(found.max())
-        if least < 0 or most >= self._shape[0]:
+        found = found.astype(np.int64, copy=False)
+        if found.view(np.uint64).max() >= self._shape[0]:  # in one go: what is negative is too large
+            least, most = int(found.min()), int(found.max())
             row = least if least < 0 else most
             raise StoreError(f"array {self.name!r} has {self._shape[0]} rows: row {row} is none of them")
-        return found.astype(np.int64, copy=False)
+        return found
 
     # -- reads --------------------------------------------------------------------------------------------------------
     def get(self, rows: npt.ArrayLike) -> npt.NDArray[Any]:
