@@ -96,7 +96,7 @@ class LiveArray:
 
     def _checked(self, rows: npt.ArrayLike) -> Rows:
         if isinstance(rows, list) and 0 < len(rows) <= _FEW and all(type(row) is int for row in rows):
-            few: list[int] = rows  # type: ignore[assignment]  # looked at just now
+            few: list[int] = rows
             if min(few) >= 0 and max(few) < self._shape[0]:
                 return np.array(few, np.int64)
         found = np.atleast_1d(np.asarray(rows))
