@@ -17,6 +17,7 @@ import bench_embedded
 import bench_erasure
 import bench_fold
 import bench_growth
+import bench_recommend
 import bench_workspaces
 import harness
 from harness import Figure
@@ -32,6 +33,8 @@ BENCHES: dict[str, Callable[[bool, int], list[Figure]]] = {
     "isolation": bench_workspaces.isolation,
     "workspaces": bench_workspaces.many,
     "erasure": bench_erasure.erasure,
+    "recommend": bench_recommend.recommend,
+    "recommend-stack": bench_recommend.stack,
     "kafka": bench_distributed.throughput,
     "kafka-freshness": bench_distributed.freshness,
 }

@@ -1,0 +1,150 @@
+"""Recommending over HTTP, embedded: answers, and from a click to the recommendation that it changes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+from harness import BATCH, Client, Figure
+
+from streamfold.core.context import Group
+from streamfold.core.fold.stores import GroupStores, fold_stores
+from streamfold.core.ledger.abc import LogRow
+from streamfold.core.settings import Settings
+from streamfold.pipelines.node import Node
+
+STACK = ("trending", "activity", "cooccurrence", "newest", "count_stack")
+GROUP = ("cooccurrence", "count_stack", "factorization", "ensemble", "quality")
+_GENRES = [f"genre{n}" for n in range(20)]
+
+
+def _item(number: int, rng: np.random.Generator) -> dict[str, Any]:
+    return {
+        "specversion": "1.0",
+        "id": f"item-{number}",
+        "source": "/bench/shop",
+        "type": "item.upserted",
+        "data": {
+            "item_id": f"item-{number}",
+            "title": f"Item {number}",
+            "categories": sorted(rng.choice(_GENRES, 3, replace=False).tolist()),
+        },
+    }
+
+
+def _action(number: int, items: int, rng: np.random.Generator) -> dict[str, Any]:
+    event = harness.interaction(number, rng)
+    event["data"] |= {"item_id": f"item-{int(items * rng.random() ** 3)}"}
+    event["data"]["action"] = ("dislike", "click", "purchase")[int(rng.integers(3))]
+    return event
+
+
+def _ask(client: Client, path: str, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    headers = {"content-type": "application/json"}
+    begun = time.perf_counter()
+    status, answer = client._ask("POST", path, json.dumps(body).encode(), headers)
+    took = time.perf_counter() - begun
+    if status != 200:
+        raise RuntimeError(f"{path}: {status} {answer[:300]!r}")
+    return took, json.loads(answer)
+
+
+def recommend(quick: bool, repeats: int) -> list[Figure]:
+    """10,000 items: rank 100 candidates, recommend 10, and a click until it is in the next recommendation."""
+    items, actions = 10_000, 20_000 if quick else 60_000
+    rank = Figure("rank 100 candidates over HTTP, p99", "ms", 20)
+    listed = Figure("recommend 10 of 10,000 items over HTTP, p99", "ms", 50)
+    fresh = Figure("click → next recommendation, idle, p99", "ms", 50)
+    rng = np.random.default_rng(harness.SEED)
+    with harness.processes(policies=STACK) as run:
+        client = run.serve()
+        made = [_item(n, rng) for n in range(items)]
+        for start in range(0, items, BATCH):
+            client.post(json.dumps(made[start : start + BATCH]).encode(), visible=start + BATCH >= items)
+        events = [_action(n, items, rng) for n in range(actions)]
+        client.post(json.dumps(events[:BATCH]).encode(), visible=True)  # kernels are compiled or loaded now
+        for start in range(BATCH, actions, BATCH):
+            client.post(json.dumps(events[start : start + BATCH]).encode(), visible=start + BATCH >= actions)
+        for _ in range(repeats):
+            asked = [
+                _ask(client, "/v1/rank", {"user_id": f"user-{int(rng.integers(10_000))}", "log_exposure": False,
+                     "item_ids": [f"item-{n}" for n in rng.choice(items, 100, replace=False).tolist()]})[0]
+                for _ in range(300)
+            ]  # fmt: skip
+            rank.repeats.append(harness.percentiles(asked)[99])
+            asked = [_recommend(client, f"user-{int(rng.integers(10_000))}")[0] for _ in range(300)]
+            listed.repeats.append(harness.percentiles(asked)[99])
+            fresh.repeats.append(harness.percentiles([_click(client, n, items, rng) for n in range(100)])[99])
+    for figure in (rank, listed, fresh):
+        figure.notes = {"load": harness.load()}
+    return [rank, listed, fresh]
+
+
+def _recommend(client: Client, user: str) -> tuple[float, dict[str, Any]]:
+    return _ask(client, "/v1/recommend", {"user_id": user, "n": 10, "exclude_seen": ["purchase"]})
+
+
+def _click(client: Client, number: int, items: int, rng: np.random.Generator) -> float:
+    """Buy what is recommended; how long until it is recommended no more, s."""
+    user = f"fresh-{number}-{int(rng.integers(1 << 30))}"
+    first = _recommend(client, user)[1]["items"][0]["item_id"]
+    event = _action(10_000_000 + int(rng.integers(1 << 40)), items, rng)
+    event["data"] |= {"user_id": user, "item_id": first, "action": "purchase"}
+    event.pop("time")
+    client.post(json.dumps([event]).encode())
+    begun = time.perf_counter()
+    while True:
+        if first not in [one["item_id"] for one in _recommend(client, user)[1]["items"]]:
+            return time.perf_counter() - begun
+
+
+def stack(quick: bool, repeats: int) -> list[Figure]:
+    """What the fold of the whole stack takes per event, in process, decoding and SQL apart (CPU time)."""
+    count, items = 10_000 if quick else 40_000, 10_000
+    figures = []
+    for policies in (STACK, ("activity",)):
+        figure = Figure(f"fold of {' + '.join(policies)}, one core", "events/s", 10_000, higher=True)
+        with tempfile.TemporaryDirectory(prefix="streamfold-stack-") as folder:
+            table: dict[str, dict[str, Any]] = {name: {} for name in policies if name in ("activity", *GROUP)}
+            node = Node(Settings(data=Path(folder), policies=table))
+            [group] = node.context.pin("default")
+            for repeat in range(repeats + 1):
+                figure.repeats.append(_folded(node, group, count, items, np.random.default_rng(repeat)))
+            del figure.repeats[0]  # kernels were compiled or loaded
+            node.close()
+        figure.notes = {"load": harness.load()}
+        figures.append(figure)
+    return figures
+
+
+def _folded(node: Node, group: Group, count: int, items: int, rng: np.random.Generator) -> float:
+    """Fold made-up events as a group's fold does; events per second of CPU."""
+    rows = [_action(n, items, rng) for n in range(count)]
+    start_us = 1_800_000_000_000_000
+    events = []
+    for seq, one in enumerate(rows, 1):
+        new = node.acceptor.accept_data(one["type"], one["data"], id=one["id"], source="bench")
+        events.append(node.registry.event_types.decode(LogRow(seq, start_us + seq * 1000, new.type, new.body)))
+    stores = GroupStores(node.context, group, side="fold")
+    views = fold_stores(group, stores)
+    members = [(views[r.key], r.handles, r.policy, tuple(stores.by_runtime[r.key].values())) for r in group.runtimes]
+    begun = time.process_time()
+    for event in events:
+        for view, handles, policy, live in members:
+            if event.type in handles:
+                view.seq, view.now_us = event.seq, event.recorded_us
+                for store in live:
+                    store.begin()
+                policy.fold(event, None, view)
+                for store in live:
+                    store.keep()
+        if event.seq % 512 == 0:
+            stores.drain()
+    took = time.process_time() - begun
+    stores.close()
+    return count / took
