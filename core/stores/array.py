@@ -130,6 +130,8 @@ class LiveArray:
         self.keep()
 
     def keep(self) -> None:
+        if not self._before:
+            return
         self._changed += [rows for rows, _ in self._before]
         self._before = []
 

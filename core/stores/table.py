@@ -215,6 +215,8 @@ class LiveTable:
             self.keep()
 
     def keep(self) -> None:
+        if not self._log:
+            return
         rows, dirty = self._rows, self._dirty
         if self._by_age:
             assert isinstance(rows, OrderedDict)
