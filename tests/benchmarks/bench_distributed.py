@@ -193,3 +193,42 @@ def _drip(producer: Any, first: int, count: int) -> list[float]:
         producer.send(TOPIC, value=value, headers=HEADERS, partition=0)
     producer.flush(timeout=20)
     return due
+
+
+def hidden(quick: bool, repeats: int) -> list[Figure]:
+    """A deletion sent to one replica, until another shows it no more, while nobody folds."""
+    count = 20 if quick else 60
+    figure = Figure("deletion → hidden on another replica, p99", "ms", 100)
+    with stand() as s:
+        client, other = s.run.serve(), s.run.serve("other")
+        worker = s.run.start("worker", "worker", "--role", "fold")
+        items = [f"gone-{n}" for n in range(count * repeats)]
+        clicks = [_event("interaction.observed", one, user_id="u", item_id=one, action="click") for one in items]
+        client.post(json.dumps(clicks).encode())
+        harness.until(lambda: items[-1] in _trending(other), 60)
+        os.kill(worker.pid, signal.SIGSTOP)
+        try:
+            for repeat in range(repeats):
+                mine = items[repeat * count : (repeat + 1) * count]
+                figure.repeats.append(harness.percentiles([_hide(client, other, one) for one in mine])[99])
+        finally:
+            os.kill(worker.pid, signal.SIGCONT)
+    figure.notes = {"load": harness.load()}
+    return [figure]
+
+
+def _event(type_: str, id_: str, **data: Any) -> dict[str, Any]:
+    return {"specversion": "1.0", "id": f"{type_}-{id_}", "source": "/bench", "type": type_, "data": data}
+
+
+def _trending(client: harness.Client) -> set[str]:
+    status, body = client.get("/v1/trending?n=1000")
+    return {one["item_id"] for one in json.loads(body)["items"]} if status == 200 else set()
+
+
+def _hide(client: harness.Client, other: harness.Client, item: str) -> float:
+    client.post(json.dumps([_event("item.deleted", item, item_id=item)]).encode())
+    begun = time.monotonic()
+    while item in _trending(other):
+        pass
+    return time.monotonic() - begun

@@ -37,6 +37,7 @@ BENCHES: dict[str, Callable[[bool, int], list[Figure]]] = {
     "recommend-stack": bench_recommend.stack,
     "kafka": bench_distributed.throughput,
     "kafka-freshness": bench_distributed.freshness,
+    "hidden": bench_distributed.hidden,
 }
 
 
