@@ -210,16 +210,17 @@ class _Recommending:
         found: dict[str, tuple[float, list[str]]] = {}
         full = False
         request = CandidateRequest(n=fetch, user=self._user, seeds=self._seeds, at_us=self._now_us)
+        alone = len(self._stack.sources) == 1  # its own scores say more than ranks
         for group, member in self._stack.sources:
             name = member.runtime.instance.name
             rows = member.server.candidates(request)
             full |= len(rows) >= fetch
             hides = self._view.hides(group)
-            for rank, (item_id, _) in enumerate(rows):
+            for rank, (item_id, score) in enumerate(rows):
                 if hides and self._view.hidden(group, (Subject("item", item_id),)):
                     continue
                 vote, sources = found.get(item_id, (0.0, []))
-                found[item_id] = vote + 1.0 / (_RRF_K + rank), [*sources, name]
+                found[item_id] = vote + (float(score) if alone else 1.0 / (_RRF_K + rank)), [*sources, name]
         return found, full
 
     def _shown(self, found: Mapping[str, tuple[float, list[str]]]) -> Pool:

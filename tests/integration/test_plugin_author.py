@@ -140,6 +140,8 @@ def test_from_init_to_a_plugin_that_serves(shell: Shell, processes: list[subproc
     )
     answer = until(lambda: get(f"{url}/v1/trending?policy=dwell")["items"], "the answer of the plugin's policy")
     assert [item["item_id"] for item in answer] == ["kettle", "lamp"]
+    shown = json.loads(shell.run("recommend", "u1", "--policy", "dwell", "--explain", "--url", url, "--json"))
+    assert [(item["item_id"], item["score"]) for item in shown["items"]] == [("kettle", 42.0), ("lamp", 8.0)]
 
 
 def test_the_tests_of_a_new_plugin_pass(shell: Shell) -> None:
