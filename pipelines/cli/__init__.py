@@ -8,7 +8,7 @@
 - :mod:`~streamfold.pipelines.cli.ask`: ``query trending``; :mod:`~streamfold.pipelines.cli.recommend`: ``recommend
   rank similar``
 - :mod:`~streamfold.pipelines.cli.watch`: ``status trace tail plugins``
-- :mod:`~streamfold.pipelines.cli.size`: ``size``
+- :mod:`~streamfold.pipelines.cli.size`: ``size``; :mod:`~streamfold.pipelines.cli.evaluate`: ``evaluate``
 - :mod:`~streamfold.pipelines.cli.new_plugin`, :mod:`~streamfold.pipelines.cli.check_plugin`,
   :mod:`~streamfold.pipelines.cli.dev`: writing a plugin
 - :mod:`~streamfold.pipelines.cli.erase`: ``erase``; :mod:`~streamfold.pipelines.cli.backup`: ``backup restore``;
@@ -36,6 +36,7 @@ from streamfold.pipelines.cli import (
     check_plugin,
     dev,
     erase,
+    evaluate,
     export,
     imports,
     keys,
@@ -97,6 +98,7 @@ for _module in (
     export,
     imports,
     size,
+    evaluate,
     new_plugin,
     check_plugin,
     dev,

@@ -40,9 +40,12 @@ MakeEvent = Callable[[Mapping[str, Any], int], Mapping[str, Any]]
 
 def read_lines(path: str, *, type_: str, mapping: Path | None, source: str) -> Iterator[Line]:
     """Read events from a file or ``-``; a line that cannot become one is returned as a problem, not raised."""
-    make = _maker(path, type_, mapping, source)
+    table = {} if mapping is None else _load_mapping(mapping)
+    columns, separator = _layout(table)
+    make = _maker(path, type_, table if mapping is not None else None, source)
     with _opened(path) as file:
-        for number, row, problem in _rows(file, path, with_map=mapping is not None):
+        rows = _split(file, columns, separator) if columns else _rows(file, path, with_map=mapping is not None)
+        for number, row, problem in rows:
             bytes_read = file.buffer.tell() if path != "-" else 0
             if not problem:
                 try:
@@ -105,10 +108,37 @@ def _array(file: TextIO, path: str) -> Iterator[tuple[int, dict[str, Any], str]]
         yield (number, row, "") if isinstance(row, dict) else (number, {}, "not a JSON object")
 
 
-def _maker(path: str, type_: str, mapping: Path | None, source: str) -> MakeEvent:
+def _layout(table: dict[str, Any]) -> tuple[list[str], str]:
+    """Take from a mapping how a file without a header is laid out: ``columns``, and the ``separator`` between them."""
+    columns, separator = table.pop("columns", []), table.pop("separator", ",")
+    if not isinstance(columns, list) or not all(isinstance(one, str) and one for one in columns):
+        raise CliError("--map: 'columns' must be a list of names", USAGE)
+    if not isinstance(separator, str) or not separator:
+        raise CliError("--map: 'separator' must be a text", USAGE)
+    if separator != "," and not columns:
+        raise CliError("--map: 'separator' needs 'columns': the names of the columns, in order", USAGE)
+    return columns, separator
+
+
+def _split(file: TextIO, columns: list[str], separator: str) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """Rows of a file without a header; a separator of one character may be quoted, as in CSV."""
+    lines = _read_line_by_line(file)
+    if len(separator) == 1:
+        reader = csv.reader(lines, delimiter=separator)
+        rows = ((reader.line_num, row) for row in reader)
+    else:
+        rows = ((number, line.rstrip("\r\n").split(separator)) for number, line in enumerate(lines, 1))
+    for number, row in rows:
+        if row and row != [""]:
+            odd = len(row) != len(columns)
+            problem = f"{len(row)} columns instead of the mapping's {len(columns)}" if odd else ""
+            yield number, dict(zip(columns, row, strict=False)), problem
+
+
+def _maker(path: str, type_: str, mapping: dict[str, Any] | None, source: str) -> MakeEvent:
     source = source or f"/send/{'stdin' if path == '-' else Path(path).name}"
     if mapping is not None:
-        return _mapped(_load_mapping(mapping), type_, source)
+        return _mapped(mapping, type_, source)
 
     def make(row: Mapping[str, Any], number: int) -> Mapping[str, Any]:
         if "specversion" in row:

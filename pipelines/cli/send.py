@@ -46,6 +46,9 @@ A mapping (TOML) says which column becomes what:
   item_id = "item"
   value = { column = "stars", type = "float" }
   action = { value = "rating" }
+A file without a header names its columns there, too:
+  columns = ["user", "item", "stars", "ts"]
+  separator = "::"
 """
 
 
