@@ -95,7 +95,7 @@ def evaluate(
         todo = plan(test, about, tested, sample=options.sample, seed=options.seed)
         wanted = stack.handles | frozenset(ITEM_EVENTS)
         step = progress("scoring", count(source.rows, wanted))
-        scores, items = run(stack, todo, methods, source.events(types, wanted), step)
+        scores, items = run(stack, todo, methods, catalogue, source.events(types, wanted), step)
         if (shown := served(test)) is not None:
             scores.insert(len(rankers), shown)
         report = Report(todo, about, scores, items=items, draws=options.draws, seed=options.seed)

@@ -101,8 +101,8 @@ def collect(
 class _Collecting:
     def __init__(self) -> None:
         self.set = TestSet()
-        self._shown: dict[tuple[str, str, int], int] = {}
-        self._index: dict[tuple[str, str, int], int] = {}
+        self._shown: dict[str, int] = {}
+        self._index: dict[tuple[str, str], int] = {}
         self._session: dict[str, tuple[int, int]] = {}
 
     def show(self, event: Event) -> None:
@@ -114,21 +114,21 @@ class _Collecting:
         exposure = Exposure(
             event.seq, user, event.at_us, tuple(one.item_id for one in shown), tuple(one.propensity for one in shown)
         )
-        for item in exposure.items:
-            self._shown.setdefault((user, item, event.at_us), len(self.set.groups))
+        self._shown.setdefault(data.exposure_id, len(self.set.groups))
         self.set.groups.append(Together(event.seq, user, event.at_us, exposure))
         self.set.exposures += 1
 
     def take(self, example: Example) -> None:
         self.set.learned.append(example)
-        key = example.user, example.item, example.at_us
+        key = example.exposure, example.item
         if example.swaps and key in self._index:
             self.set.swap(self._index[key], example.label)
             return
-        group = self._shown.get(key, self._shown.get(("", *key[1:])))
+        group = self._shown.get(example.exposure) if example.exposure else None
         if group is None:
             group = self._session_of(example)
-        self._index[key] = len(self.set)
+        else:
+            self._index[key] = len(self.set)
         self.set.add(example, group)
 
     def _session_of(self, example: Example) -> int:

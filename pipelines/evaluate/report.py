@@ -29,6 +29,7 @@ from streamfold.pipelines.evaluate.run import Plan, Scores
 
 MEASURES = ("auc", "user_auc", "logloss", "ndcg_at_10")
 SLOTS = 10
+EARLY = 5
 
 
 class Report:
@@ -98,7 +99,7 @@ class Report:
             body["intervals"] = {name: self._interval(one, name).body() for name in MEASURES}
         body["calibration_error"] = _number(bins.error) if bins else None
         sampled = len(self._plan.sample) and one.kind != "served"
-        body["coverage"] = _number(len(one.listed) / self._items) if sampled and self._items else None
+        body["coverage"] = _number(len(one.listed) / max(self._items, len(one.listed), 1)) if sampled else None
         body["calibration"] = [
             {"predicted": _number(p), "observed": _number(o), "events": int(n)}
             for p, o, n in (zip(*bins, strict=True) if bins else ())
@@ -139,9 +140,11 @@ class Report:
     def _slices(self, one: Scores) -> list[dict[str, Any]]:
         about = self._about
         new_user, new_item = about.user_before == 0, about.item_before == 0
+        early_user, early_item = about.user_before < EARLY, about.item_before < EARLY
         named = {
             "new user": new_user, "old user": ~new_user, "new item": new_item, "old item": ~new_item,
-            "new user and item": new_user & new_item,
+            "new user and item": new_user & new_item, f"a user's first {EARLY}": early_user,
+            f"an item's first {EARLY}": early_item, f"the first {EARLY} of both": early_user & early_item,
         } | {f"item decile {d + 1}": about.decile == d for d in range(10)}  # fmt: skip
         return [self._part({"slice": name}, one, mask) for name, mask in named.items()]
 

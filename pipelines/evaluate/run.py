@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from streamfold.core import Example, Ranker, RankRequest
+from streamfold.core import Catalogue, Example, Ranker, RankRequest
 from streamfold.core.events.model import Event
 from streamfold.pipelines.evaluate.baselines import Baseline
 from streamfold.pipelines.evaluate.examples import Exposure, Slices, TestSet
@@ -18,7 +18,8 @@ from streamfold.pipelines.evaluate.stack import Stack
 TOP = 10
 MOST_EXPOSURES = 2000
 """So many of the exposures with logged propensities are estimated on; of more, a sample."""
-ITEM_EVENTS = ("item.upserted", "item.patched", "item.deleted", "item.erased")
+ITEM_EVENTS = ("item.upserted", "item.patched")
+"""Events that name an item which may be there to be shown."""
 
 
 class Method(Protocol):
@@ -175,32 +176,34 @@ def run(
     stack: Stack,
     plan: Plan,
     methods: Sequence[Method],
+    catalogue: str,
     events: Iterable[Event],
     progress: Callable[[], None] = lambda: None,
 ) -> tuple[list[Scores], int]:
     """Fold the events and score on the way; returns the scores, and how many items there are at the end."""
-    scoring = _Scoring(plan, methods)
+    scoring = _Scoring(plan, methods, stack.servers[catalogue])
     learned = iter(plan.test.learned)
     ahead = next(learned, None)
     for event in events:
         step = plan.steps.get(event.seq)
         if step is not None:
-            scoring.score(step)
+            scoring.score(step, event.recorded_us)
         stack.fold(event)
         if event.type in ITEM_EVENTS:
-            scoring.list_item(event)
+            scoring.items[event.subject.id] = None
         while ahead is not None and ahead.seq == event.seq:
             scoring.learn(ahead)
             ahead = next(learned, None)
         progress()
-    return scoring.scores, len(scoring.items)
+    return scoring.scores, len(scoring.listed())
 
 
 class _Scoring:
     """The methods, the items that there are, and whom each was met by."""
 
-    def __init__(self, plan: Plan, methods: Sequence[Method]) -> None:
-        n, self._plan, self._methods = len(plan.test), plan, methods
+    def __init__(self, plan: Plan, methods: Sequence[Method], catalogue: Catalogue) -> None:
+        n, self._plan, self._methods, self._catalogue = len(plan.test), plan, methods, catalogue
+        self._now_us = 0
         self.items: dict[str, None] = {}
         self._met: dict[str, set[str]] = {}
 
@@ -215,12 +218,11 @@ class _Scoring:
             for m in methods
         ]  # fmt: skip
 
-    def list_item(self, event: Event) -> None:
-        """Keep the list of what could be shown."""
-        if event.type in ("item.deleted", "item.erased") or getattr(event.data, "available", None) is False:
-            self.items.pop(event.subject.id, None)
-        else:
-            self.items[event.subject.id] = None
+    def listed(self) -> list[str]:
+        """What could be shown: items that there are and that nothing keeps from being shown."""
+        items = list(self.items)
+        shown = self._catalogue.listed(items, self._now_us) if items else ()
+        return [item for item, may in zip(items, shown, strict=True) if may]
 
     def learn(self, example: Example) -> None:
         for method in self._methods:
@@ -228,7 +230,8 @@ class _Scoring:
         self.items.setdefault(example.item)
         self._met.setdefault(example.user, set()).add(example.item)
 
-    def score(self, step: _Step) -> None:
+    def score(self, step: _Step, now_us: int) -> None:
+        self._now_us = now_us
         for i in step.alone:
             example = self._plan.test.examples[i]
             for method, scores in zip(self._methods, self.scores, strict=True):
@@ -256,7 +259,7 @@ class _Scoring:
         """What could be shown to a user: every item that was not met yet, and those named."""
         met, first = self._met.get(user, ()), list(dict.fromkeys(also))
         there = {*first}
-        return first + [item for item in self.items if item not in met and item not in there]
+        return first + [item for item in self.listed() if item not in met and item not in there]
 
     def _among_all(self, i: int) -> None:
         example = self._plan.test.examples[i]
