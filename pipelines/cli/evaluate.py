@@ -144,8 +144,9 @@ def _of_log(options: Globals, settings: Settings, last: int | None) -> Source:
     from streamfold.core.ledger import open_ledger
     from streamfold.pipelines.evaluate.source import from_log
 
-    if settings.is_embedded and not settings.data.exists():
-        raise CliError(f"there is no log in {settings.data}: name a file with --data, or another --config", USAGE)
+    path = Path(settings.ledger_url.removeprefix("sqlite:///"))
+    if settings.is_embedded and not path.exists():
+        raise CliError(f"there is no log at {path}: name a file with --data, or other settings with --config", USAGE)
     try:
         ledger = open_ledger(settings.ledger_url, migrate=False)
     except LedgerBusy:

@@ -13,7 +13,7 @@ from streamfold.core.events.model import Event
 from streamfold.pipelines.evaluate.baselines import Baseline
 from streamfold.pipelines.evaluate.examples import Exposure, Slices, TestSet
 from streamfold.pipelines.evaluate.metrics import Codes, Flags, Floats, ndcg_of_one
-from streamfold.pipelines.evaluate.stack import Stack
+from streamfold.pipelines.evaluate.stack import PolicyFailed, Stack
 
 TOP = 10
 MOST_EXPOSURES = 2000
@@ -44,10 +44,17 @@ class PolicyMethod:
         self._ranker = ranker
 
     def score(self, example: Example) -> float:
-        return float(self._ranker.score(example))
+        return float(self._checked(self._ranker.score(example), (), f"{example.item!r} for {example.user!r}"))
 
     def rank(self, user: str, items: Sequence[str], at_us: int) -> Floats:
-        return np.asarray(self._ranker.rank(RankRequest(user=user, item_ids=items, at_us=at_us)).scores, np.float64)
+        found = self._ranker.rank(RankRequest(user=user, item_ids=items, at_us=at_us)).scores
+        return self._checked(found, (len(items),), f"{len(items)} items for {user!r}")
+
+    def _checked(self, found: Any, shape: tuple[int, ...], what: str) -> Floats:
+        scores = np.asarray(found, np.float64)
+        if scores.shape != shape or not np.isfinite(scores).all():
+            raise PolicyFailed(f"policy {self.name!r} scored {what} with {found!r}: a finite number for each is needed")
+        return scores
 
     def learn(self, example: Example) -> None:
         pass

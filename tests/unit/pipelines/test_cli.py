@@ -16,7 +16,7 @@ from streamfold.core.events import Acceptor, EventTypes, builtin_types, decode_h
 from streamfold.core.settings import Settings, load_settings
 from streamfold.pipelines.cli import main
 from streamfold.pipelines.cli.rows import Line, read_lines
-from streamfold.pipelines.cli.state import hoist_globals
+from streamfold.pipelines.cli.state import CliError, hoist_globals
 
 COMMANDS = [
     "init",
@@ -29,6 +29,9 @@ COMMANDS = [
     "send",
     "query",
     "trending",
+    "recommend",
+    "rank",
+    "similar",
     "status",
     "trace",
     "tail",
@@ -40,6 +43,7 @@ COMMANDS = [
     "retain",
     "export",
     "size",
+    "evaluate",
     "new-plugin",
     "check-plugin",
     "dev",
@@ -194,3 +198,32 @@ def test_stdin_is_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert main(["send", "-", "--type", "user.upserted", "--dry-run", "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
     assert (json.loads(out)["accepted"], err) == (1, "")
+
+
+HEADLESS = 'columns = ["user", "item", "stars", "ts"]\nseparator = "SEPARATOR"\n' + MAP
+
+
+@pytest.mark.parametrize(("separator", "row"), [("::", "u1::i,1::4.5::1362062307"), (";", 'u1;"i,1";4.5;1362062307')])
+def test_a_mapping_names_the_columns_of_a_file_without_a_header(separator: str, row: str) -> None:
+    Path("ratings.dat").write_text(f"{row}\n\n{row}{separator}5\n")
+    Path("map.toml").write_text(HEADLESS.replace("SEPARATOR", separator))
+    good, bad = lines("ratings.dat", mapping=Path("map.toml"))
+    assert json.loads(good.event)["data"] == {"user_id": "u1", "item_id": "i,1", "value": 4.5, "action": "rating"}
+    assert json.loads(good.event)["id"] == "u1-i,1"
+    assert (good.number, bad.number, bad.problem) == (1, 3, "5 columns instead of the mapping's 4")
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ('columns = "user"', "'columns' must be a list"),
+        ('columns = ["a", 1]', "'columns' must be a list"),
+        ('columns = ["a"]\nseparator = ""', "'separator' must be a text"),
+        ('separator = "::"', "'separator' needs 'columns'"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused(head: str, said: str) -> None:
+    Path("ratings.dat").write_text("u1::i1::4::1362062307\n")
+    Path("map.toml").write_text(head + "\n" + MAP)
+    with pytest.raises(CliError, match=said):
+        lines("ratings.dat", mapping=Path("map.toml"))

@@ -85,6 +85,22 @@ class Broken(ItemTaste):
         super().fold(event, prepared, stores)
 
 
+class Lost(ItemTaste):
+    """Knows no number for one item."""
+
+    name = "lost_taste"
+
+    def serve(self, view: View) -> Tasting:
+        return LostTasting(view, self.key)
+
+
+class LostTasting(Tasting):
+    def rank(self, request: RankRequest) -> Ranking:
+        found = super().rank(request)
+        found.scores[[item == "stone" for item in request.item_ids]] = np.nan
+        return found
+
+
 @hookimpl
 def register_policies() -> list[type[Policy]]:
-    return [ItemTaste, UserTaste, PairTaste, Broken]
+    return [ItemTaste, UserTaste, PairTaste, Broken, Lost]

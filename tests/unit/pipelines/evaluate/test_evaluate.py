@@ -322,6 +322,12 @@ def test_a_policy_that_fails_is_named_with_the_event(settings: Settings, source:
         evaluate(settings, source(given), dataclasses.replace(QUICK, policies=("broken_taste",)))
 
 
+def test_a_score_that_is_no_number_is_refused(settings: Settings, source: MakeSource) -> None:
+    given = [acted(n, "ada", item) for n, item in enumerate(["a", "stone", "b"])]
+    with pytest.raises(PolicyFailed, match=r"'lost_taste' scored 'stone' for 'u:ada' with nan"):
+        evaluate(settings, source(given), dataclasses.replace(QUICK, policies=("lost_taste",), warm_up=0.0))
+
+
 def test_two_policies_with_other_labels_are_not_compared(
     settings: Settings, tastes: ModuleType, source: MakeSource, rated: list[Given]
 ) -> None:
