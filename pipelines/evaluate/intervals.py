@@ -40,7 +40,8 @@ class Draws:
     def __init__(self, users: int, count: int, seed: int) -> None:
         rng = np.random.default_rng([seed, 0])
         drawn = (rng.integers(users, size=users) for _ in range(count if users else 0))
-        self._drawn = [np.bincount(who, minlength=users) for who in drawn]
+        # a byte each: nobody is drawn 256 times where there are so many
+        self._drawn = [np.bincount(who, minlength=users).astype(np.uint8) for who in drawn]
 
     def auc(self, users: Codes, labels: Floats, scores: Floats) -> Floats:
         """AUC in each draw. O(draws · n)."""
