@@ -537,9 +537,8 @@ def cli_page() -> str:
         "# Command line\n",
         "stdout holds the result (`--json`: the REST body), stderr the progress. Global options stand before or after "
         f"the command. Exit codes: {EXIT_CODES}. The key is taken from `STREAMFOLD_API_KEY`. `init`, `doctor`, "
-        "`migrate`, `restore`, `serve`, `ingest`, `worker`, `demo`, `size`, `evaluate`, `new-plugin`, `check-plugin` and "
-        "`dev --events FILE` need no "
-        "running service; the others speak HTTP to one.\n",
+        "`migrate`, `restore`, `serve`, `ingest`, `worker`, `demo`, `size`, `evaluate`, `new-plugin`, "
+        "`check-plugin` and `dev --events FILE` need no running service; the others speak HTTP to one.\n",
         "## Global options\n",
         *_options(typer.main.get_command(app).params),
     ]
