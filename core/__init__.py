@@ -32,6 +32,9 @@ from streamfold.core.policy import (
     Extraction,
     Extractor,
     Generator,
+    Helping,
+    KeywordFinder,
+    Keywords,
     MergeCandidate,
     Neighbourhood,
     NoConfig,
@@ -39,6 +42,7 @@ from streamfold.core.policy import (
     Policy,
     Prepared,
     ReadOnly,
+    Reranker,
     Retrieval,
     RetrievedContext,
     Retriever,
@@ -48,6 +52,7 @@ from streamfold.core.policy import (
     Spend,
     StoredDocument,
     Stores,
+    Summarizer,
     Tools,
     Usage,
     View,
@@ -72,6 +77,7 @@ from streamfold.core.recommending import (
 from streamfold.core.stores._top import best_slots
 from streamfold.core.stores.declare import Array, Blobs, Declaration, Graph, Table, Text, Vectors
 from streamfold.core.stores.text.analyser import STOP_WORDS, plain_characters, stem, tokens
+from streamfold.core.stores.text.store import TermScores
 
 __all__ = [
     "LEARNED_FROM",
@@ -106,10 +112,13 @@ __all__ = [
     "GateRule",
     "Generator",
     "Graph",
+    "Helping",
     "Instance",
     "InvalidAnswer",
     "InvalidEvent",
     "KafkaRecord",
+    "KeywordFinder",
+    "Keywords",
     "MergeCandidate",
     "NeedsRebuild",
     "Neighbourhood",
@@ -124,6 +133,7 @@ __all__ = [
     "Ranker",
     "Ranking",
     "ReadOnly",
+    "Reranker",
     "Retrieval",
     "RetrievedContext",
     "Retriever",
@@ -141,7 +151,9 @@ __all__ = [
     "Stores",
     "StreamfoldError",
     "Subject",
+    "Summarizer",
     "Table",
+    "TermScores",
     "Text",
     "Tools",
     "TopicMapping",

@@ -131,6 +131,45 @@ class Generator(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Keywords:
+    """What a question is about: ``high`` level (themes, for relations) and ``low`` level (names, for entities)."""
+
+    high: tuple[str, ...] = ()
+    low: tuple[str, ...] = ()
+
+
+class Helping(Protocol):
+    """What a question may be helped by; it is answered without where this fails or takes ``patience_s``.
+
+    Each method raises ``BackendUnavailable`` or ``InvalidAnswer``.
+    """
+
+    name: str
+    version: str
+    concurrency: int
+    patience_s: float
+    budget: Budget
+
+
+class KeywordFinder(Helping, Protocol):
+    """Backend ``keywords``: question to keywords."""
+
+    def keywords(self, question: str, spend: Spend) -> Keywords: ...
+
+
+class Summarizer(Helping, Protocol):
+    """Backend ``summarizer``: what sentences say of an entity or a relation, in a few."""
+
+    def summarize(self, name: str, sentences: str, spend: Spend) -> str: ...
+
+
+class Reranker(Helping, Protocol):
+    """Backend ``reranker``: how well passages answer a question, 0…1 each, in their order."""
+
+    def rerank(self, question: str, passages: Sequence[str], spend: Spend) -> list[float]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
     """A backend on offer: ``make(config)`` builds it (may import heavy libraries; called once per process).
 
@@ -212,6 +251,8 @@ class Retrieval:
     """Only what was valid at this time."""
     budget_tokens: int | None = None
     """Most of the context, counted at four characters a token; None: the retriever's own bounds."""
+    keywords: Keywords | None = None
+    """What somebody found the question to be about; None: the retriever finds that itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

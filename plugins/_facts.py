@@ -26,7 +26,7 @@ import numpy as np
 from streamfold.core import STOP_WORDS, ScoredEntity, ScoredRelation, stem, tokens
 from streamfold.plugins._extract import Extract, Told, relation_node
 from streamfold.plugins._names import MAX_WORDS
-from streamfold.plugins._passages import Passages, Slots, to_us
+from streamfold.plugins._passages import Passages, Slots, Values, to_us
 from streamfold.plugins._told import TOLERANCE, fact_node, weight
 
 _LOOKED_AT = 24
@@ -67,6 +67,8 @@ class Facts:
     _entities: dict[int, list[str]] = field(default_factory=dict)
     _read: dict[int, Extract | None] = field(default_factory=dict)
     _ordered: dict[str, Slots] = field(default_factory=dict)
+    _worst: Values | None = None
+    """How badly each passage fits, rounded as ties are."""
 
     # -- local --------------------------------------------------------------------------------------------------------
     def local(self, count: int) -> tuple[list[tuple[str, float]], list[Fact]]:
@@ -76,12 +78,18 @@ class Facts:
         named = self.named()
         scores = dict.fromkeys(named, 1.0)
         top = float(z.max(initial=0.0))
-        for slot in on.best(z, _LOOKED_AT):
-            for key in filter(self.on.is_name, self._keys(slot)):
-                part = 0.5 * float(z[slot]) / top * self._rarity(key)
-                if part + (key in named) > scores.get(key, 0.0):
-                    scores[key] = part + (key in named)
+        first: dict[str, int] = {}  # by name: the passage that fits best
+        for slot in self.on.nearest(_LOOKED_AT):
+            for key in self._keys(slot):
+                first.setdefault(key, slot)
+        names, log_count = list(filter(on.is_name, first)), math.log(max(3, on.count))
+        for key, mentions in zip(names, on.sources_many("e:", names), strict=True):
+            rarity = 1 - math.log(max(1, mentions)) / log_count
+            part = 0.5 * float(z[first[key]]) / top * rarity
+            if part > 0:
+                scores[key] = part + (key in named)
         entities = _ranked(scores)[:count]
+        on.holders_many([key for key, _ in entities])
         facts: dict[tuple[str, str], Fact] = {}
         for key, score in entities:
             for slot in self._passages_of(key, _READ):
@@ -143,7 +151,7 @@ class Facts:
         top = float(z.max(initial=0.0))
         facts: dict[tuple[str, str], Fact] = {}
         asked = set(self.on.question.terms)
-        for slot in self.on.best(z, _LOOKED_AT):
+        for slot in self.on.nearest(_LOOKED_AT):
             fit = float(z[slot]) / top
             self._collect(slot, lambda said: fit * (1 + len(asked & said) / max(1, len(asked))), facts)  # noqa: B023
         best = _best_facts(facts)[:count]
@@ -161,13 +169,15 @@ class Facts:
         if found is None:
             return
         keys = self._keys(slot)
+        text = "" if only else self.on.text(slot)
         scores: dict[int, float] = {}
         for a, b, start, end in found.relations:
-            if keys[a] == keys[b] or (only is not None and only not in (keys[a], keys[b])):
+            one, other = keys[a], keys[b]
+            if one == other or (only is not None and one != only and other != only):
                 continue
             if start not in scores:
-                scores[start] = score(set() if only else set(map(stem, tokens(self.on.text(slot)[start:end]))))
-            ends = (min(keys[a], keys[b]), max(keys[a], keys[b]))
+                scores[start] = score(set() if only else set(map(stem, tokens(text[start:end]))))
+            ends = (one, other) if one < other else (other, one)
             fact = facts.get(ends)
             if fact is None:
                 facts[ends] = Fact(ends, scores[start], [slot], (slot, start, end))
@@ -253,16 +263,36 @@ class Facts:
     def _passages_of(self, key: str, most: int = _OF_AN_ENTITY) -> list[int]:
         """The passages that name an entity, those that fit best."""
         on = self.on
-        if key not in self._ordered:
-            slots = on.holders(key)
-            self._ordered[key] = slots[np.lexsort((on.ids[slots], -on.z[slots].round(6)))]
-        found: list[int] = []
-        for slot in self._ordered[key].tolist():
-            if on.owner(slot) is not None:
-                found.append(slot)
-                if len(found) == most:
-                    break
-        return found
+        slots = on.holders(key)
+        reach = min(len(slots), 4 * most + 32)
+        while True:
+            there = self._ordered.get(key)
+            if there is None or len(there) < reach:
+                there = self._ordered[key] = self._first(slots, reach)
+            found: list[int] = []
+            for slot in there.tolist():
+                if on.owner(slot) is not None:
+                    found.append(slot)
+                    if len(found) == most:
+                        return found
+            if len(there) == len(slots):
+                return found
+            reach = min(len(slots), 8 * reach)
+
+    def _first(self, slots: Slots, count: int) -> Slots:
+        """The passages that fit best, ties by id: O(passages), without putting all of them in order."""
+        if self._worst is None:
+            self._worst = -self.on.z.round(6)
+        ids, worst = self.on.ids[slots], self._worst[slots]
+        if count < len(slots):
+            last = np.partition(worst, count - 1)[count - 1]
+            sure, level = np.flatnonzero(worst < last), np.flatnonzero(worst == last)
+            left = count - len(sure)
+            if left < len(level):
+                level = level[np.argpartition(ids[level], left - 1)[:left]]
+            chosen = np.concatenate([sure, level])
+            slots, ids, worst = slots[chosen], ids[chosen], worst[chosen]
+        return slots[np.lexsort((ids, worst))]
 
     # -- as served ----------------------------------------------------------------------------------------------------
     def chunk_ids_of(self, key: str) -> tuple[str, ...]:
@@ -310,7 +340,9 @@ class Facts:
                         sentences[description] = None
                         size += len(description)
             text = on.text(slot)
-            for start, end in dict.fromkeys((s, e) for a, b, s, e in found.relations if key in (keys[a], keys[b])):
+            for start, end in dict.fromkeys(
+                [(s, e) for a, b, s, e in found.relations if keys[a] == key or keys[b] == key]
+            ):
                 sentence = " ".join(text[start:end].split())
                 if sentence not in sentences and (not size or size + len(sentence) <= _DESCRIPTION):
                     sentences[sentence] = None
@@ -375,7 +407,7 @@ class Facts:
         """The entities that a passage names, by number of the name."""
         if slot not in self._entities:
             found = self._extract(slot)
-            self._entities[slot] = [] if found is None else list(map(self.on.who.canonical, found.keys()))
+            self._entities[slot] = [] if found is None else self.on.who.canonical_many(found.keys())
         return self._entities[slot]
 
     def _support(self, one: str, other: str) -> int:
@@ -385,10 +417,6 @@ class Facts:
     def _relation_nodes(self, one: str, other: str) -> list[str]:
         who = self.on.who
         return [relation_node(a, b) for a, b in product(who.members(one), who.members(other))]
-
-    def _rarity(self, key: str) -> float:
-        count = max(3, self.on.count)
-        return 1 - math.log(max(1, self.on.sources("e:", key))) / math.log(count)
 
 
 def in_turn(*lists: Iterable[tuple[T, float]]) -> list[tuple[T, float]]:

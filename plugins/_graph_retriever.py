@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ from streamfold.plugins._facts import Fact, Facts, in_turn
 from streamfold.plugins._graph_listing import entities, labels, names, pairs, relations
 from streamfold.plugins._hops import Hops
 from streamfold.plugins._identity import entity_key
-from streamfold.plugins._passages import Passages
+from streamfold.plugins._passages import Passages, Places
 from streamfold.plugins._retriever import VectorRetriever, check_request
 
 ENTITY_TOKENS, RELATION_TOKENS, TOTAL_TOKENS = 6_000, 8_000, 30_000
@@ -57,6 +58,7 @@ class GraphRetriever(VectorRetriever):
         self._hop_weight = hop_weight
         self._suggest_merges = suggest_merges
         self._single_valued = single_valued
+        self._places = Places()
 
     def retrieve(self, request: Retrieval) -> list[ScoredChunk]:
         """Return the best passages in the request's mode."""
@@ -69,7 +71,7 @@ class GraphRetriever(VectorRetriever):
             return RetrievedContext(chunks=super().retrieve(request) if "chunks" in request.include else ())
         if request.top_k < 1 or not len(self._view["chunks"]):
             return RetrievedContext()
-        on = Passages.of(self._view, request)
+        on = Passages.of(self._view, request, self._places)
         if request.mode == "naive":
             return RetrievedContext(chunks=Hops(on, 0.0).chunks())
         hops = Hops(on, self._hop_weight)
@@ -79,7 +81,7 @@ class GraphRetriever(VectorRetriever):
         else:
             hops.match_titles()
         facts = Facts(on, self._single_valued)
-        entities, relations = self._facts(facts, request)
+        entities, relations = self._facts(request, facts)
         if "chunks" in request.include and request.mode == "ppr":
             chunks = self._ppr(on, facts)
         elif "chunks" in request.include and request.mode != "mix":
@@ -87,19 +89,28 @@ class GraphRetriever(VectorRetriever):
             chunks = [on.shown(slot, score, more=("graph",)) for slot, score in best]
         return _within(request, facts, entities, relations, chunks)
 
-    def _facts(self, facts: Facts, request: Retrieval) -> tuple[list[tuple[str, float]], list[Fact]]:
+    def _facts(self, request: Retrieval, facts: Facts) -> tuple[list[tuple[str, float]], list[Fact]]:
         count = request.top_k
+        low, high = request.keywords.low if request.keywords else (), request.keywords.high if request.keywords else ()
         if request.mode == "local":
-            return facts.local(count)
+            return self._about(low, request, facts).local(count)
         if request.mode == "global":
-            return facts.relations(count)
+            return self._about(high, request, facts).relations(count)
         if request.mode in ("mix", "ppr") and not {"entities", "relations"}.intersection(request.include):
             return [], []
-        near, around = facts.local(count)
-        ends, related = facts.relations(count)
+        near, around = self._about(low, request, facts).local(count)
+        ends, related = self._about(high, request, facts).relations(count)
         by_ends = {fact.ends: fact for fact in [*related, *around]}
         both = in_turn(((fact.ends, fact.score) for fact in around), ((fact.ends, fact.score) for fact in related))
         return in_turn(near, ends)[:count], [by_ends[key] for key, _ in both][:count]
+
+    def _about(self, keywords: Sequence[str], request: Retrieval, facts: Facts) -> Facts:
+        """Look for keywords in the place of the question, where there are any (LightRAG: names, or themes)."""
+        if not keywords:
+            return facts
+        on = Passages.of(self._view, dataclasses.replace(request, query=", ".join(keywords)), self._places)
+        Hops(on, self._hop_weight).match_titles()
+        return Facts(on, self._single_valued)
 
     def _ppr(self, on: Passages, facts: Facts) -> list[ScoredChunk]:
         """Rank passages by PageRank from the question's entities and its best passages."""

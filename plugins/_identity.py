@@ -43,6 +43,11 @@ class Identities:
     names: Any
     graph: Any
 
+    @property
+    def apart(self) -> bool:
+        """Whether no name was merged or renamed."""
+        return not len(self.names)
+
     def canonical(self, key: str) -> str:
         """The name that an entity goes by."""
         for _ in range(_MOST_STEPS if len(self.names) else 0):
@@ -51,6 +56,10 @@ class Identities:
                 break
             key = row.into
         return key
+
+    def canonical_many(self, keys: list[str]) -> list[str]:
+        """The names that entities go by."""
+        return keys if self.apart else list(map(self.canonical, keys))
 
     def members(self, key: str) -> list[str]:
         """All names of the entity that goes by ``key``, itself first."""

@@ -15,13 +15,15 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
+from operator import add
 
 from streamfold.core import STOP_WORDS, plain_characters, stem
 
 MAX_WORDS = 12
 """Longer names and aliases are cut here, or not looked for."""
-_PIECE = re.compile(r"([^\W_]+(?:['’][^\W_]+)*)([\W_]*)")
+_WORD = re.compile(r"([^\W_]+(?:['’][^\W_]+)*)")
+_ASCII_WORD = re.compile(r"([A-Za-z0-9]+(?:'[A-Za-z0-9]+)*)")
 _JOINING = frozenset((" ", "  ", "-", "- ", " -", "'", "’", "\n", "' ", "’ ", " & ", ""))
 _CONNECTORS = frozenset(
     "of de la le les du des da do dos das di del della der den van von vom zu bin ibn al el and the y e et i".split()  # noqa: SIM905
@@ -57,30 +59,29 @@ class Words:
 def words(text: str) -> Words:
     """Cut a text into words; O(text), some .3 µs a word."""
     is_ascii = text.isascii()
-    found = _PIECE.findall(text if is_ascii else unicodedata.normalize("NFC", text))
-    if not found:
-        return Words([], [], [], [], [], [])
-    pieces, gaps = zip(*found, strict=True)
-    shown = [p[:-2] if p.endswith(("'s", "'S")) else p for p in (pieces if is_ascii else map(plain_characters, pieces))]
-    initials = [word[:1] for word in shown]
-    kinds = [_kind_of_gap(gap) for gap in gaps]
-    # a full stop after one or two letters ends no sentence: an initial, or "St."
-    ends = [kind == _ENDS or (kind == _STOP and len(word) > 2) for kind, word in zip(kinds, shown, strict=True)]
-    breaks = [kind == _BREAKS or end for kind, end in zip(kinds, ends, strict=True)]
-    leading = len(text) - sum(map(len, pieces)) - sum(map(len, gaps)) if is_ascii else _first(text, pieces[0])
-    lengths = [len(piece) + len(gap) for piece, gap in found]
+    parts = _ASCII_WORD.split(text) if is_ascii else _WORD.split(unicodedata.normalize("NFC", text))
+    pieces, gaps = parts[1::2], parts[2::2]
+    shown = pieces if is_ascii else list(map(plain_characters, pieces))
+    if "'" in text or not is_ascii:
+        shown = [word[:-2] if word.endswith(("'s", "'S")) else word for word in shown]
+    count = len(shown)
+    broken, first = [False] * (count + 1), [False] * (count + 1)  # one more: what stands after the last word
+    broken[0] = first[0] = True
+    for i, gap in enumerate(gaps, start=1):
+        if gap != " " and (kind := _kind_of_gap(gap)) != _JOINS:
+            # a full stop after one or two letters ends no sentence: an initial, or "St."
+            ends = first[i] = kind == _ENDS or (kind == _STOP and len(shown[i - 1]) > 2)
+            broken[i] = ends or kind == _BREAKS
+    starts = accumulate(map(add, map(len, pieces), map(len, gaps)), initial=len(parts[0]))
     return Words(
-        keys=[word.lower() for word in shown],
+        keys=" ".join(shown).lower().split() if is_ascii else [word.lower() for word in shown],
         shown=shown,
-        capital=[initial.isupper() or initial.isdigit() for initial in initials],
-        broken=[True, *breaks[:-1]],
-        first=[True, *ends[:-1]],
-        start=list(accumulate(lengths[:-1], initial=leading)),
+        # of ASCII's letters and digits those before "a" are digits and capitals
+        capital=[w < "a" for w in shown] if is_ascii else [w[:1].isupper() or w[:1].isdigit() for w in shown],
+        broken=broken[:-1],
+        first=first[:-1],
+        start=list(islice(starts, count)),
     )
-
-
-def _first(text: str, piece: str) -> int:
-    return max(0, unicodedata.normalize("NFC", text).find(piece))
 
 
 _JOINS, _BREAKS, _STOP, _ENDS = range(4)
@@ -114,10 +115,9 @@ def name_spans(text: Words) -> list[Span]:
     """
     found: list[Span] = []
     keys, capital, broken = text.keys, text.capital, text.broken
-    count, i = len(text), 0
-    while i < count:
-        if not capital[i] or keys[i] in STOP_WORDS or keys[i][0].isdigit():
-            i += 1
+    count, free = len(text), 0
+    for i in [i for i, is_capital in enumerate(capital) if is_capital]:
+        if i < free or keys[i] in STOP_WORDS or keys[i][0].isdigit():
             continue
         end = i + 1
         while end < count and not broken[end] and end - i < MAX_WORDS:
@@ -132,7 +132,7 @@ def name_spans(text: Words) -> list[Span]:
             end = ahead + 1
         if end - i > 1 or len(keys[i]) >= 3:
             found.append(Span(i, end, " ".join(keys[i:end]), " ".join(text.shown[i:end])))
-        i = end
+        free = end
     return found
 
 
@@ -187,20 +187,28 @@ def alias_matches(
     any_case : take aliases of two words or more whatever their case (questions are typed carelessly).
     """
     keys, capital = text.keys, text.capital
-    count, i = len(text), 0
-    while i < count:
-        if not (any_case or capital[i] or (keys[i] in STOP_WORDS and i + 1 < count and capital[i + 1])):
-            i += 1
+    size, free = len(text), 0
+    for i in range(size) if any_case else _capitals(keys, capital):
+        if i < free:
             continue
-        longest = min(count, i + MAX_WORDS) if i + 1 < count and begins(f"{keys[i]} {keys[i + 1]}") else i + 1
+        longest = min(size, i + MAX_WORDS) if i + 1 < size and begins(f"{keys[i]} {keys[i + 1]}") else i + 1
         for end in range(longest, i, -1):
             key = " ".join(keys[i:end])
             if known(key) and _written_as_name(keys, capital, i, end, any_case):
                 yield Match(i, key, end == i + 1 and text.first[i])
-                i = end
+                free = end
                 break
-        else:
-            i += 1
+
+
+def _capitals(keys: list[str], capital: list[bool]) -> Iterator[int]:
+    """Yield where names may begin: at capitals, and at stop words before one."""
+    before = -1
+    for i, is_capital in enumerate(capital):
+        if is_capital:
+            if i - 1 > before and keys[i - 1] in STOP_WORDS:
+                yield i - 1
+            yield i
+            before = i
 
 
 def _written_as_name(keys: list[str], capital: list[bool], start: int, end: int, any_case: bool) -> bool:
@@ -218,15 +226,11 @@ def content_terms(text: Words) -> list[str]:
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
-def one_letter_away(word: str) -> Iterator[str]:
-    """Yield what a word may have been before one letter was changed, dropped, added or swapped with the next."""
-    for i in range(len(word) + 1):
-        head, tail = word[:i], word[i:]
-        if tail:
-            yield head + tail[1:]
-            for letter in _LETTERS:
-                yield head + letter + tail[1:]
-        if len(tail) > 1:
-            yield head + tail[1] + tail[0] + tail[2:]
-        for letter in _LETTERS:
-            yield head + letter + tail
+def one_letter_away(word: str) -> list[str]:
+    """Return what a word may have been before one letter was changed, dropped, added or swapped with the next."""
+    cuts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
+    found = [head + tail[1:] for head, tail in cuts if tail]
+    found += [head + tail[1] + tail[0] + tail[2:] for head, tail in cuts if len(tail) > 1]
+    found += [head + letter + tail[1:] for head, tail in cuts if tail for letter in _LETTERS]
+    found += [head + letter + tail for head, tail in cuts for letter in _LETTERS]
+    return found

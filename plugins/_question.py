@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from streamfold.core import View, plain_characters
@@ -41,7 +41,7 @@ def read_question(text: str, view: View) -> Question:
     for key, capital in zip(cut.keys, cut.capital, strict=True):
         unknown = _MENDED_FROM <= len(key) <= _LONGEST and key not in counts and not key.isdigit()
         look = unknown and key not in mended and len(mended) < _MOST_MENDED
-        if look and (better := _nearest(key, capital, counts.get)):
+        if look and (better := _nearest(key, capital, counts.get_many)):
             mended[key] = better
     if mended:
         shown = [_as_written(mended[key], word) if key in mended else word for key, word in _pairs(cut)]
@@ -53,10 +53,10 @@ def read_question(text: str, view: View) -> Question:
 
 def alias_tests(view: View) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
     """Return what says whether a key is an alias of a document, and whether one begins with two words."""
-    graph = view["graph"]
+    there = view["graph"].contains()
     if not len(view["names"]):
-        return (lambda key: "a:" + key in graph), (lambda two: "b:" + two in graph)
-    return (lambda key: "a:" + key in graph or "m:" + key in graph), (lambda two: "b:" + two in graph)
+        return (lambda key: there("a:" + key)), (lambda two: there("b:" + two))
+    return (lambda key: there("a:" + key) or there("m:" + key)), (lambda two: there("b:" + two))
 
 
 def _pairs(cut: Words) -> zip[tuple[str, str]]:
@@ -67,11 +67,11 @@ def _as_written(mended: str, word: str) -> str:
     return mended.capitalize() if word[:1].isupper() else mended
 
 
-def _nearest(key: str, capital: bool, get: Callable[[str], tuple[int, int] | None]) -> str | None:
+def _nearest(key: str, capital: bool, get_many: Callable[[Sequence[str]], list[tuple[int, int] | None]]) -> str | None:
     """Return the stored word one letter away: one that is written with a capital as this one is, the most frequent."""
     best: tuple[bool, int, str] | None = None
-    for word in set(one_letter_away(key)):
-        found = get(word)
+    near = one_letter_away(key)
+    for word, found in zip(near, get_many(near), strict=True):
         if found is not None:
             lower, upper = found
             one = (capital and upper >= lower, lower + upper, word)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,15 @@ OVER_FETCH = 8
 SOURCES = ("vector", "bm25")
 
 Scores = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """Chunks, best first: keys ``(n,) int64``, scores, and for each source whether it found the chunk."""
+
+    keys: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float64]
+    by_source: list[tuple[str, npt.NDArray[np.bool_]]]
 
 
 class VectorRetriever:
@@ -58,10 +68,8 @@ class VectorRetriever:
                 return self._passages(found)
             fetch *= 2
 
-    def _ranked(
-        self, request: Retrieval, query: npt.NDArray[np.float32] | None, fetch: int, size: int
-    ) -> list[tuple[int, float, tuple[str, ...]]]:
-        """Return (key, score, sources) of the fetched chunks, best first, ties by key."""
+    def _ranked(self, request: Retrieval, query: npt.NDArray[np.float32] | None, fetch: int, size: int) -> _Ranked:
+        """Rank the fetched chunks, best first, ties by key."""
         parts: list[tuple[str, Scores]] = []
         if query is not None:
             ids, cos = self._view["vectors"].search(query, fetch)
@@ -71,37 +79,33 @@ class VectorRetriever:
             parts.append(("bm25", (ids, bm25 / bm25[0] if len(bm25) else bm25)))
         keys = np.unique(np.concatenate([ids for _, (ids, _) in parts]))
         score = np.zeros(len(keys))
-        by_source = {}
+        by_source: list[tuple[str, npt.NDArray[np.bool_]]] = []
         for name, (ids, values) in parts:
             own = np.zeros(len(keys))
             own[np.searchsorted(keys, ids)] = values
-            by_source[name] = own > 0
+            by_source.append((name, own > 0))
             score += own
         order = np.argsort(-score, kind="stable")
         order = order[score[order] > 0]
-        return [
-            (int(keys[i]), float(score[i]), tuple(name for name in SOURCES if name in by_source and by_source[name][i]))
-            for i in order
-        ]
+        return _Ranked(keys[order], score[order], [(name, found[order]) for name, found in by_source])
 
-    def _matching(
-        self, ranked: Sequence[tuple[int, float, tuple[str, ...]]], request: Retrieval
-    ) -> list[tuple[int, str, float, tuple[str, ...], Document]]:
+    def _matching(self, ranked: _Ranked, request: Retrieval) -> list[tuple[int, str, float, tuple[str, ...], Document]]:
         """Return the first ``top_k`` that the filter keeps, asking it once per document."""
         found: list[tuple[int, str, float, tuple[str, ...], Document]] = []
         kept: dict[str, Document | None] = {}
         step = max(64, 2 * request.top_k)
-        for start in range(0, len(ranked), step):
-            part = ranked[start : start + step]
-            owners = self._view["chunks"].get_many([key for key, _, _ in part])
+        for start in range(0, len(ranked.keys), step):
+            keys = ranked.keys[start : start + step].tolist()
+            owners = self._view["chunks"].get_many(keys)
             unseen = sorted({owner for owner in owners if owner is not None and owner not in kept})
             for owner, row in zip(unseen, self._view["documents"].get_many(unseen), strict=True):
                 keep = row is not None and (request.matches is None or request.matches(filterable(owner, row)))
                 kept[owner] = row if keep else None
-            for (key, score, sources), owner in zip(part, owners, strict=True):
+            for at, (key, owner) in enumerate(zip(keys, owners, strict=True), start):
                 row = kept.get(owner)
                 if row is not None:
-                    found.append((key, owner, score, sources, row))
+                    sources = tuple(name for name, by in ranked.by_source if by[at])
+                    found.append((key, owner, float(ranked.scores[at]), sources, row))
                     if len(found) == request.top_k:
                         return found
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from streamfold.plugins._extract import Extract, Told, extract, relation_node
@@ -26,6 +27,7 @@ def with_told(text: str, entities: Sequence[Any], relations: Sequence[Any], sinc
     found = extract(text)
     numbers = {key: number for number, key in enumerate(found.keys())}
 
+    @cache  # a name comes with each relation that it is an end of
     def number(name: str) -> int | None:
         shown = " ".join(words(name).shown[:MAX_WORDS])
         if not shown:

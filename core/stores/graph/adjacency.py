@@ -9,7 +9,7 @@ of 4 bytes.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,6 +133,10 @@ class Adjacency:
     def __contains__(self, node: Node) -> bool:
         return node in self._number
 
+    def contains(self) -> Callable[[Node], bool]:
+        """Return the test itself, for many questions in a row."""
+        return self._number.__contains__
+
     def __len__(self) -> int:
         return len(self._number)
 
@@ -146,9 +150,13 @@ class Adjacency:
 
     def in_degree(self, node: Node) -> int:
         """How many sources name the node: O(1)."""
-        number = self._number.get(node)
-        into = None if number is None else self._in[number]
-        return 0 if into is None else len(into)
+        return self.in_degrees((node,))[0]
+
+    def in_degrees(self, nodes: Sequence[Node]) -> list[int]:
+        """Return :meth:`in_degree` of several nodes."""
+        get, into = self._number.get, self._in
+        numbers = [get(node) for node in nodes]
+        return [0 if number is None or (edges := into[number]) is None else len(edges) for number in numbers]
 
     def targets(self, source: Node) -> tuple[list[Node], npt.NDArray[np.float32]]:
         """Return a source's targets in the order given, and the weights ``(n,) float32``."""
@@ -161,11 +169,13 @@ class Adjacency:
 
     def sources(self, target: Node) -> tuple[list[Node], npt.NDArray[np.float32]]:
         """Return the sources of a node, sorted (ints first), and the weights ``(n,) float32``."""
-        edges = self._into(target)
-        named = [self._named(self._source[edge]) for edge in edges.tolist()]
-        order = sorted(range(len(named)), key=lambda i: (isinstance(named[i], str), named[i]))
-        weights = np.array([self._weight[edges[i]] for i in order], np.float32)
-        return [named[i] for i in order], weights
+        number = self._number.get(target)
+        into = None if number is None else self._in[number]
+        if into is None:
+            return [], np.empty(0, np.float32)
+        source, weight, named = self._source, self._weight, self._named
+        found = sorted([(type(node := named(source[edge])) is str, node, weight[edge]) for edge in into])
+        return [node for _, node, _ in found], np.array([weight for _, _, weight in found], np.float32)
 
     def source_ids(self, target: Node) -> npt.NDArray[np.int64]:
         """Return the sources that are ints, in no particular order: one gather, no loop."""
@@ -175,6 +185,20 @@ class Adjacency:
         ids = self._ids[np.frombuffer(self._source, np.int32)[edges]]
         found: npt.NDArray[np.int64] = ids[ids >= 0]
         return found
+
+    def source_ids_many(self, targets: Sequence[Node]) -> tuple[npt.NDArray[np.int64], Numbers, npt.NDArray[np.intp]]:
+        """Return :meth:`source_ids` of several nodes behind one another, their numbers, and how many each has.
+
+        A source keeps its number for as long as it has edges; later another may have it.
+        """
+        lists = [self._in[number] if (number := self._number.get(node)) is not None else None for node in targets]
+        lengths = [0 if into is None else len(into) for into in lists]
+        edges = np.frombuffer(b"".join(into for into in lists if into is not None), np.int32)
+        numbers = np.frombuffer(self._source, np.int32)[edges]
+        ids = self._ids[numbers]
+        own = ids >= 0
+        ends = np.concatenate([[0], np.cumsum(own)])[np.cumsum(lengths)]
+        return ids[own], numbers[own], np.diff(ends, prepend=0)
 
     def count_ids(self, target: Node) -> int:
         """How many of the sources are ints: without arrays, as most nodes have few sources."""

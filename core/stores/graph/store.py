@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,11 @@ class LiveGraph(Staged[Any, Edges]):
         self._readable()
         return node in self._graph
 
+    def contains(self) -> Callable[[Node], bool]:
+        """Return what says whether a node is there, for many questions in a row; good until the next write."""
+        self._readable()
+        return self._graph.contains()
+
     def targets(self, source: Node) -> tuple[list[Node], npt.NDArray[np.float32]]:
         """Return a source's targets in the order given, and their weights ``(n,) float32``: O(targets)."""
         self._readable()
@@ -93,6 +98,13 @@ class LiveGraph(Staged[Any, Edges]):
         self._readable()
         return self._graph.source_ids(target)
 
+    def source_ids_many(
+        self, targets: Sequence[Node]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.intp]]:
+        """Return the int sources of several nodes behind one another, their numbers, and how many each node has."""
+        self._readable()
+        return self._graph.source_ids_many(targets)
+
     def count_ids(self, target: Node) -> int:
         """How many of a node's sources are ints."""
         self._readable()
@@ -102,6 +114,11 @@ class LiveGraph(Staged[Any, Edges]):
         """How many sources a node has: O(1)."""
         self._readable()
         return self._graph.in_degree(target)
+
+    def in_degrees(self, targets: Sequence[Node]) -> list[int]:
+        """How many sources each of several nodes has."""
+        self._readable()
+        return self._graph.in_degrees(targets)
 
     def nodes(self) -> Iterable[Node]:
         """All nodes, in no particular order; do not write while going through them."""

@@ -216,6 +216,17 @@ class BM25:
         get = self._slot.get
         return np.array([get(key, -1) for key in keys], np.intp)
 
+    def holds(self, slots: npt.NDArray[np.intp], keys: Ids) -> npt.NDArray[np.bool_]:
+        """Return whether these documents have these slots (< 0: none)."""
+        inside = (slots >= 0) & (slots < len(self._forward))
+        at = np.where(inside, slots, 0)
+        held: npt.NDArray[np.bool_] = inside & (self._ids[at] == keys) & (self._live[at] > 0)
+        return held
+
+    def slot(self, key: int) -> int:
+        """Return the slot of one document; -1 for an unknown id."""
+        return self._slot.get(key, -1)
+
     def ids(self) -> Ids:
         """Return the id at every slot, those of dead ones included."""
         return self._ids[: len(self._forward)]

@@ -38,6 +38,14 @@ class TermScores:
         """Return the columns of texts; -1 for unknown ids."""
         return self._index.slots(ids)
 
+    def holds(self, slots: npt.NDArray[np.intp], ids: Ids) -> npt.NDArray[np.bool_]:
+        """Return whether these texts have these columns (< 0: none)."""
+        return self._index.holds(slots, ids)
+
+    def slot(self, key: int) -> int:
+        """Return the column of one text; -1 for an unknown id."""
+        return self._index.slot(key)
+
     def ids(self) -> Ids:
         """Return the id of each column; those of columns that are dead score 0."""
         return self._index.ids()

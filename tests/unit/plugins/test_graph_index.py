@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -265,6 +267,75 @@ def test_an_entity_with_many_mentions_takes_the_newest_fact_at_once(bench: Any, 
         assert "acme steel|zenith forge" in [one.relation_id for one in context.relations], mode
     made.send(make_event(5001, "document.deleted", document_id="new"))
     assert "Zenith" not in str(made.server.context(Retrieval(query="Zenith Forge", mode="mix", include=ALL)))
+
+
+def test_what_was_looked_up_before_other_writes_is_looked_up_right_after_them(bench: Any, make_event: Any) -> None:
+    """Places of passages are remembered: deletions renumber them, and numbers are used again."""
+    made, fresh = bench(GraphIndex()), bench(GraphIndex())
+    texts = [f"Acme Steel sold rails to Town {n % 7} in the year of flood {n}." for n in range(600)]
+    events = [upsert(make_event, n, f"d{n}", None, text) for n, text in enumerate(texts)]
+    changes = [make_event(1000 + n, "document.deleted", document_id=f"d{n}") for n in range(0, 600, 2)]
+    changes += [upsert(make_event, 2000 + n, f"d{n}", None, texts[(n * 7) % 600] + " Twice.") for n in range(300)]
+    made.send(*events)
+    request = Retrieval(query="Whom did Acme Steel sell rails to in Town 3?", mode="mix", include=ALL)
+    for start in range(0, len(changes), 100):
+        assert made.server.context(request).entities
+        made.send(*changes[start : start + 100])
+    fresh.send(*events, *changes)
+    assert made.server.context(request) == fresh.server.context(request)
+
+
+def calls(work: Any) -> int:
+    """Count the calls of functions, Python's and C's, that some work makes."""
+    count = 0
+
+    def counted(_frame: Any, what: str, _argument: Any) -> None:
+        nonlocal count
+        count += what in ("call", "c_call")
+
+    sys.setprofile(counted)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_what_an_extractor_told_costs_the_same_however_much_is_stored(bench: Any, make_event: Any) -> None:
+    made = bench(GraphIndex(GraphConfig(single_valued=("works at",))))
+    sent = 0
+
+    def fill(count: int) -> None:
+        nonlocal sent
+        texts = [f"Acme Steel sold rails to Town {n}. Ada Byron works at Works {n}." for n in range(sent, count)]
+        made.send(*(upsert(make_event, n, f"d{n}", None, text) for n, text in enumerate(texts, sent)))
+        sent = count
+
+    def told(n: int) -> Any:
+        row = made.view["documents"].get(f"d{n}")
+        data = {
+            "document_id": f"d{n}", "input_position": row.text_position, "extractor": "somebody",
+            "chunk_hash": row.ids[0].split("#")[1],
+            "entities": [{"name": "Acme Steel", "type": "Organization", "description": "A forge."}],
+            "relations": [{"source": "Ada Byron", "target": f"Works {n}", "keywords": ["works at"]}],
+        }  # fmt: skip
+        return make_event(100_000 + n, "document.extracted", **data)
+
+    def cost(first: int) -> int:
+        for n in range(first, first + 20):  # lists have grown, caches are filled
+            made.send(told(n))
+        events = [told(n) for n in range(first + 20, first + 50)]
+        return sum(calls(partial(made.send, event)) for event in events)
+
+    fill(60)
+    few = cost(5)
+    fill(1500)
+    for n in range(60, 1400):
+        made.send(told(n))
+    many = cost(1440)
+    assert many <= 1.05 * few, f"{few} calls with 60 documents, {many} with 1,500"
+    entity = made.server.context(Retrieval(query="Ada Byron", mode="local", include=ALL)).entities[0]
+    assert entity.entity_id == "ada byron"
 
 
 # -- names that are one -----------------------------------------------------------------------------------------------

@@ -54,6 +54,14 @@ def test_edges_are_those_that_each_source_was_given_last(operations: list[tuple[
             sources, weights = one.sources(node)
             assert dict(zip(sources, weights.tolist(), strict=True)) == {s: model[s][node] for s in named}
             assert sorted(one.source_ids(node).tolist()) == sorted(s for s in named if isinstance(s, int))
+        asked: list[Node] = [*"abcdexyz", "unknown", *"abc"]
+        assert one.in_degrees(asked) == [one.in_degree(node) for node in asked]
+        assert list(map(one.contains(), asked)) == [node in one for node in asked]
+        ids, numbers, counts = one.source_ids_many(asked)
+        assert [part.tolist() for part in np.split(ids, np.cumsum(counts)[:-1])] == [
+            one.source_ids(node).tolist() for node in asked
+        ]
+        assert len(set(zip(ids.tolist(), numbers.tolist(), strict=True))) == len(set(ids.tolist()))
     loaded.put("later", ["a"], [1.0])  # what was loaded takes writes
     loaded.remove("later")
     assert held(loaded) == model
