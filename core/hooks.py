@@ -42,7 +42,7 @@ class Hooks:
 
     @hookspec
     def register_backends(self) -> list[Backend]:  # type: ignore[empty-body]  # a specification has no body
-        """Return backends: encoder, chunker, extractor, generator (later: reranker, vector engine)."""
+        """Return backends: encoder, chunker, extractor, generator, keywords, summarizer, reranker."""
 
     @hookspec
     def register_event_types(self) -> list[EventType]:  # type: ignore[empty-body]  # a specification has no body

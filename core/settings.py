@@ -207,8 +207,8 @@ class Settings(BaseSettings):
     plugins: tuple[str, ...] = ()
     """Entry points of the group ``streamfold`` to enable."""
     backends: dict[str, dict[str, Any]] = Field(default_factory=lambda: {k: dict(v) for k, v in _BACKENDS.items()})
-    """Per kind (``encoder``, ``chunker``, ``extractor``, ``generator``): ``use`` names the backend, the rest is its
-    configuration. A kind that is not named keeps its default."""
+    """Per kind (``encoder``, ``chunker``, ``extractor``, ``generator``, ``keywords``, ``summarizer``, ``reranker``):
+    ``use`` names the backend, the rest is its configuration. A kind that is not named keeps its default."""
     policies: dict[str, dict[str, Any]] = Field(default_factory=_default_policies)
     """Instances: a table each with the config's fields; ``use`` where the instance's name is not the policy's."""
     on_change: Literal["replace", "manual"] = "replace"

@@ -184,8 +184,9 @@ def settings_page() -> str:
         "\nThe keys of a `[policies.NAME]` table are the policy's own, and `use` where the instance's name is not the "
         "policy's; those of the built-in ones:\n",
         *_policy_configs(),
-        '\nThe keys of `[backends.extractor]` and `[backends.generator]` with `use = "llm"`; those after `temperature` '
-        "say how the model is reached and what it may cost, and make no new version:\n",
+        "\nThe keys of `[backends.extractor]`, `generator`, `keywords`, `summarizer` and `reranker` with "
+        '`use = "llm"`; those of all, `attempts` and `patience_s` say how the model is reached and what it may cost, '
+        "and make no new version:\n",
         *_model_configs(),
         "\n## Environment only\n",
         "| variable | meaning |",
@@ -207,7 +208,7 @@ def _policy_configs() -> Iterator[str]:
 
 
 def _model_configs() -> Iterator[str]:
-    from streamfold.plugins.llm import extractor, generator
+    from streamfold.plugins.llm import _helper, extractor, generator
     from streamfold.plugins.llm._client import Connection
 
     yield "| backend | key | default |"
@@ -215,7 +216,8 @@ def _model_configs() -> Iterator[str]:
     for names, kind in (
         ("extractor", extractor.ExtractorConfig),
         ("generator", generator.GeneratorConfig),
-        ("both", Connection),
+        ("keywords, summarizer, reranker", _helper.HelperConfig),
+        ("all", Connection),
     ):
         for field in dataclasses.fields(kind):
             value = {} if field.default_factory is not dataclasses.MISSING else field.default

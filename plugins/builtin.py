@@ -33,5 +33,5 @@ def register_policies() -> list[type[Policy]]:
 
 @hookimpl(trylast=True)
 def register_backends() -> list[Backend]:
-    """Offer encoders, the chunker, extractors and the generator; nothing heavy is imported yet."""
-    return [minilm.BACKEND, hashing.BACKEND, sentences.BACKEND, names.BACKEND, llm.EXTRACTOR, llm.GENERATOR]
+    """Offer encoders, the chunker, extractors and what asks language models; nothing heavy is imported yet."""
+    return [minilm.BACKEND, hashing.BACKEND, sentences.BACKEND, names.BACKEND, *llm.BACKENDS]

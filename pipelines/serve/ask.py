@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -18,6 +19,7 @@ from streamfold.core.policy import (
     CandidateRequest,
     CandidateSource,
     ContextRetriever,
+    Keywords,
     Retrieval,
     RetrievedContext,
     Retriever,
@@ -30,6 +32,7 @@ from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.answers import Answers, NoAnswer, cited
 from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer, rfc3339
 from streamfold.pipelines.serve.filters import Matches, compile_filter
+from streamfold.pipelines.serve.helping import Help
 from streamfold.pipelines.serve.problems import Problem, at, members
 from streamfold.pipelines.serve.reading import wait_fresh
 
@@ -71,19 +74,38 @@ async def query(call: Call) -> Response:
     group, member = _retriever(view, body)
     if as_of_us is not None and not isinstance(member.server, ContextRetriever):
         raise at("/as_of", "invalid-value", f"{member.runtime.instance.name} keeps no times: leave as_of out")
+    wanted = _INCLUDE if body.generate else include  # an answer rests on all there is
     await wait_fresh(call, view, [group])
     waited = time.perf_counter()
+    helpers = call.service.helpers
+    help = Help()
+    if helpers.are_configured:
+
+        def look(keywords: Keywords | None, top_k: int) -> Sequence[ScoredChunk]:
+            group, member = _retriever(view, body)
+            request = _retrieval(body, member, sources, matches, ("chunks",), as_of_us, keywords)
+            with view.reading([group]):
+                return retrieved(view, group, member, dataclasses.replace(request, top_k=top_k)).chunks
+
+        plain = _retrieval(body, member, sources, matches, wanted, as_of_us)
+        help = await helpers.before(call.workspace, plain, lambda *asked: call.ask(view.asked, partial(look, *asked)))
+        await wait_fresh(call, view, [group])  # it may have taken seconds
+    helped = time.perf_counter()
 
     def work() -> tuple[RetrievedContext, dict[str, Any]]:
         group, member = _retriever(view, body)
-        wanted = _INCLUDE if body.generate else include  # an answer rests on all there is
-        request = _retrieval(body, member, sources, matches, wanted, as_of_us)
+        request = _retrieval(body, member, sources, matches, wanted, as_of_us, help.keywords)
         with view.reading([group]) as cut:
             retrieving = time.perf_counter()
             found = retrieved(view, group, member, request)
+            if help.scores is not None:
+                more = dataclasses.replace(request, top_k=help.candidates, include=("chunks",))
+                found = help.ordered(found, retrieved(view, group, member, more).chunks, request.top_k)
             ended = time.perf_counter()
+        found = helpers.after(call.workspace, found, help)
         if body.log_exposure:
             cut.degraded.append("exposure-not-logged")
+        cut.degraded.extend(help.degraded)
         return found, {
             "exposure_id": None,
             "chunks": [_chunk(one) for one in found.chunks] if "chunks" in include else [],
@@ -92,7 +114,8 @@ async def query(call: Call) -> Response:
             "answer": None,
             "timings_ms": {
                 "wait": _ms(waited - started),
-                "queue": _ms(retrieving - waited),
+                "help": _ms(helped - waited),
+                "queue": _ms(retrieving - helped),
                 "retrieve": _ms(ended - retrieving),
                 "total": _ms(time.perf_counter() - started),
             },
@@ -211,6 +234,7 @@ def _retrieval(
     matches: Matches | None,
     include: tuple[str, ...],
     as_of_us: int | None,
+    keywords: Keywords | None = None,
 ) -> Retrieval:
     modes = member.server.modes
     default = "mix" if "mix" in modes else "naive" if "naive" in modes else modes[0]
@@ -223,6 +247,7 @@ def _retrieval(
         include=include,
         as_of_us=as_of_us,
         budget_tokens=body.budget_tokens,
+        keywords=keywords,
     )
 
 

@@ -21,6 +21,7 @@ from streamfold.pipelines.serve.answers import Answers
 from streamfold.pipelines.serve.auth import Keys
 from streamfold.pipelines.serve.exposures import Exposures
 from streamfold.pipelines.serve.fair import FairPool
+from streamfold.pipelines.serve.helping import Helpers
 from streamfold.pipelines.serve.jobs import Jobs
 from streamfold.pipelines.serve.logs import logger
 from streamfold.pipelines.serve.metrics import Metrics
@@ -46,6 +47,7 @@ class Service:
         self.pressure = Pressure(node.settings)
         self.jobs = Jobs()
         self.answers = Answers(node)
+        self.helpers = Helpers(node)
         self.intake_pool = FairPool(4, "intake")
         self.query_pool = FairPool(node.settings.serve.query_threads, "query")
         self.inserting: set[tuple[str, str]] = set()
@@ -85,7 +87,7 @@ class Service:
         self.exposures.close()
         self.jobs.close()
         self.access.close()
-        for pool in (self.intake_pool, self.query_pool, self.answers):
+        for pool in (self.intake_pool, self.query_pool, self.answers, self.helpers):
             pool.close()
         self._wakes.shutdown(wait=True, cancel_futures=True)
         self.metrics.close()
@@ -183,6 +185,7 @@ class Service:
             self.node.views.wake(workspace)
         if erases:
             self.answers.forget()
+            self.helpers.forget()
             if self.node.runner is not None:
                 self.node.runner.wake_erase()
 
