@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
+from importlib import import_module
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +40,8 @@ Codes = npt.NDArray[np.uint64]
 Ends = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+KEEP = 8.0
+"""A row that was met n times may make way when n / 8 times its table's rows were learned since."""
 _CACHED = 1 << 17
 _MOST_USER_TOKENS, _MOST_ITEM_TOKENS = 8, 16
 """So many tokens of a side are learned from: crosses of the two cost their product."""
@@ -116,6 +120,13 @@ def sigmoid(logits: Floats) -> Floats:
     return 1.0 / (1.0 + np.exp(-np.clip(logits, -30.0, 30.0)))
 
 
+def logit(scores: npt.ArrayLike) -> Floats:
+    """Turn probabilities into log-odds, within ±13.8."""
+    p = np.clip(np.asarray(scores, np.float64), 1e-6, 1.0 - 1e-6)
+    found: Floats = np.log(p / (1.0 - p))
+    return found
+
+
 def at_least(policy: str, config: Any, least: float, *names: str) -> None:
     """Check that settings are finite numbers from ``least`` on."""
     for name in names:
@@ -136,21 +147,15 @@ class Predicted(NamedTuple):
     parts: Floats
 
 
-class OnlineRanker(Policy):
-    """A ranker that learns each labelled example once, in order."""
+class Learner(Policy):
+    """Learns each labelled example once, in order."""
 
     handles = LEARNED_FROM
-    reads = ("activity",)
-    features: tuple[str, ...]
-    """Names of what a score is made of."""
+    reads: tuple[str, ...] = ("activity",)
 
     @abstractmethod
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Learn examples in order; returns their scores, each from before it was learned."""
-
-    @abstractmethod
-    def predict(self, pairs: Coded, stores: Any) -> Predicted:
-        """Score pairs; a pure read."""
 
     def fold(self, event: Event, prepared: Prepared, stores: Stores) -> None:
         """Learn the examples of one event."""
@@ -158,8 +163,32 @@ class OnlineRanker(Policy):
         if examples:
             self.learn(examples, stores)
 
+
+class OnlineRanker(Learner):
+    """A ranker that scores pairs of codes from its own stores, in kernels."""
+
+    kernels: str
+    """The module of its kernels; numba is imported and compiles when the first is called, no sooner."""
+    features: tuple[str, ...]
+    """Names of what a score is made of."""
+
+    @cached_property
+    def _kernels(self) -> ModuleType:
+        return import_module(f"streamfold.plugins.{self.kernels}")
+
+    def _touch(self, store: Any, keys: Codes, upto: float) -> tuple[Ends, float]:
+        """Say which rows of a table learning these keys until then may write; they, and how long rows are kept."""
+        keep = len(store) / KEEP
+        tables = import_module("streamfold.plugins._kernels_hash")
+        return store.touch(tables.writable(store.values, keys, upto, keep)), keep
+
+    @abstractmethod
+    def predict(self, pairs: Coded, stores: Any) -> Predicted:
+        """Score pairs; a pure read."""
+
     def serve(self, view: View) -> OnlineServer:
-        """Score items for a user."""
+        """Score items for a user; kernels are compiled here, not at the first request."""
+        self.predict(coded((), (), (), ()), view)
         return OnlineServer(self, view)
 
 
@@ -169,7 +198,7 @@ class OnlineServer:
     def __init__(self, policy: OnlineRanker, view: View) -> None:
         self._policy = policy
         self._view = view
-        self._scored: tuple[int, int, float] = (-1, -1, 0.0)
+        self._scored: tuple[int, dict[int, float]] = (-1, {})
 
     def rank(self, request: RankRequest) -> Ranking:
         """Score items for a user, in one batch."""
@@ -183,18 +212,25 @@ class OnlineServer:
         return Ranking(scores=sigmoid(found.logits), known=found.known, features=said)
 
     def score(self, example: Example) -> float:
-        """Score an example's pair; asked again for the same example, the answer is the first one."""
-        if self._scored[:2] != (example.seq, example.n):
+        """Score an example's pair. Asked again about the same event, the answer is the first one."""
+        if self._scored[0] != example.seq:
+            self._scored = example.seq, {}
+        scored = self._scored[1]
+        if example.n not in scored:
             logit = self._policy.predict(coded_examples([example]), self._view).logits
-            self._scored = example.seq, example.n, float(sigmoid(logit)[0])
-        return self._scored[2]
+            scored[example.n] = float(sigmoid(logit)[0])
+        return scored[example.n]
 
 
 def explained(names: Iterable[str], found: Predicted) -> list[tuple[Feature, ...]]:
-    """List for each pair what made its score, largest first; features that add nothing are left out."""
+    """List for each pair what made its score; features that add nothing are left out."""
     names = tuple(names)
-    rows = []
-    for values, parts in zip(found.values.tolist(), found.parts.tolist(), strict=True):
-        told = [Feature(name, value, part) for name, value, part in zip(names, values, parts, strict=True) if part]
-        rows.append(tuple(sorted(told, key=lambda one: (-abs(one.contribution), one.name))))
-    return rows
+    return [
+        by_size(Feature(name, value, part) for name, value, part in zip(names, values, parts, strict=True) if part)
+        for values, parts in zip(found.values.tolist(), found.parts.tolist(), strict=True)
+    ]
+
+
+def by_size(features: Iterable[Feature]) -> tuple[Feature, ...]:
+    """Order features by how much they say, largest first."""
+    return tuple(sorted(features, key=lambda one: (-abs(one.contribution), one.name)))

@@ -10,8 +10,8 @@ With a user u, an item i, its tokens g (say, genres) and the user's tokens t, co
 and the last ~10 examples of u and ~20 of i, each against all, against u (u × g) or against i (i × t), tokens averaged,
 the features are these odds; 1; u and i as far as they are sure (times n / (n + 10)); and u times i. How often a side
 was met tells as much: ln(1 + n) of u and of i, whether u, i or both are new, u times ln(1 + n) of i and the reverse,
-g where i is new; and the odds of u among items at the *stage* of i (new, met under 4 times, under 16 times, more often),
-and of i and g among users at the stage of u.
+g where i is new; and the odds of u among items at the *stage* of i (new, met under 4 times, under 16 times, more), and
+of i and g among users at the stage of u.
 
 The score is the logistic function of ``logit(all) + w·x``; after each example the weights take a step of AdaGrad
 (Duchi et al., JMLR 12, 2011) on its log loss, ``d = score − label``::
@@ -31,8 +31,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -48,9 +46,6 @@ from streamfold.plugins._ranking import (
     outcomes,
     sigmoid,
 )
-
-_KEEP = 8.0
-"""A row met n times expires when n / 8 times the table's rows were learned since, and its place is needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +74,7 @@ class CountStack(OnlineRanker):
     name = "count_stack"
     version = 1
     Config = CountStackConfig
+    kernels = "_kernels_count"
     features = (
         *("bias", "user", "item", "user lately", "item lately", "user x item tokens", "item tokens"),
         *("item x user tokens", "item tokens x user tokens", "user, sure", "item, sure", "user x item"),
@@ -94,30 +90,17 @@ class CountStack(OnlineRanker):
             Array("head", shape=(3, len(self.features) - 1), dtype="float64"),
         )
 
-    @cached_property
-    def _kernels(self) -> ModuleType:
-        from streamfold.plugins import _kernels_count
-
-        return _kernels_count
-
-    @cached_property
-    def _tables(self) -> ModuleType:
-        from streamfold.plugins import _kernels_hash
-
-        return _kernels_hash
-
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Count examples in order, and move the weights."""
         pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
         ids, crosses, head = (stores[name] for name in ("ids", "crosses", "head"))
         keyed = self._kernels.keys(pairs)
         upto = head.values[2, 2] + len(examples)
-        keeps = len(ids) / _KEEP, len(crosses) / _KEEP
-        ids.touch(self._tables.writable(ids.values, keyed[0], upto, keeps[0]))
-        crosses.touch(self._tables.writable(crosses.values, keyed[2], upto, keeps[1]))
+        _, keep = self._touch(ids, keyed[0], upto)
+        _, keep_crosses = self._touch(crosses, keyed[2], upto)
         head.touch(_HEAD)
         logits: Floats = self._kernels.learn(
-            pairs, keyed, labels, swaps, ids.values, crosses.values, head.values, self.config.rate, *keeps
+            pairs, keyed, labels, swaps, ids.values, crosses.values, head.values, self.config.rate, keep, keep_crosses
         )
         return sigmoid(logits)
 
