@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import exp, log, sqrt
+from math import log, sqrt
 
 import numba
 import numpy as np
 
-from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of
+from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of, probability
 
 FEATURES = 23
 _START = np.zeros(FEATURES)
@@ -45,7 +45,7 @@ def keys(pairs):  # type: ignore[no-untyped-def]
             for g in gs:
                 crosses[b] = cross_key(g, t, _GENRE_TRAIT)
                 b += 1
-    return ids, ends, crosses, cross_ends
+    return ids, ends, crosses, cross_ends, trait_ends, genre_ends
 
 
 @numba.njit(cache=True)
@@ -163,11 +163,10 @@ def _learn_counts(table, rows, likes, n):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def learn(pairs, keyed, labels, swaps, ids, crosses, head, rate, keep, keep_crosses):  # type: ignore[no-untyped-def]
-    """Learn pairs in order; return each one's log-odds from before it. ``keyed``: see :func:`keys`."""
-    _, _, _, trait_ends, _, genre_ends = pairs
-    id_keys, ends, cross_keys, cross_ends = keyed
-    x, logits = np.empty(FEATURES), np.empty(len(labels))
+def learn(keyed, labels, swaps, ids, crosses, head, rate, keep, keep_crosses):  # type: ignore[no-untyped-def]
+    """Learn pairs in order; return each one's score from before it. ``keyed``: see :func:`keys`."""
+    id_keys, ends, cross_keys, cross_ends, trait_ends, genre_ends = keyed
+    x, scores = np.empty(FEATURES), np.empty(len(labels))
     for j in range(len(labels)):
         n, m, y = genre_ends[j + 1] - genre_ends[j], trait_ends[j + 1] - trait_ends[j], labels[j]
         now = head[ALL, 2] + 1.0
@@ -179,8 +178,8 @@ def learn(pairs, keyed, labels, swaps, ids, crosses, head, rate, keep, keep_cros
         z = _describe(ids, crosses, head, of_ids, of_crosses, n, m, x)
         for k in range(FEATURES):
             z += (_START[k] + head[WEIGHTS, k]) * x[k]
-        logits[j] = z
-        slope, likes, count = 1.0 / (1.0 + exp(-min(30.0, max(-30.0, z)))) - y, y, 1.0
+        scores[j] = probability(z)
+        slope, likes, count = scores[j] - y, y, 1.0
         if swaps[j]:  # the opposite label's step is taken back with this one, and so are its counts
             slope, likes, count = 1.0 - 2.0 * y, 2.0 * y - 1.0, 0.0
         for k in range(FEATURES):
@@ -199,16 +198,15 @@ def learn(pairs, keyed, labels, swaps, ids, crosses, head, rate, keep, keep_cros
             _slide(ids[of_ids[0]], y, swaps[j], 0.9)
         if of_ids[1] >= 0:
             _slide(ids[of_ids[1]], y, swaps[j], 0.95)
-    return logits
+    return scores
 
 
 @numba.njit(cache=True)
-def predict(pairs, keyed, ids, crosses, head):  # type: ignore[no-untyped-def]
-    """Return log-odds, whether each item was met, features, and what each of them adds; the last is the prior."""
-    _, _, _, trait_ends, _, genre_ends = pairs
-    id_keys, ends, cross_keys, cross_ends = keyed
+def predict(keyed, ids, crosses, head):  # type: ignore[no-untyped-def]
+    """Return scores, whether each item was met, features, and what each of them adds; the last is the prior."""
+    id_keys, ends, cross_keys, cross_ends, trait_ends, genre_ends = keyed
     total = len(ends) - 1
-    logits, known = np.empty(total), np.empty(total, np.bool_)
+    scores, known = np.empty(total), np.empty(total, np.bool_)
     values, parts = np.empty((total, FEATURES + 1)), np.empty((total, FEATURES + 1))
     for j in range(total):
         n, m = genre_ends[j + 1] - genre_ends[j], trait_ends[j + 1] - trait_ends[j]
@@ -221,6 +219,6 @@ def predict(pairs, keyed, ids, crosses, head):  # type: ignore[no-untyped-def]
         for k in range(FEATURES):
             parts[j, k] = (_START[k] + head[WEIGHTS, k]) * values[j, k]
             z += parts[j, k]
-        logits[j] = z
+        scores[j] = probability(z)
         known[j] = of_ids[1] >= 0 and ids[of_ids[1], MET] > 0.0
-    return logits, known, values, parts
+    return scores, known, values, parts

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import exp, sqrt
+from math import sqrt
 
 import numba
 import numpy as np
 
-from streamfold.plugins._kernels_hash import MET, admit, find_all, key_of
+from streamfold.plugins._kernels_hash import MET, admit, find_all, key_of, probability
 
 COLUMNS, BIAS = 4, 3
 ALL, CLOCK = 0, 1
@@ -35,7 +35,7 @@ def keys(pairs):  # type: ignore[no-untyped-def]
         for g in genres[genre_ends[j] : genre_ends[j + 1]]:
             found[a] = key_of(g, _GENRE)
             a += 1
-    return found, ends
+    return found, ends, trait_ends
 
 
 @numba.njit(cache=True)
@@ -93,12 +93,12 @@ def _score(rows, split, table, factors, head, of_user, of_item):  # type: ignore
 
 
 @numba.njit(cache=True)
-def learn(pairs, keyed, labels, swaps, table, factors, head, rate, pull, spread, keep):  # type: ignore[no-untyped-def]
-    """Learn pairs in order; return each one's log-odds from before it. ``keyed``: see :func:`keys`."""
-    trait_ends, (found, ends) = pairs[3], keyed
+def learn(keyed, labels, swaps, table, factors, head, rate, pull, spread, keep):  # type: ignore[no-untyped-def]
+    """Learn pairs in order; return each one's score from before it. ``keyed``: see :func:`keys`."""
+    found, ends, trait_ends = keyed
     k = factors.shape[1]
     of_user, of_item = np.empty(k), np.empty(k)
-    logits = np.empty(len(labels))
+    scores = np.empty(len(labels))
     for j in range(len(labels)):
         head[0, CLOCK] += 1.0
         rows = np.empty(ends[j + 1] - ends[j], np.int64)
@@ -106,29 +106,29 @@ def learn(pairs, keyed, labels, swaps, table, factors, head, rate, pull, spread,
         split = 1 + trait_ends[j + 1] - trait_ends[j]
         prior, user, item, dot = _score(rows, split, table, factors, head, of_user, of_item)
         z = prior + user + item + dot
-        logits[j] = z
-        slope = 1.0 / (1.0 + exp(-min(30.0, max(-30.0, z)))) - labels[j]
+        scores[j] = probability(z)
+        slope = scores[j] - labels[j]
         if swaps[j]:  # the opposite label's step is taken back with this one
             slope = 1.0 - 2.0 * labels[j]
         head[0, ALL] -= 0.002 * slope
         _step(rows[:split], table, factors, of_item, slope, rate, pull, spread)
         _step(rows[split:], table, factors, of_user, slope, rate, pull, spread)
-    return logits
+    return scores
 
 
 @numba.njit(cache=True)
-def predict(pairs, keyed, table, factors, head):  # type: ignore[no-untyped-def]
-    """Return log-odds, whether each item was met, and the parts of the log-odds."""
-    trait_ends, (found, ends) = pairs[3], keyed
+def predict(keyed, table, factors, head):  # type: ignore[no-untyped-def]
+    """Return scores, whether each item was met, and the parts of the log-odds."""
+    found, ends, trait_ends = keyed
     n, k = len(ends) - 1, factors.shape[1]
     of_user, of_item = np.empty(k), np.empty(k)
-    logits, known, parts = np.empty(n), np.empty(n, np.bool_), np.empty((n, 4))
+    scores, known, parts = np.empty(n), np.empty(n, np.bool_), np.empty((n, 4))
     for j in range(n):
         rows = np.empty(ends[j + 1] - ends[j], np.int64)
         find_all(table, found[ends[j] : ends[j + 1]], rows)
         split = 1 + trait_ends[j + 1] - trait_ends[j]
         prior, user, item, dot = _score(rows, split, table, factors, head, of_user, of_item)
         parts[j, 0], parts[j, 1], parts[j, 2], parts[j, 3] = prior, user, item, dot
-        logits[j] = prior + user + item + dot
+        scores[j] = probability(prior + user + item + dot)
         known[j] = rows[split] >= 0 and table[rows[split], MET] > 0.0
-    return logits, known, parts
+    return scores, known, parts

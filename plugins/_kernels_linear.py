@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import exp, log, sqrt
+from math import log, sqrt
 
 import numba
 import numpy as np
 
-from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of
+from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of, probability
 
 KINDS = 7
 _Z, _N = 3, 4
@@ -56,9 +56,9 @@ def _prior(head):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def learn(keyed, labels, swaps, table, head, alpha, beta, l1, l2, keep):  # type: ignore[no-untyped-def]
-    """Learn pairs in order; return each one's log-odds from before it. ``keyed``: see :func:`keys`."""
+    """Learn pairs in order; return each one's score from before it. ``keyed``: see :func:`keys`."""
     found, _, ends = keyed
-    logits = np.empty(len(labels))
+    scores = np.empty(len(labels))
     for j in range(len(labels)):
         y = labels[j]
         head[0, 2] += 1.0
@@ -68,8 +68,8 @@ def learn(keyed, labels, swaps, table, head, alpha, beta, l1, l2, keep):  # type
         for row in rows:
             if row >= 0:
                 z += _weight(table, row, alpha, beta, l1, l2)
-        logits[j] = z
-        slope, likes, count = 1.0 / (1.0 + exp(-min(30.0, max(-30.0, z)))) - y, y, 1.0
+        scores[j] = probability(z)
+        slope, likes, count = scores[j] - y, y, 1.0
         if swaps[j]:  # the opposite label's step is taken back with this one
             slope, likes, count = 1.0 - 2.0 * y, 2.0 * y - 1.0, 0.0
         head[0, 0] += likes
@@ -84,15 +84,15 @@ def learn(keyed, labels, swaps, table, head, alpha, beta, l1, l2, keep):  # type
                 table[row, _Z] += slope - (sqrt(more) - sqrt(table[row, _N])) / alpha * weights[place]
                 table[row, _N] = more
                 table[row, MET] += 1.0
-    return logits
+    return scores
 
 
 @numba.njit(cache=True)
 def predict(keyed, table, head, alpha, beta, l1, l2):  # type: ignore[no-untyped-def]
-    """Return log-odds, whether each item was met, and the parts of the log-odds by kind of feature; then the prior."""
+    """Return scores, whether each item was met, and the parts of the log-odds by kind of feature; then the prior."""
     found, kinds, ends = keyed
     total = len(ends) - 1
-    logits, known, parts = np.empty(total), np.zeros(total, np.bool_), np.zeros((total, KINDS + 1))
+    scores, known, parts = np.empty(total), np.zeros(total, np.bool_), np.zeros((total, KINDS + 1))
     for j in range(total):
         rows = np.empty(ends[j + 1] - ends[j], np.int64)
         find_all(table, found[ends[j] : ends[j + 1]], rows)
@@ -104,5 +104,5 @@ def predict(keyed, table, head, alpha, beta, l1, l2):  # type: ignore[no-untyped
                 z += weight
                 parts[j, kinds[ends[j] + place]] += weight
         known[j] = rows[1] >= 0
-        logits[j] = z
-    return logits, known, parts
+        scores[j] = probability(z)
+    return scores, known, parts

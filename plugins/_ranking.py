@@ -42,7 +42,11 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 KEEP = 8.0
 """A row that was met n times may make way when n / 8 times its table's rows were learned since."""
+HEAD = np.zeros(1, np.int64)
+"""The row of a store that has one."""
 _CACHED = 1 << 17
+_RECENT = 256
+"""Examples are scored and learned by several policies one after the other; so many are coded once."""
 _MOST_USER_TOKENS, _MOST_ITEM_TOKENS = 8, 16
 """So many tokens of a side are learned from: crosses of the two cost their product."""
 
@@ -110,21 +114,19 @@ def coded_examples(examples: Sequence[Example]) -> Coded:
     )
 
 
+@lru_cache(_RECENT)
+def _coded_one(example: Example) -> Coded:
+    return coded([example.user], [example.item], [example.user_tokens], [example.item_tokens])
+
+
+@lru_cache(_RECENT)
+def _keyed_one(kernels: str, example: Example) -> Any:
+    return import_module(kernels).keys(_coded_one(example))
+
+
 def outcomes(examples: Sequence[Example]) -> tuple[Floats, Flags]:
     """Labels of examples, and which of them take back their opposite."""
     return np.array([one.label for one in examples]), np.array([one.swaps for one in examples], bool)
-
-
-def sigmoid(logits: Floats) -> Floats:
-    """Turn log-odds into probabilities, as the kernels do."""
-    return 1.0 / (1.0 + np.exp(-np.clip(logits, -30.0, 30.0)))
-
-
-def logit(scores: npt.ArrayLike) -> Floats:
-    """Turn probabilities into log-odds, within ±13.8."""
-    p = np.clip(np.asarray(scores, np.float64), 1e-6, 1.0 - 1e-6)
-    found: Floats = np.log(p / (1.0 - p))
-    return found
 
 
 def at_least(policy: str, config: Any, least: float, *names: str) -> None:
@@ -136,12 +138,12 @@ def at_least(policy: str, config: Any, least: float, *names: str) -> None:
 
 
 class Predicted(NamedTuple):
-    """What a model says of pairs: log-odds, whether the item is known, and the parts that sum up to the log-odds.
+    """What a model says of pairs: scores, whether the item is known, and the parts of the score's log-odds.
 
     ``values`` and ``parts`` are ``(n, features)``: what a feature is, and what it adds.
     """
 
-    logits: Floats
+    scores: Floats
     known: Flags
     values: Floats
     parts: Floats
@@ -168,27 +170,40 @@ class OnlineRanker(Learner):
     """A ranker that scores pairs of codes from its own stores, in kernels."""
 
     kernels: str
-    """The module of its kernels; numba is imported and compiles when the first is called, no sooner."""
+    """The module of its kernels; numba is imported when the first is called, no sooner."""
     features: tuple[str, ...]
     """Names of what a score is made of."""
 
     @cached_property
     def _kernels(self) -> ModuleType:
-        return import_module(f"streamfold.plugins.{self.kernels}")
+        return import_module(self.kernels)
 
-    def _touch(self, store: Any, keys: Codes, upto: float) -> tuple[Ends, float]:
+    @cached_property
+    def _tables(self) -> ModuleType:
+        return import_module("streamfold.plugins._kernels_hash")
+
+    def keyed(self, examples: Sequence[Example]) -> Any:
+        """Make the keys of examples' rows."""
+        if len(examples) == 1:
+            return _keyed_one(self.kernels, examples[0])
+        return self.keys(coded_examples(examples))
+
+    def keys(self, pairs: Coded) -> Any:
+        """Make the keys of pairs' rows."""
+        return self._kernels.keys(pairs)
+
+    def touch(self, store: Any, keys: Codes, upto: float) -> tuple[Ends, float]:
         """Say which rows of a table learning these keys until then may write; they, and how long rows are kept."""
         keep = len(store) / KEEP
-        tables = import_module("streamfold.plugins._kernels_hash")
-        return store.touch(tables.writable(store.values, keys, upto, keep)), keep
+        return store.touch(self._tables.writable(store.values, keys, upto, keep)), keep
 
     @abstractmethod
-    def predict(self, pairs: Coded, stores: Any) -> Predicted:
-        """Score pairs; a pure read."""
+    def predict(self, keyed: Any, stores: Any) -> Predicted:
+        """Score pairs by their keys; a pure read."""
 
     def serve(self, view: View) -> OnlineServer:
         """Score items for a user; kernels are compiled here, not at the first request."""
-        self.predict(coded((), (), (), ()), view)
+        self.predict(self.keys(coded((), (), (), ())), view)
         return OnlineServer(self, view)
 
 
@@ -207,9 +222,9 @@ class OnlineServer:
             return Ranking(scores=np.empty(0), known=np.empty(0, bool))
         of_user, of_items = self._view.of("activity").server.tokens(request.user, request.item_ids)
         pairs = coded([request.user] * n, request.item_ids, [of_user] * n, of_items)
-        found = self._policy.predict(pairs, self._view)
+        found = self._policy.predict(self._policy.keys(pairs), self._view)
         said = explained(self._policy.features, found) if request.explain else ()
-        return Ranking(scores=sigmoid(found.logits), known=found.known, features=said)
+        return Ranking(scores=found.scores, known=found.known, features=said)
 
     def score(self, example: Example) -> float:
         """Score an example's pair. Asked again about the same event, the answer is the first one."""
@@ -217,8 +232,7 @@ class OnlineServer:
             self._scored = example.seq, {}
         scored = self._scored[1]
         if example.n not in scored:
-            logit = self._policy.predict(coded_examples([example]), self._view).logits
-            scored[example.n] = float(sigmoid(logit)[0])
+            scored[example.n] = float(self._policy.predict(self._policy.keyed([example]), self._view).scores[0])
         return scored[example.n]
 
 

@@ -36,16 +36,7 @@ from typing import Any
 import numpy as np
 
 from streamfold.core import Array, Example
-from streamfold.plugins._ranking import (
-    Coded,
-    Floats,
-    OnlineRanker,
-    Predicted,
-    at_least,
-    coded_examples,
-    outcomes,
-    sigmoid,
-)
+from streamfold.plugins._ranking import Floats, OnlineRanker, Predicted, at_least, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +65,7 @@ class CountStack(OnlineRanker):
     name = "count_stack"
     version = 1
     Config = CountStackConfig
-    kernels = "_kernels_count"
+    kernels = "streamfold.plugins._kernels_count"
     features = (
         *("bias", "user", "item", "user lately", "item lately", "user x item tokens", "item tokens"),
         *("item x user tokens", "item tokens x user tokens", "user, sure", "item, sure", "user x item"),
@@ -92,22 +83,21 @@ class CountStack(OnlineRanker):
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Count examples in order, and move the weights."""
-        pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
+        keyed, (labels, swaps) = self.keyed(examples), outcomes(examples)
         ids, crosses, head = (stores[name] for name in ("ids", "crosses", "head"))
-        keyed = self._kernels.keys(pairs)
         upto = head.values[2, 2] + len(examples)
-        _, keep = self._touch(ids, keyed[0], upto)
-        _, keep_crosses = self._touch(crosses, keyed[2], upto)
+        _, keep = self.touch(ids, keyed[0], upto)
+        _, keep_crosses = self.touch(crosses, keyed[2], upto)
         head.touch(_HEAD)
-        logits: Floats = self._kernels.learn(
-            pairs, keyed, labels, swaps, ids.values, crosses.values, head.values, self.config.rate, keep, keep_crosses
+        scores: Floats = self._kernels.learn(
+            keyed, labels, swaps, ids.values, crosses.values, head.values, self.config.rate, keep, keep_crosses
         )
-        return sigmoid(logits)
+        return scores
 
-    def predict(self, pairs: Coded, stores: Any) -> Predicted:
-        """Score pairs."""
+    def predict(self, keyed: Any, stores: Any) -> Predicted:
+        """Score pairs by their keys."""
         values = (stores[name].values for name in ("ids", "crosses", "head"))
-        return Predicted(*self._kernels.predict(pairs, self._kernels.keys(pairs), *values))
+        return Predicted(*self._kernels.predict(keyed, *values))
 
 
 _HEAD = np.arange(3)

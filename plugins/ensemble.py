@@ -18,17 +18,17 @@ takes back the negative's step of ``stack`` to first order; ``bayes`` learns it 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 
 from streamfold.core import Array, ConfigError, Example, Feature, Ranking, RankRequest, View
-from streamfold.plugins._ranking import Floats, Learner, at_least, by_size, logit, sigmoid
-
-_LEAST = 1e-6
+from streamfold.plugins._ranking import HEAD, Floats, Learner, at_least, by_size, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,56 +69,40 @@ class Ensemble(Learner):
         super().__init__(config)
         members: tuple[str, ...] = self.config.members
         self.reads = ("activity", *members)
-        # what has moved since the start: b and w_m, or 0 and ln (π_m M)
         self.stores = (Array("moved", shape=(1, 1 + len(members)), dtype="float64"),)
+
+    @cached_property
+    def _kernels(self) -> ModuleType:
+        return import_module("streamfold.plugins._kernels_mix")
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Learn from members' scores of examples, which are those from before the event."""
         members = [stores.of(name).server for name in self.config.members]
-        moved = stores["moved"]
-        moved.touch([0])
-        row = moved.values[0]
-        scores = np.empty(len(examples))
-        learn = self._learn_stack if self.config.mix == "stack" else self._learn_bayes
-        for j, example in enumerate(examples):
-            told = np.array([member.score(example) for member in members])
-            scores[j] = float(self.mixed(told[:, None], row)[0])
-            learn(row, told, scores[j], example)
+        told = np.array([[member.score(example) for member in members] for example in examples])
+        moved, c = stores["moved"], self.config
+        moved.touch(HEAD)
+        scores: Floats = self._kernels.learn(
+            told, *outcomes(examples), moved.values[0], c.mix == "bayes", c.rate, c.share
+        )
         return scores
 
-    def _learn_stack(self, row: Floats, told: Floats, score: float, example: Example) -> None:
-        slope = 1.0 - 2.0 * example.label if example.swaps else score - example.label
-        row[0] -= self.config.rate * slope
-        row[1:] -= self.config.rate * slope * logit(told)
+    def mixed(self, told: Floats, stores: Any) -> Floats:
+        """Mix members' scores ``(n, members)``."""
+        scores: Floats = self._kernels.mix(told, stores["moved"].values[0], self.config.mix == "bayes")
+        return scores
 
-    def _learn_bayes(self, row: Floats, told: Floats, score: float, example: Example) -> None:
-        right = np.clip(told if example.label else 1.0 - told, _LEAST, 1.0 - _LEAST)
-        after = self._shares(row) * right
-        share, m = self.config.share, len(told)
-        row[1:] = np.log((1.0 - share) * (after / after.sum()) * m + share)
-
-    def _shares(self, row: Floats) -> Floats:
-        found: Floats = np.exp(row[1:]) / len(self.config.members)
+    def weights(self, stores: Any) -> list[float]:
+        """How much each member counts."""
+        found: list[float] = self._kernels.weights(stores["moved"].values[0], self.config.mix == "bayes").tolist()
         return found
 
-    def weights(self, row: Floats) -> Floats:
-        """How much each member counts."""
-        return self._shares(row) if self.config.mix == "bayes" else row[1:] + 1.0 / len(self.config.members)
-
-    def mixed(self, told: Floats, row: Floats) -> Floats:
-        """Mix members' scores ``(members, n)``."""
-        if self.config.mix == "bayes":
-            mixture = np.zeros(told.shape[1])
-            for weight, scores in zip(self.weights(row), told, strict=True):
-                mixture += weight * scores
-            return mixture
-        z = np.full(told.shape[1], row[0])
-        for weight, scores in zip(self.weights(row), told, strict=True):
-            z += weight * logit(scores)
-        return sigmoid(z)
+    def log_odds(self, score: float) -> float:
+        """Log-odds as they are mixed."""
+        return float(self._kernels.log_odds(score))
 
     def serve(self, view: View) -> EnsembleServer:
         """Score by the members' scores."""
+        self.mixed(np.empty((0, len(self.config.members))), view)
         return EnsembleServer(self, view)
 
 
@@ -131,33 +115,26 @@ class EnsembleServer:
 
     def rank(self, request: RankRequest) -> Ranking:
         """Score items for a user, in one batch per member."""
-        names = self._policy.config.members
-        told = [self._view.of(name).server.rank(request) for name in names]
-        row = self._view["moved"].values[0]
-        scores = self._policy.mixed(np.stack([one.scores for one in told]), row)
+        told = [self._view.of(name).server.rank(request) for name in self._policy.config.members]
+        scores = self._policy.mixed(np.stack([one.scores for one in told], axis=1), self._view)
         known = np.logical_or.reduce([one.known for one in told])
         return Ranking(scores=scores, known=known, features=self._explained(told, scores) if request.explain else ())
 
     def _explained(self, told: Sequence[Ranking], scores: Floats) -> list[tuple[Feature, ...]]:
         """What members say, by weight; what is left over is the mixing's own."""
-        weights = self._policy.weights(self._view["moved"].values[0]).tolist()
+        odds, weights = self._policy.log_odds, self._policy.weights(self._view)
         rows = []
-        for j, z in enumerate(logit(scores).tolist()):
+        for j, score in enumerate(scores.tolist()):
             found: list[Feature] = []
             for name, weight, one in zip(self._policy.config.members, weights, told, strict=True):
-                features = one.features[j] if one.features else (Feature("score", float(one.scores[j]), _odds(one, j)),)
+                said = float(one.scores[j])
+                features = one.features[j] if one.features else (Feature("score", said, odds(said)),)
                 found += [Feature(f"{name}: {f.name}", f.value, weight * f.contribution) for f in features]
-            rest = z - sum(one.contribution for one in found)
+            rest = odds(score) - sum(one.contribution for one in found)
             rows.append(by_size([*found, Feature("mixing", 1.0, rest)]))
         return rows
 
     def score(self, example: Example) -> float:
         """Score an example's pair before it is learned (members remember what they said)."""
-        names = self._policy.config.members
-        told = np.array([[self._view.of(name).server.score(example)] for name in names])
-        return float(self._policy.mixed(told, self._view["moved"].values[0])[0])
-
-
-def _odds(ranking: Ranking, j: int) -> float:
-    p = min(1.0 - _LEAST, max(_LEAST, float(ranking.scores[j])))
-    return math.log(p / (1.0 - p))
+        told = [self._view.of(name).server.score(example) for name in self._policy.config.members]
+        return float(self._policy.mixed(np.array([told]), self._view)[0])

@@ -24,16 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfold.core import Array, Example
-from streamfold.plugins._ranking import (
-    Coded,
-    Floats,
-    OnlineRanker,
-    Predicted,
-    at_least,
-    coded_examples,
-    outcomes,
-    sigmoid,
-)
+from streamfold.plugins._ranking import HEAD, Floats, OnlineRanker, Predicted, at_least, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +56,7 @@ class Factorization(OnlineRanker):
     name = "factorization"
     version = 1
     Config = FactorizationConfig
-    kernels = "_kernels_factor"
+    kernels = "streamfold.plugins._kernels_factor"
     features = ("all", "user", "item", "user x item")
 
     def __init__(self, config: Any = None) -> None:
@@ -79,20 +70,19 @@ class Factorization(OnlineRanker):
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Move vectors and biases, example by example."""
-        pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
+        keyed, (labels, swaps) = self.keyed(examples), outcomes(examples)
         facts, factors, head = (stores[name] for name in ("facts", "factors", "head"))
         c = self.config
-        keyed = self._kernels.keys(pairs)
-        rows, keep = self._touch(facts, keyed[0], head.values[0, 1] + len(examples))
+        rows, keep = self.touch(facts, keyed[0], head.values[0, 1] + len(examples))
         factors.touch(rows)
-        head.touch([0])
-        logits: Floats = self._kernels.learn(
-            pairs, keyed, labels, swaps, facts.values, factors.values, head.values, c.rate, c.pull, c.spread, keep
+        head.touch(HEAD)
+        scores: Floats = self._kernels.learn(
+            keyed, labels, swaps, facts.values, factors.values, head.values, c.rate, c.pull, c.spread, keep
         )
-        return sigmoid(logits)
+        return scores
 
-    def predict(self, pairs: Coded, stores: Any) -> Predicted:
-        """Score pairs."""
+    def predict(self, keyed: Any, stores: Any) -> Predicted:
+        """Score pairs by their keys."""
         values = (stores[name].values for name in ("facts", "factors", "head"))
-        logits, known, parts = self._kernels.predict(pairs, self._kernels.keys(pairs), *values)
-        return Predicted(logits, known, parts, parts)
+        scores, known, parts = self._kernels.predict(keyed, *values)
+        return Predicted(scores, known, parts, parts)

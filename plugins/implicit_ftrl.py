@@ -19,16 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfold.core import Array, ConfigError, Example
-from streamfold.plugins._ranking import (
-    Coded,
-    Floats,
-    OnlineRanker,
-    Predicted,
-    at_least,
-    coded_examples,
-    outcomes,
-    sigmoid,
-)
+from streamfold.plugins._ranking import HEAD, Floats, OnlineRanker, Predicted, at_least, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +51,7 @@ class ImplicitFtrl(OnlineRanker):
     name = "implicit_ftrl"
     version = 1
     Config = ImplicitFtrlConfig
-    kernels = "_kernels_linear"
+    kernels = "streamfold.plugins._kernels_linear"
     features = (
         *("user", "item", "item tokens", "user tokens", "user x item tokens", "item x user tokens"),
         *("item tokens x user tokens", "all"),
@@ -79,16 +70,15 @@ class ImplicitFtrl(OnlineRanker):
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Move weights, example by example."""
-        pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
+        keyed, (labels, swaps) = self.keyed(examples), outcomes(examples)
         weights, head = stores["weights"], stores["head"]
-        keyed = self._kernels.keys(pairs)
-        _, keep = self._touch(weights, keyed[0], head.values[0, 2] + len(examples))
-        head.touch([0])
-        logits: Floats = self._kernels.learn(keyed, labels, swaps, weights.values, head.values, *self._speeds, keep)
-        return sigmoid(logits)
+        _, keep = self.touch(weights, keyed[0], head.values[0, 2] + len(examples))
+        head.touch(HEAD)
+        scores: Floats = self._kernels.learn(keyed, labels, swaps, weights.values, head.values, *self._speeds, keep)
+        return scores
 
-    def predict(self, pairs: Coded, stores: Any) -> Predicted:
-        """Score pairs."""
+    def predict(self, keyed: Any, stores: Any) -> Predicted:
+        """Score pairs by their keys."""
         values = (stores[name].values for name in ("weights", "head"))
-        logits, known, parts = self._kernels.predict(self._kernels.keys(pairs), *values, *self._speeds)
-        return Predicted(logits, known, parts, parts)
+        scores, known, parts = self._kernels.predict(keyed, *values, *self._speeds)
+        return Predicted(scores, known, parts, parts)
