@@ -64,26 +64,28 @@ def _shrunk(likes, n, strength, prior):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _odds(table, row, strength, prior):  # type: ignore[no-untyped-def]
-    """Return how far the shrunk log-odds of a count are from those of the prior."""
-    likes, n = _count(table, row)
+def _moved(likes, n, strength, prior):  # type: ignore[no-untyped-def]
+    """Return how far the shrunk log-odds of a count are from those of the prior; 0.0 to the bit of no count."""
     return _log_odds(_shrunk(likes, n, strength, prior)) - _log_odds(prior) if n > 0.0 else 0.0
 
 
 @numba.njit(cache=True)
+def _odds(table, row, strength, prior):  # type: ignore[no-untyped-def]
+    likes, n = _count(table, row)
+    return _moved(likes, n, strength, prior)
+
+
+@numba.njit(cache=True)
 def _window_odds(table, row, strength, prior):  # type: ignore[no-untyped-def]
-    if row < 0:
-        return 0.0
-    return _log_odds(_shrunk(table[row, _WINDOW_LIKES], table[row, _WINDOW_MET], strength, prior)) - _log_odds(prior)
+    """As :func:`_odds`, of the last examples."""
+    return _moved(table[row, _WINDOW_LIKES], table[row, _WINDOW_MET], strength, prior) if row >= 0 else 0.0
 
 
 @numba.njit(cache=True)
 def _stage_odds(table, row, stage, strength, prior):  # type: ignore[no-untyped-def]
     """As :func:`_odds`, of those of a row's examples whose other side was at a stage."""
-    if row < 0:
-        return 0.0
     at = _BY_STAGE + 2 * stage
-    return _log_odds(_shrunk(table[row, at], table[row, at + 1], strength, prior)) - _log_odds(prior)
+    return _moved(table[row, at], table[row, at + 1], strength, prior) if row >= 0 else 0.0
 
 
 @numba.njit(cache=True)
@@ -156,10 +158,11 @@ def _count_stage(row, stage, likes, n):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _learn_counts(table, rows, likes, n):  # type: ignore[no-untyped-def]
+    """Count; a swap of what has left the table since has nothing to take back, and stops at the ends."""
     for row in rows:
         if row >= 0:
-            table[row, _LIKES] += likes
             table[row, MET] += n
+            table[row, _LIKES] = min(table[row, MET], max(0.0, table[row, _LIKES] + likes))
 
 
 @numba.njit(cache=True)
@@ -186,8 +189,8 @@ def learn(keyed, labels, swaps, ids, crosses, head, rate, keep, keep_crosses):  
             step = slope * x[k]
             head[SQUARES, k] += step * step
             head[WEIGHTS, k] -= rate * step / sqrt(1.0 + head[SQUARES, k])
-        head[ALL, 0] += likes
         head[ALL, 1] += count
+        head[ALL, 0] = min(head[ALL, 1], max(0.0, head[ALL, 0] + likes))
         of_user, of_item = _stage(_count(ids, of_ids[0])[1]), _stage(_count(ids, of_ids[1])[1])
         for place in range(len(of_ids)):
             if of_ids[place] >= 0:

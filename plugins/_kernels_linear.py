@@ -72,8 +72,8 @@ def learn(keyed, labels, swaps, table, head, alpha, beta, l1, l2, keep):  # type
         slope, likes, count = scores[j] - y, y, 1.0
         if swaps[j]:  # the opposite label's step is taken back with this one
             slope, likes, count = 1.0 - 2.0 * y, 2.0 * y - 1.0, 0.0
-        head[0, 0] += likes
         head[0, 1] += count
+        head[0, 0] = min(head[0, 1], max(0.0, head[0, 0] + likes))
         weights = np.empty(len(rows))
         for place in range(len(rows)):
             weights[place] = _weight(table, rows[place], alpha, beta, l1, l2) if rows[place] >= 0 else 0.0
