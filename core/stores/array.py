@@ -100,9 +100,14 @@ class LiveArray:
             few: list[int] = rows
             if min(few) >= 0 and max(few) < self._shape[0]:
                 return np.array(few, np.int64)
-        if type(rows) is np.ndarray and rows.dtype == _INT64 and rows.ndim == 1 and rows.size:
-            if int(rows.view(_UINT64).max()) < self._shape[0]:  # one pass: what is below zero is huge there
-                return rows
+        if (
+            type(rows) is np.ndarray
+            and rows.dtype == _INT64
+            and rows.ndim == 1
+            and rows.size
+            and int(rows.view(_UINT64).max()) < self._shape[0]  # one pass: what is below zero is huge there
+        ):
+            return rows
         found = np.atleast_1d(np.asarray(rows))
         if found.size == 0:
             return np.empty(0, np.int64)

@@ -6,7 +6,7 @@ MovieTweetings-100K by time, like = rating ≥ 8, the first tenth is warm-up; fi
 ``item mean`` are computed beside them. One thread; seconds of CPU.
 
 Figures: AUC, log loss, calibration error (20 bins of equal mass), AUC of the first events of users, of items, and of
-both at once; and AUC within sessions: events of a user with gaps of up to a day, all scored from the state before the
+both at once; and AUC within sessions: tested events of a user with gaps of up to a day, all scored from the state before the
 first of them, sessions with both labels weighed by their events. A score that knows the user alone is worth .500 there.
 """
 
@@ -79,14 +79,12 @@ class Stream:
         last: dict[str, tuple[int, int]] = {}
         members: dict[int, list[int]] = defaultdict(list)
         for j, (at, _, user, _, _) in enumerate(self.rows):
+            if not self.tested[j]:
+                continue
             start = last[user][1] if user in last and at - last[user][0] <= DAY_S else j
             last[user] = at, start
             members[start].append(j)
-        return {
-            start: found
-            for start, found in members.items()
-            if self.tested[start] and 0 < self.labels[found].sum() < len(found)
-        }
+        return {start: found for start, found in members.items() if 0 < self.labels[found].sum() < len(found)}
 
     def events(self) -> tuple[list[Event], list[Event]]:
         """Items, and ratings."""
