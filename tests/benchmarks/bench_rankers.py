@@ -6,8 +6,9 @@ MovieTweetings-100K by time, like = rating ≥ 8, the first tenth is warm-up; fi
 ``item mean`` are computed beside them. One thread; seconds of CPU.
 
 Figures: AUC, log loss, calibration error (20 bins of equal mass), AUC of the first events of users, of items, and of
-both at once; and AUC within sessions: tested events of a user with gaps of up to a day, all scored from the state before the
-first of them, sessions with both labels weighed by their events. A score that knows the user alone is worth .500 there.
+both at once; and AUC within sessions: tested events of a user with gaps of up to a day, all scored from the state
+before the first of them, sessions with both labels weighed by their events. A score that knows the user alone is worth
+.500 there.
 """
 
 from __future__ import annotations
