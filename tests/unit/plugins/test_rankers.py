@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -489,3 +491,10 @@ def test_the_mixture_loses_no_more_than_it_promises(share: float, seed: int, ope
 def test_wrong_settings_are_refused(kind: Any, bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         kind(**bad)
+
+
+def test_who_declares_no_ranker_pays_for_no_compiler() -> None:
+    told = (
+        "import sys; from streamfold.plugins import builtin; builtin.register_policies(); print('numba' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True).stdout.strip() == "False"
