@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from math import exp, log, sqrt
+from math import log, sqrt
 
 import numba
 import numpy as np
 
-from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of
+from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of, probability
 
-FEATURES = 12
-START = np.array([0.0, 1.0, 1.0, 0.0, 0.0, 0.5, 0.0, 0.5, 0.0, 0.0, 0.0, 0.0])
-ID_COLUMNS, CROSS_COLUMNS = 6, 4
-LIKES, WINDOW_LIKES, WINDOW_MET = 3, 4, 5
+FEATURES = 23
+_START = np.zeros(FEATURES)
+_START[[1, 2]], _START[[5, 7]] = 1.0, 0.5
+_LIKES, _WINDOW_LIKES, _WINDOW_MET, _BY_STAGE = 3, 4, 5, 6
+"""Columns of a row of ids after the first three; then two for each stage. A row of crosses ends with the likes."""
 WEIGHTS, SQUARES, ALL = 0, 1, 2
 """Rows of the head: what the weights have moved, AdaGrad's sums of squares, and (likes, examples) of everything."""
 _USER, _ITEM, _GENRE, _USER_GENRE, _ITEM_TRAIT, _GENRE_TRAIT = 1, 2, 3, 4, 5, 6
@@ -44,12 +45,12 @@ def keys(pairs):  # type: ignore[no-untyped-def]
             for g in gs:
                 crosses[b] = cross_key(g, t, _GENRE_TRAIT)
                 b += 1
-    return ids, ends, crosses, cross_ends
+    return ids, ends, crosses, cross_ends, trait_ends, genre_ends
 
 
 @numba.njit(cache=True)
 def _count(table, row):  # type: ignore[no-untyped-def]
-    return (table[row, LIKES], table[row, MET]) if row >= 0 else (0.0, 0.0)
+    return (table[row, _LIKES], table[row, MET]) if row >= 0 else (0.0, 0.0)
 
 
 @numba.njit(cache=True)
@@ -63,17 +64,36 @@ def _shrunk(likes, n, strength, prior):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _odds(table, row, strength, prior):  # type: ignore[no-untyped-def]
-    """Return how far the shrunk log-odds of a count are from those of the prior."""
-    likes, n = _count(table, row)
+def _moved(likes, n, strength, prior):  # type: ignore[no-untyped-def]
+    """Return how far the shrunk log-odds of a count are from those of the prior; 0.0 to the bit of no count."""
     return _log_odds(_shrunk(likes, n, strength, prior)) - _log_odds(prior) if n > 0.0 else 0.0
 
 
 @numba.njit(cache=True)
+def _odds(table, row, strength, prior):  # type: ignore[no-untyped-def]
+    likes, n = _count(table, row)
+    return _moved(likes, n, strength, prior)
+
+
+@numba.njit(cache=True)
 def _window_odds(table, row, strength, prior):  # type: ignore[no-untyped-def]
-    if row < 0:
-        return 0.0
-    return _log_odds(_shrunk(table[row, WINDOW_LIKES], table[row, WINDOW_MET], strength, prior)) - _log_odds(prior)
+    """As :func:`_odds`, of the last examples."""
+    return _moved(table[row, _WINDOW_LIKES], table[row, _WINDOW_MET], strength, prior) if row >= 0 else 0.0
+
+
+@numba.njit(cache=True)
+def _stage_odds(table, row, stage, strength, prior):  # type: ignore[no-untyped-def]
+    """As :func:`_odds`, of those of a row's examples whose other side was at a stage."""
+    at = _BY_STAGE + 2 * stage
+    return _moved(table[row, at], table[row, at + 1], strength, prior) if row >= 0 else 0.0
+
+
+@numba.njit(cache=True)
+def _stage(n):  # type: ignore[no-untyped-def]
+    """Return at which stage an id is that was met so often: new, under 4 times, under 16 times, or more."""
+    if n < 1.0:
+        return 0
+    return 1 if n < 4.0 else 2 if n < 16.0 else 3
 
 
 @numba.njit(cache=True)
@@ -101,6 +121,20 @@ def _describe(ids, crosses, head, of_ids, of_crosses, n, m, x):  # type: ignore[
     x[9] = x[1] * user_n / (user_n + 10.0)
     x[10] = x[2] * item_n / (item_n + 10.0)
     x[11] = x[1] * x[2]
+    often_user, often_item = log(1.0 + user_n) / 4.0, log(1.0 + item_n) / 4.0
+    x[12] = often_user
+    x[13] = often_item
+    x[14] = 1.0 if user_n == 0.0 else 0.0
+    x[15] = 1.0 if item_n == 0.0 else 0.0
+    x[16] = x[14] * x[15]
+    x[17] = x[1] * often_item
+    x[18] = x[2] * often_user
+    x[19] = x[6] * x[15]
+    x[20] = _stage_odds(ids, user, _stage(item_n), 4.0, of_user)
+    x[21] = _stage_odds(ids, item, _stage(user_n), 6.0, of_item)
+    x[22] = 0.0
+    for g in range(n):
+        x[22] += _stage_odds(ids, of_ids[2 + g], _stage(user_n), 10.0, prior) / n
     return _log_odds(prior)
 
 
@@ -108,26 +142,34 @@ def _describe(ids, crosses, head, of_ids, of_crosses, n, m, x):  # type: ignore[
 def _slide(row, label, swaps, keeps):  # type: ignore[no-untyped-def]
     """Count in a window of about ``1 / (1 − keeps)`` examples; a swap corrects at most one like there."""
     if swaps:
-        row[WINDOW_LIKES] = min(row[WINDOW_MET], max(0.0, row[WINDOW_LIKES] + 2.0 * label - 1.0))
+        row[_WINDOW_LIKES] = min(row[_WINDOW_MET], max(0.0, row[_WINDOW_LIKES] + 2.0 * label - 1.0))
     else:
-        row[WINDOW_LIKES] = row[WINDOW_LIKES] * keeps + label
-        row[WINDOW_MET] = row[WINDOW_MET] * keeps + 1.0
+        row[_WINDOW_LIKES] = row[_WINDOW_LIKES] * keeps + label
+        row[_WINDOW_MET] = row[_WINDOW_MET] * keeps + 1.0
+
+
+@numba.njit(cache=True)
+def _count_stage(row, stage, likes, n):  # type: ignore[no-untyped-def]
+    """Count at a stage; a swap may come at a later one than what it takes back, and then stops at the ends."""
+    at = _BY_STAGE + 2 * stage
+    row[at + 1] += n
+    row[at] = min(row[at + 1], max(0.0, row[at] + likes))
 
 
 @numba.njit(cache=True)
 def _learn_counts(table, rows, likes, n):  # type: ignore[no-untyped-def]
+    """Count; a swap of what has left the table since has nothing to take back, and stops at the ends."""
     for row in rows:
         if row >= 0:
-            table[row, LIKES] += likes
             table[row, MET] += n
+            table[row, _LIKES] = min(table[row, MET], max(0.0, table[row, _LIKES] + likes))
 
 
 @numba.njit(cache=True)
-def learn(pairs, keyed, labels, swaps, ids, crosses, head, rate, keep, keep_crosses):  # type: ignore[no-untyped-def]
-    """Learn pairs in order; return each one's log-odds from before it. ``keyed``: see :func:`keys`."""
-    _, _, _, trait_ends, _, genre_ends = pairs
-    id_keys, ends, cross_keys, cross_ends = keyed
-    x, logits = np.empty(FEATURES), np.empty(len(labels))
+def learn(keyed, labels, swaps, ids, crosses, head, rate, keep, keep_crosses):  # type: ignore[no-untyped-def]
+    """Learn pairs in order; return each one's score from before it. ``keyed``: see :func:`keys`."""
+    id_keys, ends, cross_keys, cross_ends, trait_ends, genre_ends = keyed
+    x, scores = np.empty(FEATURES), np.empty(len(labels))
     for j in range(len(labels)):
         n, m, y = genre_ends[j + 1] - genre_ends[j], trait_ends[j + 1] - trait_ends[j], labels[j]
         now = head[ALL, 2] + 1.0
@@ -138,33 +180,36 @@ def learn(pairs, keyed, labels, swaps, ids, crosses, head, rate, keep, keep_cros
         admit(crosses, cross_keys[cross_ends[j] : cross_ends[j + 1]], now, keep_crosses, of_crosses)
         z = _describe(ids, crosses, head, of_ids, of_crosses, n, m, x)
         for k in range(FEATURES):
-            z += (START[k] + head[WEIGHTS, k]) * x[k]
-        logits[j] = z
-        slope, likes, count = 1.0 / (1.0 + exp(-min(30.0, max(-30.0, z)))) - y, y, 1.0
+            z += (_START[k] + head[WEIGHTS, k]) * x[k]
+        scores[j] = probability(z)
+        slope, likes, count = scores[j] - y, y, 1.0
         if swaps[j]:  # the opposite label's step is taken back with this one, and so are its counts
             slope, likes, count = 1.0 - 2.0 * y, 2.0 * y - 1.0, 0.0
         for k in range(FEATURES):
             step = slope * x[k]
             head[SQUARES, k] += step * step
             head[WEIGHTS, k] -= rate * step / sqrt(1.0 + head[SQUARES, k])
-        head[ALL, 0] += likes
         head[ALL, 1] += count
+        head[ALL, 0] = min(head[ALL, 1], max(0.0, head[ALL, 0] + likes))
+        of_user, of_item = _stage(_count(ids, of_ids[0])[1]), _stage(_count(ids, of_ids[1])[1])
+        for place in range(len(of_ids)):
+            if of_ids[place] >= 0:
+                _count_stage(ids[of_ids[place]], of_item if place == 0 else of_user, likes, count)
         _learn_counts(ids, of_ids, likes, count)
         _learn_counts(crosses, of_crosses, likes, count)
         if of_ids[0] >= 0:
             _slide(ids[of_ids[0]], y, swaps[j], 0.9)
         if of_ids[1] >= 0:
             _slide(ids[of_ids[1]], y, swaps[j], 0.95)
-    return logits
+    return scores
 
 
 @numba.njit(cache=True)
-def predict(pairs, keyed, ids, crosses, head):  # type: ignore[no-untyped-def]
-    """Return log-odds, whether each item was met, features, and what each of them adds; the last is the prior."""
-    _, _, _, trait_ends, _, genre_ends = pairs
-    id_keys, ends, cross_keys, cross_ends = keyed
+def predict(keyed, ids, crosses, head):  # type: ignore[no-untyped-def]
+    """Return scores, whether each item was met, features, and what each of them adds; the last is the prior."""
+    id_keys, ends, cross_keys, cross_ends, trait_ends, genre_ends = keyed
     total = len(ends) - 1
-    logits, known = np.empty(total), np.empty(total, np.bool_)
+    scores, known = np.empty(total), np.empty(total, np.bool_)
     values, parts = np.empty((total, FEATURES + 1)), np.empty((total, FEATURES + 1))
     for j in range(total):
         n, m = genre_ends[j + 1] - genre_ends[j], trait_ends[j + 1] - trait_ends[j]
@@ -175,8 +220,8 @@ def predict(pairs, keyed, ids, crosses, head):  # type: ignore[no-untyped-def]
         z = _describe(ids, crosses, head, of_ids, of_crosses, n, m, values[j])
         values[j, FEATURES] = parts[j, FEATURES] = z
         for k in range(FEATURES):
-            parts[j, k] = (START[k] + head[WEIGHTS, k]) * values[j, k]
+            parts[j, k] = (_START[k] + head[WEIGHTS, k]) * values[j, k]
             z += parts[j, k]
-        logits[j] = z
+        scores[j] = probability(z)
         known[j] = of_ids[1] >= 0 and ids[of_ids[1], MET] > 0.0
-    return logits, known, values, parts
+    return scores, known, values, parts

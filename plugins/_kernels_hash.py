@@ -10,6 +10,8 @@ What rows a call may write is known before (:func:`writable`), as ``Array.touch`
 
 from __future__ import annotations
 
+from math import exp
+
 import numba
 import numpy as np
 
@@ -18,6 +20,12 @@ TAG, LAST, MET = 0, 1, 2
 """Columns. ``MET`` counts examples; what follows is the caller's."""
 _A, _B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 _12, _29, _32 = np.uint64(12), np.uint64(29), np.uint64(32)
+
+
+@numba.njit(cache=True)
+def probability(logit):  # type: ignore[no-untyped-def]
+    """Return the logistic function, within 1e-13 of 0 and 1."""
+    return 1.0 / (1.0 + exp(-min(30.0, max(-30.0, logit))))
 
 
 @numba.njit(cache=True)

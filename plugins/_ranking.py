@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
+from importlib import import_module
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +40,13 @@ Codes = npt.NDArray[np.uint64]
 Ends = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+KEEP = 8.0
+"""A row that was met n times may make way when n / 8 times its table's rows were learned since."""
+HEAD = np.zeros(1, np.int64)
+"""The row of a store that has one."""
 _CACHED = 1 << 17
+_RECENT = 256
+"""Examples are scored and learned by several policies one after the other; so many are coded once."""
 _MOST_USER_TOKENS, _MOST_ITEM_TOKENS = 8, 16
 """So many tokens of a side are learned from: crosses of the two cost their product."""
 
@@ -106,14 +114,19 @@ def coded_examples(examples: Sequence[Example]) -> Coded:
     )
 
 
+@lru_cache(_RECENT)
+def _coded_one(example: Example) -> Coded:
+    return coded([example.user], [example.item], [example.user_tokens], [example.item_tokens])
+
+
+@lru_cache(_RECENT)
+def _keyed_one(kernels: str, example: Example) -> Any:
+    return import_module(kernels).keys(_coded_one(example))
+
+
 def outcomes(examples: Sequence[Example]) -> tuple[Floats, Flags]:
     """Labels of examples, and which of them take back their opposite."""
     return np.array([one.label for one in examples]), np.array([one.swaps for one in examples], bool)
-
-
-def sigmoid(logits: Floats) -> Floats:
-    """Turn log-odds into probabilities, as the kernels do."""
-    return 1.0 / (1.0 + np.exp(-np.clip(logits, -30.0, 30.0)))
 
 
 def at_least(policy: str, config: Any, least: float, *names: str) -> None:
@@ -125,32 +138,26 @@ def at_least(policy: str, config: Any, least: float, *names: str) -> None:
 
 
 class Predicted(NamedTuple):
-    """What a model says of pairs: log-odds, whether the item is known, and the parts that sum up to the log-odds.
+    """What a model says of pairs: scores, whether the item is known, and the parts of the score's log-odds.
 
     ``values`` and ``parts`` are ``(n, features)``: what a feature is, and what it adds.
     """
 
-    logits: Floats
+    scores: Floats
     known: Flags
     values: Floats
     parts: Floats
 
 
-class OnlineRanker(Policy):
-    """A ranker that learns each labelled example once, in order."""
+class Learner(Policy):
+    """Learns each labelled example once, in order."""
 
     handles = LEARNED_FROM
-    reads = ("activity",)
-    features: tuple[str, ...]
-    """Names of what a score is made of."""
+    reads: tuple[str, ...] = ("activity",)
 
     @abstractmethod
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Learn examples in order; returns their scores, each from before it was learned."""
-
-    @abstractmethod
-    def predict(self, pairs: Coded, stores: Any) -> Predicted:
-        """Score pairs; a pure read."""
 
     def fold(self, event: Event, prepared: Prepared, stores: Stores) -> None:
         """Learn the examples of one event."""
@@ -158,8 +165,45 @@ class OnlineRanker(Policy):
         if examples:
             self.learn(examples, stores)
 
+
+class OnlineRanker(Learner):
+    """A ranker that scores pairs of codes from its own stores, in kernels."""
+
+    kernels: str
+    """The module of its kernels; numba is imported when the first is called, no sooner."""
+    features: tuple[str, ...]
+    """Names of what a score is made of."""
+
+    @cached_property
+    def _kernels(self) -> ModuleType:
+        return import_module(self.kernels)
+
+    @cached_property
+    def _tables(self) -> ModuleType:
+        return import_module("streamfold.plugins._kernels_hash")
+
+    def keyed(self, examples: Sequence[Example]) -> Any:
+        """Make the keys of examples' rows."""
+        if len(examples) == 1:
+            return _keyed_one(self.kernels, examples[0])
+        return self.keys(coded_examples(examples))
+
+    def keys(self, pairs: Coded) -> Any:
+        """Make the keys of pairs' rows."""
+        return self._kernels.keys(pairs)
+
+    def touch(self, store: Any, keys: Codes, upto: float) -> tuple[Ends, float]:
+        """Say which rows of a table learning these keys until then may write; they, and how long rows are kept."""
+        keep = len(store) / KEEP
+        return store.touch(self._tables.writable(store.values, keys, upto, keep)), keep
+
+    @abstractmethod
+    def predict(self, keyed: Any, stores: Any) -> Predicted:
+        """Score pairs by their keys; a pure read."""
+
     def serve(self, view: View) -> OnlineServer:
-        """Score items for a user."""
+        """Score items for a user; kernels are compiled here, not at the first request."""
+        self.predict(self.keys(coded((), (), (), ())), view)
         return OnlineServer(self, view)
 
 
@@ -169,7 +213,7 @@ class OnlineServer:
     def __init__(self, policy: OnlineRanker, view: View) -> None:
         self._policy = policy
         self._view = view
-        self._scored: tuple[int, int, float] = (-1, -1, 0.0)
+        self._scored: tuple[int, dict[int, float]] = (-1, {})
 
     def rank(self, request: RankRequest) -> Ranking:
         """Score items for a user, in one batch."""
@@ -178,23 +222,29 @@ class OnlineServer:
             return Ranking(scores=np.empty(0), known=np.empty(0, bool))
         of_user, of_items = self._view.of("activity").server.tokens(request.user, request.item_ids)
         pairs = coded([request.user] * n, request.item_ids, [of_user] * n, of_items)
-        found = self._policy.predict(pairs, self._view)
+        found = self._policy.predict(self._policy.keys(pairs), self._view)
         said = explained(self._policy.features, found) if request.explain else ()
-        return Ranking(scores=sigmoid(found.logits), known=found.known, features=said)
+        return Ranking(scores=found.scores, known=found.known, features=said)
 
     def score(self, example: Example) -> float:
-        """Score an example's pair; asked again for the same example, the answer is the first one."""
-        if self._scored[:2] != (example.seq, example.n):
-            logit = self._policy.predict(coded_examples([example]), self._view).logits
-            self._scored = example.seq, example.n, float(sigmoid(logit)[0])
-        return self._scored[2]
+        """Score an example's pair. Asked again about the same event, the answer is the first one."""
+        if self._scored[0] != example.seq:
+            self._scored = example.seq, {}
+        scored = self._scored[1]
+        if example.n not in scored:
+            scored[example.n] = float(self._policy.predict(self._policy.keyed([example]), self._view).scores[0])
+        return scored[example.n]
 
 
 def explained(names: Iterable[str], found: Predicted) -> list[tuple[Feature, ...]]:
-    """List for each pair what made its score, largest first; features that add nothing are left out."""
+    """List for each pair what made its score; features that add nothing are left out."""
     names = tuple(names)
-    rows = []
-    for values, parts in zip(found.values.tolist(), found.parts.tolist(), strict=True):
-        told = [Feature(name, value, part) for name, value, part in zip(names, values, parts, strict=True) if part]
-        rows.append(tuple(sorted(told, key=lambda one: (-abs(one.contribution), one.name))))
-    return rows
+    return [
+        by_size(Feature(name, value, part) for name, value, part in zip(names, values, parts, strict=True) if part)
+        for values, parts in zip(found.values.tolist(), found.parts.tolist(), strict=True)
+    ]
+
+
+def by_size(features: Iterable[Feature]) -> tuple[Feature, ...]:
+    """Order features by how much they say, largest first."""
+    return tuple(sorted(features, key=lambda one: (-abs(one.contribution), one.name)))

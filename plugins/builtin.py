@@ -7,7 +7,10 @@ from streamfold.plugins import hashing, llm, minilm, names, sentences
 from streamfold.plugins.activity import Activity
 from streamfold.plugins.cooccurrence import Cooccurrence
 from streamfold.plugins.count_stack import CountStack
+from streamfold.plugins.ensemble import Ensemble
+from streamfold.plugins.factorization import Factorization
 from streamfold.plugins.graph_index import GraphIndex
+from streamfold.plugins.implicit_ftrl import ImplicitFtrl
 from streamfold.plugins.item_vectors import ItemVectors
 from streamfold.plugins.newest import Newest
 from streamfold.plugins.quality import Quality
@@ -28,6 +31,9 @@ def register_policies() -> list[type[Policy]]:
         Newest,
         Quality,
         CountStack,
+        Factorization,
+        ImplicitFtrl,
+        Ensemble,
     ]
 
 

@@ -6,47 +6,37 @@ were, ``n``, and how many were liked, ``s``. Each count says by how much it move
 
     x = logit((s + a q) / (n + a)) − logit(q)
 
-The features of a user u and an item i with tokens g (genres) and of a user with tokens t (traits) are: u and i (prior:
-all), the last ~10 examples of u and ~20 of i, the mean over g of u × g (prior: u) and of g (all), the mean over t of
-i × t (prior: i), the mean over g and t of g × t (all), u and i again as far as they are sure (times n / (n + 10)), u
-times i, and 1. The score is the logistic function of ``logit(all) + w·x``; after each example the weights take a step
-of AdaGrad (Duchi et al., JMLR 12, 2011) on its log loss, ``d = score − label``::
+With a user u, an item i, its tokens g (say, genres) and the user's tokens t, counted as u, i, g, u × g, i × t, g × t
+and the last ~10 examples of u and ~20 of i, each against all, against u (u × g) or against i (i × t), tokens averaged,
+the features are these odds; 1; u and i as far as they are sure (times n / (n + 10)); and u times i. How often a side
+was met tells as much: ln(1 + n) of u and of i, whether u, i or both are new, u times ln(1 + n) of i and the reverse,
+g where i is new; and the odds of u among items at the *stage* of i (new, met under 4 times, under 16 times, more), and
+of i and g among users at the stage of u.
+
+The score is the logistic function of ``logit(all) + w·x``; after each example the weights take a step of AdaGrad
+(Duchi et al., JMLR 12, 2011) on its log loss, ``d = score − label``::
 
     G ← G + (d x)²,   w ← w − η d x / √(1 + G)
 
 from where u, i weigh 1, and u × g, i × t one half: so the first examples already count.
 
-A late positive takes back the negative that it replaces: exactly in the counts, to first order in the weights; of the
-windows, which do not remember what came when, at most one like.
+A late positive takes back the negative that it replaces: exactly in the counts, to first order in the weights. Windows
+and stages do not remember what came when: there it turns at most one example into a like.
 
 A new user, item or token has no row, thus adds nothing: others' counts speak alone. Rows are found by hashed keys and
-bounded, see ``_kernels_hash.py``. An example costs about 3 µs of the kernel's time at four tokens.
+bounded, see ``_kernels_hash.py``. An example of four tokens takes the kernel about 1 µs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from streamfold.core import Array, Example
-from streamfold.plugins._ranking import (
-    Coded,
-    Floats,
-    OnlineRanker,
-    Predicted,
-    at_least,
-    coded_examples,
-    outcomes,
-    sigmoid,
-)
-
-_KEEP = 8.0
-"""A row met n times expires when n / 8 times the table's rows were learned since, and its place is needed."""
+from streamfold.plugins._ranking import Floats, OnlineRanker, Predicted, at_least, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +45,7 @@ class CountStackConfig:
 
     Parameters
     ----------
-    ids : rows for users, items and tokens, 48 bytes each.
+    ids : rows for users, items and tokens, 112 bytes each.
     crosses : rows for pairs of them, 32 bytes each.
     rate : the step η of the weights.
     """
@@ -75,50 +65,39 @@ class CountStack(OnlineRanker):
     name = "count_stack"
     version = 1
     Config = CountStackConfig
+    kernels = "streamfold.plugins._kernels_count"
     features = (
         *("bias", "user", "item", "user lately", "item lately", "user x item tokens", "item tokens"),
-        *("item x user tokens", "item tokens x user tokens", "user, sure", "item, sure", "user x item", "all"),
+        *("item x user tokens", "item tokens x user tokens", "user, sure", "item, sure", "user x item"),
+        *("user met", "item met", "new user", "new item", "both new", "user x item met", "item x user met"),
+        *("item tokens, new item", "user x item stage", "item x user stage", "item tokens x user stage", "all"),
     )
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.stores = (
-            Array("ids", shape=(self.config.ids, 6), dtype="float64"),
+            Array("ids", shape=(self.config.ids, 14), dtype="float64"),
             Array("crosses", shape=(self.config.crosses, 4), dtype="float64"),
-            Array("head", shape=(3, 12), dtype="float64"),
+            Array("head", shape=(3, len(self.features) - 1), dtype="float64"),
         )
-
-    @cached_property
-    def _kernels(self) -> ModuleType:
-        from streamfold.plugins import _kernels_count
-
-        return _kernels_count
-
-    @cached_property
-    def _tables(self) -> ModuleType:
-        from streamfold.plugins import _kernels_hash
-
-        return _kernels_hash
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Count examples in order, and move the weights."""
-        pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
+        keyed, (labels, swaps) = self.keyed(examples), outcomes(examples)
         ids, crosses, head = (stores[name] for name in ("ids", "crosses", "head"))
-        keyed = self._kernels.keys(pairs)
         upto = head.values[2, 2] + len(examples)
-        keeps = len(ids) / _KEEP, len(crosses) / _KEEP
-        ids.touch(self._tables.writable(ids.values, keyed[0], upto, keeps[0]))
-        crosses.touch(self._tables.writable(crosses.values, keyed[2], upto, keeps[1]))
+        _, keep = self.touch(ids, keyed[0], upto)
+        _, keep_crosses = self.touch(crosses, keyed[2], upto)
         head.touch(_HEAD)
-        logits: Floats = self._kernels.learn(
-            pairs, keyed, labels, swaps, ids.values, crosses.values, head.values, self.config.rate, *keeps
+        scores: Floats = self._kernels.learn(
+            keyed, labels, swaps, ids.values, crosses.values, head.values, self.config.rate, keep, keep_crosses
         )
-        return sigmoid(logits)
+        return scores
 
-    def predict(self, pairs: Coded, stores: Any) -> Predicted:
-        """Score pairs."""
+    def predict(self, keyed: Any, stores: Any) -> Predicted:
+        """Score pairs by their keys."""
         values = (stores[name].values for name in ("ids", "crosses", "head"))
-        return Predicted(*self._kernels.predict(pairs, self._kernels.keys(pairs), *values))
+        return Predicted(*self._kernels.predict(keyed, *values))
 
 
 _HEAD = np.arange(3)

@@ -30,6 +30,7 @@ _KINDS = "float32 float64 int32 int64 uint32 uint8".split()  # noqa: SIM905
 _MOST_BYTES = 1 << 34
 _FEW = 8
 """A list of so few rows is looked at faster than an array of them."""
+_INT64, _UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
 
 
 class LiveArray:
@@ -99,6 +100,14 @@ class LiveArray:
             few: list[int] = rows
             if min(few) >= 0 and max(few) < self._shape[0]:
                 return np.array(few, np.int64)
+        if (
+            type(rows) is np.ndarray
+            and rows.dtype == _INT64
+            and rows.ndim == 1
+            and rows.size
+            and int(rows.view(_UINT64).max()) < self._shape[0]  # one pass: what is below zero is huge there
+        ):
+            return rows
         found = np.atleast_1d(np.asarray(rows))
         if found.size == 0:
             return np.empty(0, np.int64)

@@ -58,6 +58,8 @@ def test_check_policy_names_the_check_and_tells_what_to_do() -> None:
 SMALL: dict[str, dict[str, Any]] = {
     "cooccurrence": {"max_items": 256},
     "count_stack": {"ids": 256, "crosses": 256},
+    "factorization": {"rows": 256},
+    "implicit_ftrl": {"rows": 256},
     "quality": {"ranker": "count_stack", "ring": 256},
 }
 """Configurations of policies whose default arrays are large: the checks copy and compare them many times."""

@@ -1,0 +1,284 @@
+"""Rankers, test then train: every event is scored before it is folded, through the policies as they are folded live.
+
+Run: ``python tests/benchmarks/bench_rankers.py [--data FOLDER] [--events N] [--years]``. The stream is
+MovieTweetings-100K by time, like = rating ≥ 8, the first tenth is warm-up; films come with their genres before all
+(``--years`` adds the year of release as a property). Default configurations throughout; ``user x item mean`` and
+``item mean`` are computed beside them. One thread; seconds of CPU.
+
+Figures: AUC, log loss, calibration error (20 bins of equal mass), AUC of the first events of users, of items, and of
+both at once; and AUC within sessions: tested events of a user with gaps of up to a day, all scored from the state
+before the first of them, sessions with both labels weighed by their events. A score that knows the user alone is worth
+.500 there.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from streamfold.core import Event, Example, Policy, RankRequest
+from streamfold.core.events import builtin_types
+from streamfold.core.fold.stores import FoldStores, fold_stores
+from streamfold.core.testing import Lab
+from streamfold.core.testing.lab import Case
+from streamfold.plugins import builtin
+from streamfold.plugins.count_stack import CountStack
+from streamfold.plugins.ensemble import Ensemble
+from streamfold.plugins.factorization import Factorization
+from streamfold.plugins.implicit_ftrl import ImplicitFtrl
+
+Floats = npt.NDArray[np.float64]
+DATA = Path(__file__).parents[3] / "shared/data/movietweetings-100k"
+DAY_S = 86_400
+TYPES = {kind.name: kind for kind in builtin_types()}
+BARS = {
+    "auc": (0.7855, 0.787), "log_loss": (0.5576, 0.555), "calibration": (0.015, 0.007), "session_auc": (0.722, 0.73),
+    "new_users": (0.723, None), "new_items": (0.767, None), "new_both": (0.655, None),
+}  # fmt: skip
+
+
+class Stream:
+    """The events, and what figures are taken over."""
+
+    def __init__(self, folder: Path, most: int, years: bool) -> None:
+        self.films = {}
+        for line in (folder / "movies.dat").read_text(encoding="utf-8").splitlines():
+            film, title, genres = line.split("::")
+            year = {"year": int(title[-5:-1])} if years and title[-5:-1].isdigit() else {}
+            self.films[film] = {"item_id": film, "categories": [g for g in genres.split("|") if g], "properties": year}
+        rows = []
+        for n, line in enumerate((folder / "ratings.dat").read_text().splitlines()):
+            user, film, rating, at = line.split("::")
+            rows.append((int(at), n, user, film, float(rating)))
+        self.rows = sorted(rows)[:most]
+        self.labels = np.array([row[4] >= 8 for row in self.rows], float)
+        self.new_user, self.new_item = self._firsts(2), self._firsts(3)
+        self.tested = np.arange(len(self.rows)) >= len(self.rows) // 10
+        self.sessions = self._sessions()
+
+    def _firsts(self, column: int) -> npt.NDArray[np.bool_]:
+        met: set[Any] = set()
+        return np.array([row[column] not in met and not met.add(row[column]) for row in self.rows])  # type: ignore[func-returns-value]
+
+    def _sessions(self) -> dict[int, list[int]]:
+        """Tested sessions with both labels, by their first event."""
+        last: dict[str, tuple[int, int]] = {}
+        members: dict[int, list[int]] = defaultdict(list)
+        for j, (at, _, user, _, _) in enumerate(self.rows):
+            if not self.tested[j]:
+                continue
+            start = last[user][1] if user in last and at - last[user][0] <= DAY_S else j
+            last[user] = at, start
+            members[start].append(j)
+        return {start: found for start, found in members.items() if 0 < self.labels[found].sum() < len(found)}
+
+    def events(self) -> tuple[list[Event], list[Event]]:
+        """Items, and ratings."""
+        first_us = self.rows[0][0] * 1_000_000 - 1
+        items = [_event(n, "item.upserted", first_us, film) for n, film in enumerate(self.films.values(), 1)]
+        ratings = [
+            _event(
+                len(items) + n, "interaction.observed", at * 1_000_000,
+                {"user_id": user, "item_id": film, "action": "rating", "value": value},
+            )
+            for n, (at, _, user, film, value) in enumerate(self.rows, 1)
+        ]  # fmt: skip
+        return items, ratings
+
+    def figures(self, scores: Floats, in_session: Floats) -> dict[str, float]:
+        """Figures of scores; ``in_session``: those from before each event's session."""
+        y, p, tested = self.labels, scores, self.tested
+        clipped = np.clip(p[tested], 1e-6, 1 - 1e-6)
+        bins = np.array_split(np.argsort(p[tested], kind="stable"), 20)
+        off = [abs(y[tested][one].mean() - p[tested][one].mean()) * len(one) for one in bins]
+        found = [np.array(rows) for rows in self.sessions.values()]
+
+        def of(mask: npt.NDArray[np.bool_]) -> float:
+            return auc(y[mask & tested], p[mask & tested])
+
+        return {
+            "auc": auc(y[tested], p[tested]),
+            "log_loss": float(-np.where(y[tested] > 0, np.log(clipped), np.log(1 - clipped)).mean()),
+            "calibration": sum(off) / tested.sum(),
+            "session_auc": sum(len(s) * auc(y[s], in_session[s]) for s in found) / sum(len(s) for s in found),
+            "new_users": of(self.new_user),
+            "new_items": of(self.new_item),
+            "new_both": of(self.new_user & self.new_item),
+        }
+
+
+def _event(seq: int, type_: str, at_us: int, data: dict[str, Any]) -> Event:
+    kind = TYPES[type_]
+    value = msgspec.convert(data, kind.data)
+    return Event(
+        seq=seq, type=type_, source="bench", id=str(seq), subject=kind.subjects(value)[0], data=value, time_us=at_us,
+        recorded_us=at_us,
+    )  # fmt: skip
+
+
+def auc(labels: Floats, scores: Floats) -> float:
+    """Area under the ROC curve; ties count half."""
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    ones = labels.sum()
+    return float((ranks[labels > 0].sum() - ones * (ones + 1) / 2) / (ones * (len(labels) - ones)))
+
+
+class Folding:
+    """A policy with those it reads, folded in process as one group."""
+
+    def __init__(self, kind: type[Policy], lab: Lab) -> None:
+        bench = lab.bench(side="both")
+        self._live = bench.live
+        named = fold_stores(bench.group, bench.live)
+        self._members = [
+            (r.handles, r.policy, named[r.key], tuple(bench.live.by_runtime[r.key].values()))
+            for r in bench.group.runtimes
+        ]
+        self.policy: Any = bench.policy
+        self.stores: FoldStores = named[bench.runtime.key]
+        self.server: Any = self.policy.serve(self.stores)
+        self.activity: Any = self.stores.of("activity").server
+
+    def fold(self, event: Event) -> None:
+        """Fold as the group's fold does, without log and lease."""
+        for handles, policy, stores, live in self._members:
+            if event.type not in handles:
+                continue
+            stores.seq, stores.now_us = event.seq, event.recorded_us
+            for store in live:
+                store.begin()
+            policy.fold(event, None, stores)
+            for store in live:
+                store.keep()
+
+    def commit(self) -> None:
+        self._live.drain()
+
+
+def test_then_train(kind: type[Policy], stream: Stream, events: tuple[list[Event], list[Event]]) -> dict[str, float]:
+    """Score and fold the whole stream."""
+    with _lab(kind) as lab:
+        folding = Folding(kind, lab)
+        items, ratings = events
+        for event in items:
+            folding.fold(event)
+        folding.commit()
+        scores, in_session = np.zeros(len(ratings)), np.full(len(ratings), np.nan)
+        spent, server = 0.0, folding.server
+        for j, event in enumerate(ratings):
+            user = f"u:{stream.rows[j][2]}"
+            if j in stream.sessions:
+                rows = stream.sessions[j]
+                asked = RankRequest(user=user, item_ids=[stream.rows[k][3] for k in rows], at_us=event.at_us)
+                in_session[rows] = server.rank(asked).scores
+            [example] = folding.activity.examples(event, event.recorded_us)
+            scores[j] = server.score(example)
+            start = time.process_time()
+            folding.fold(event)
+            spent += time.process_time() - start
+            if j % 500 == 499:
+                start = time.process_time()
+                folding.commit()
+                spent += time.process_time() - start
+        return stream.figures(scores, in_session) | {"stack_events_s": len(ratings) / spent}
+
+
+def learning(kind: type[Policy], stream: Stream) -> dict[str, float]:
+    """How many examples a second ``learn`` takes, alone, 1,000 at a time."""
+    tokens = {film: tuple(sorted(data["categories"])) for film, data in stream.films.items()}
+    examples = [
+        Example(n, 0, f"u:{user}", film, float(value >= 8), at * 1_000_000, (), tokens.get(film, ()))
+        for n, (at, _, user, film, value) in enumerate(stream.rows)
+    ]
+    best = 0.0
+    for _ in range(3):
+        with _lab(kind) as lab:
+            folding = Folding(kind, lab)
+            folding.policy.learn(examples[:10], folding.stores)
+            start = time.process_time()
+            for n in range(0, len(examples), 1000):
+                folding.policy.learn(examples[n : n + 1000], folding.stores)
+                for name in (one.name for one in folding.policy.stores):
+                    folding.stores[name].keep()
+            best = max(best, len(examples) / (time.process_time() - start))
+            folding.commit()
+    return {"learn_events_s": best}
+
+
+def _lab(kind: type[Policy]) -> Lab:
+    return Lab(Case(make=kind, plugins=(builtin,), policies={"activity": {"like_from": 8.0}}))
+
+
+def means(stream: Stream, user_too: bool) -> dict[str, float]:
+    """The mean of an item, times that of the user (in log-odds), each shrunk with five examples of the whole."""
+    counts: dict[str, list[float]] = {}
+    whole = [1.0, 2.0]
+
+    def score(user: str, film: str) -> float:
+        p = whole[0] / whole[1]
+        z = 0.0
+        for key in (f"u{user}", f"i{film}")[0 if user_too else 1 :]:
+            likes, n = counts.get(key, (0.0, 0.0))
+            q = (likes + 5 * p) / (n + 5)
+            z += np.log(q / (1 - q)) - np.log(p / (1 - p))
+        return float(1 / (1 + np.exp(-z - np.log(p / (1 - p)))))
+
+    scores, in_session = np.zeros(len(stream.rows)), np.full(len(stream.rows), np.nan)
+    for j, (_, _, user, film, _) in enumerate(stream.rows):
+        for k in stream.sessions.get(j, ()):
+            in_session[k] = score(user, stream.rows[k][3])
+        scores[j] = score(user, film)
+        for row in (whole, counts.setdefault(f"u{user}", [0.0, 0.0]), counts.setdefault(f"i{film}", [0.0, 0.0])):
+            row[0] += stream.labels[j]
+            row[1] += 1
+    return stream.figures(scores, in_session)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--events", type=int, default=1 << 60)
+    parser.add_argument("--years", action="store_true")
+    given = parser.parse_args(arguments)
+    stream = Stream(given.data, given.events, given.years)
+    print(
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {len(stream.rows)} events"
+    )
+    events = stream.events()
+    rows = {"item mean": means(stream, user_too=False), "user x item mean": means(stream, user_too=True)}
+    _show(rows)
+    for kind in (CountStack, Factorization, ImplicitFtrl, Ensemble):
+        found = test_then_train(kind, stream, events)
+        if kind is not Ensemble:
+            found |= learning(kind, stream)
+        rows[kind.name] = found
+        _show({kind.name: found})
+    for name, (bar, aim) in BARS.items():
+        print(f"{name}: {rows['ensemble'][name]:.4f} (bar {bar}, aim {aim})")
+    print(json.dumps(rows))
+
+
+def _show(rows: dict[str, dict[str, float]]) -> None:
+    for name, found in rows.items():
+        said = (f"{key} {value:.4f}" if value < 2 else f"{key} {value:,.0f}" for key, value in found.items())
+        print(f"{name}: " + ", ".join(said), flush=True)
+
+
+if __name__ == "__main__":
+    main()
