@@ -18,7 +18,7 @@ from streamfold.core.ledger.abc import LogRow
 from streamfold.core.settings import Settings
 from streamfold.pipelines.node import Node
 
-STACK = ("trending", "activity", "cooccurrence", "newest", "count_stack")
+STACK = ("trending", "activity", "cooccurrence", "newest", "count_stack", "factorization", "ensemble", "quality")
 GROUP = ("cooccurrence", "count_stack", "factorization", "ensemble", "quality")
 _GENRES = [f"genre{n}" for n in range(20)]
 
