@@ -11,6 +11,9 @@ from streamfold.plugins.graph_index import GraphIndex
 from streamfold.plugins.item_vectors import ItemVectors
 from streamfold.plugins.newest import Newest
 from streamfold.plugins.quality import Quality
+from streamfold.plugins.reloop2_lsh import Reloop2Lsh
+from streamfold.plugins.reloop2_topk import Reloop2Topk
+from streamfold.plugins.residual_table import ResidualTable
 from streamfold.plugins.trending import Trending
 from streamfold.plugins.vector_index import VectorIndex
 
@@ -28,6 +31,9 @@ def register_policies() -> list[type[Policy]]:
         Newest,
         Quality,
         CountStack,
+        ResidualTable,
+        Reloop2Lsh,
+        Reloop2Topk,
     ]
 
 
