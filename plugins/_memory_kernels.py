@@ -245,39 +245,40 @@ def _similarity(key, user, item, bits, size):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _sift(scores, slots, size):  # type: ignore[no-untyped-def]
-    """Let the root of a heap (least first) sink to its place."""
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            return
-        if child + 1 < size and scores[child + 1] < scores[child]:
-            child += 1
-        if scores[at] <= scores[child]:
-            return
-        scores[at], scores[child] = scores[child], scores[at]
-        slots[at], slots[child] = slots[child], slots[at]
-        at = child
+def _before(scores, ages, one, other):  # type: ignore[no-untyped-def]
+    """Whether a neighbour goes before another: it is less similar, or as similar and older."""
+    return scores[one] < scores[other] or (scores[one] == scores[other] and ages[one] > ages[other])
 
 
 @numba.njit(cache=True)
-def _nearest(keys, written, user, item, bits, scores, slots):  # type: ignore[no-untyped-def]
-    """Fill ``scores`` and ``slots`` with the most similar samples, of equal ones the newest; returns how many."""
+def _swap(scores, ages, one, other):  # type: ignore[no-untyped-def]
+    scores[one], scores[other] = scores[other], scores[one]
+    ages[one], ages[other] = ages[other], ages[one]
+
+
+@numba.njit(cache=True)
+def _nearest(keys, written, user, item, bits, scores, ages):  # type: ignore[no-untyped-def]
+    """Fill a heap with the most similar samples, of equal ones the newest, by their ages; returns how many."""
     size, kept, held = np.float64(max(ones(bits), 1)), 0, min(written, len(keys))
     for age in range(held):
-        slot = (written - 1 - age) % len(keys)
-        score = _similarity(keys[slot], user, item, bits, size)
+        score = _similarity(keys[(written - 1 - age) % len(keys)], user, item, bits, size)
         if kept < len(scores):
             at = kept
             kept += 1
-            while at > 0 and scores[(at - 1) // 2] > score:
-                scores[at], slots[at] = scores[(at - 1) // 2], slots[(at - 1) // 2]
+            scores[at], ages[at] = score, age
+            while at > 0 and _before(scores, ages, at, (at - 1) // 2):
+                _swap(scores, ages, at, (at - 1) // 2)
                 at = (at - 1) // 2
-            scores[at], slots[at] = score, slot
         elif score > scores[0]:
-            scores[0], slots[0] = score, slot
-            _sift(scores, slots, kept)
+            scores[0], ages[0] = score, age
+            at, child = 0, 1
+            while child < kept:
+                if child + 1 < kept and _before(scores, ages, child + 1, child):
+                    child += 1
+                if not _before(scores, ages, child, at):
+                    break
+                _swap(scores, ages, at, child)
+                at, child = child, 2 * child + 1
     return kept
 
 
@@ -294,6 +295,7 @@ def ring_terms(keys, numbers, written, user, items, tokens, ends, base, k, tau, 
             continue
         total, most = 0.0, scores[:kept].max()
         for i in range(kept):
+            slots[j, i] = (written - 1 - slots[j, i]) % len(keys)
             scores[i] = numbers[slots[j, i], 2] * np.exp((scores[i] - most) / tau)
             total += scores[i]
         for i in range(kept):

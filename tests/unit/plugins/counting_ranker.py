@@ -22,7 +22,6 @@ from streamfold.core import (
     View,
     hookimpl,
 )
-from streamfold.plugins import builtin
 
 ROWS = 512
 
@@ -78,7 +77,3 @@ def _rows(user: str, item: str) -> list[int]:
 def register_policies() -> list[type[Policy]]:
     return [Counting]
 
-
-@hookimpl
-def register_backends() -> list[Any]:
-    return builtin.register_backends()
