@@ -20,6 +20,8 @@ _16, _27, _30, _31, _32, _48, _56 = (np.uint64(bits) for bits in (16, 27, 30, 31
 _LOW = np.uint64(0xFFFF)
 _ODD, _PAIR, _NIBBLE = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333), np.uint64(0x0F0F0F0F0F0F0F0F)
 _BYTES = np.uint64(0x0101010101010101)
+_INVERSE_ROOT = np.append(0.0, 1.0 / np.sqrt(np.arange(1.0, 65.0)))
+"""Of a number of bits."""
 
 
 @numba.njit(cache=True)
@@ -232,16 +234,13 @@ def token_bits(tokens):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _similarity(key, user, item, bits, size):  # type: ignore[no-untyped-def]
-    found = 0.0
-    if key[0] == user:
-        found += 0.4
-    if key[1] == item:
-        found += 0.4
-    both = ones(np.uint64(key[2]) & bits)
-    if both:
-        found += 0.2 * both / np.sqrt(size * ones(np.uint64(key[2])))
-    return found
+def _similarities(keys, held, user, item, bits, into):  # type: ignore[no-untyped-def]
+    """Fill in the cosine of a key with each sample's."""
+    own = 0.2 * _INVERSE_ROOT[ones(bits)]
+    for slot in range(held):
+        of_sample = np.uint64(keys[slot, 2])
+        tokens = own * ones(of_sample & bits) * _INVERSE_ROOT[ones(of_sample)]
+        into[slot] = 0.4 * (keys[slot, 0] == user) + 0.4 * (keys[slot, 1] == item) + tokens
 
 
 @numba.njit(cache=True)
@@ -259,9 +258,13 @@ def _swap(scores, ages, one, other):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True)
 def _nearest(keys, written, user, item, bits, scores, ages):  # type: ignore[no-untyped-def]
     """Fill a heap with the most similar samples, of equal ones the newest, by their ages; returns how many."""
-    size, kept, held = np.float64(max(ones(bits), 1)), 0, min(written, len(keys))
+    kept, held = 0, min(written, len(keys))
+    similarities = np.empty(held)
+    _similarities(keys, held, user, item, bits, similarities)
+    slot = written % len(keys)
     for age in range(held):
-        score = _similarity(keys[(written - 1 - age) % len(keys)], user, item, bits, size)
+        slot = slot - 1 if slot > 0 else len(keys) - 1  # a remainder would cost more than the rest
+        score = similarities[slot]
         if kept < len(scores):
             at = kept
             kept += 1

@@ -147,9 +147,9 @@ class Samples:
 
     def similarity(self, one: Any, user: int, item: int, tokens: Sequence[int]) -> float:
         mine, other = {mix(token) % 64 for token in tokens}, {mix(token) % 64 for token in one["tokens"]}
-        both = len(mine & other)
-        cosine = both / math.sqrt(len(mine) * len(other)) if both else 0.0
-        return 0.4 * (one["user"] == user) + 0.4 * (one["item"] == item) + 0.2 * cosine
+        both = len(mine & other)  # in the order in which the loop multiplies: of equal neighbours the newest count
+        cosine = 0.2 * (1 / math.sqrt(len(mine))) * both * (1 / math.sqrt(len(other))) if both else 0.0
+        return 0.4 * (one["user"] == user) + 0.4 * (one["item"] == item) + cosine
 
     def correction(self, user: int, item: int, tokens: Sequence[int], base: float) -> float:
         scored = [(self.similarity(one, user, item, tokens), one) for one in self.kept[::-1]]
