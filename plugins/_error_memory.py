@@ -2,7 +2,7 @@ r"""What the error memories share: a fast memory that corrects a slower ranker's
 
 ReLoop2 (KDD 2023, arXiv 2306.08808): a base model gives ŷ_b; a memory that each labelled event refreshes estimates its
 error at once; served is their sum with a weight λ, here a mixture over λ (``_lambda_mixture.py``). A memory reads its
-base, so both are in one group: promoted together, a memory never corrects another model than the one that it has watched.
+base, so both are in one group and promoted together: it never corrects another model than the one that it has watched.
 
 What is stored of an example is the score that was served, never one recomputed later. The served score had the
 memory's own correction in it, though; stored as it is it would make the memory believe that the base is already right,
@@ -10,7 +10,8 @@ and correct half (measured: AUC .777 instead of .783). So the correction that th
 :math:`\hat y_b = σ(\mathrm{logit}\,s - (\mathrm{logit}\,p - \mathrm{logit}\,b))` with the served score s, and the
 memory's and base's scores p and b before the example is learned. What followed no exposure is stored with b.
 
-Keys are hashes of ids and tokens under a fixed salt (``KEY_VERSION``), never a layer that is itself trained.
+Keys are made of the codes of ids and tokens (see ``_ranking.py``), never of a layer that is itself trained: what they
+are is fixed with the policy's version.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from hashlib import blake2b
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -42,9 +41,7 @@ from streamfold.core import (
     View,
 )
 from streamfold.plugins._lambda_mixture import Floats, LambdaMixture, log_odds
-
-KEY_VERSION = 1
-Hashes = npt.NDArray[np.uint64]
+from streamfold.plugins._ranking import Codes, code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,32 +81,26 @@ def positive(config: MemoryConfig, *names: str, whole: bool = False) -> None:
 
 
 class Pairs(NamedTuple):
-    """Pairs of one user as kernels take them: hashes; the last ``own`` tokens of each pair are the user's."""
+    """Pairs of one user as kernels take them: codes; the last ``own`` tokens of each pair are the user's."""
 
     user: np.uint64
-    items: Hashes
-    tokens: Hashes
+    items: Codes
+    tokens: Codes
     ends: npt.NDArray[np.int64]
     own: int
-
-
-@lru_cache(maxsize=1 << 16)
-def _hashed(kind: str, name: str) -> int:
-    text = f"{KEY_VERSION}\x1f{kind}\x1f{name}"
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def pairs_of(
     user: str, items: Sequence[str], user_tokens: Sequence[str], item_tokens: Sequence[Sequence[str]]
 ) -> Pairs:
-    """Hash pairs of one user with items."""
-    own = [_hashed("user_token", token) for token in user_tokens]
-    rows = [[*(_hashed("item_token", token) for token in tokens), *own] for tokens in item_tokens]
+    """Code pairs of one user with items."""
+    own = [code("user_token", token) for token in user_tokens]
+    rows = [[*(code("item_token", token) for token in tokens), *own] for tokens in item_tokens]
     ends = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=ends[1:])
     return Pairs(
-        np.uint64(_hashed("user", user)),
-        np.array([_hashed("item", item) for item in items], np.uint64),
+        np.uint64(code("user", user)),
+        np.array([code("item", item) for item in items], np.uint64),
         np.array([token for row in rows for token in row], np.uint64),
         ends,
         len(own),

@@ -1,4 +1,4 @@
-r"""How much of a correction to believe: λ learned online, as a Bayes mixture that is never much worse than no correction.
+r"""How much of a correction to believe: λ learned online, by a mixture that is never much worse than no correction.
 
 Expert :math:`\lambda \in \Lambda` (0 always among them) says what the base says, corrected by λ times the memory's
 correction, clamped to [1e-4, 1 − 1e-4]. Served is the mixture in probability space

@@ -1,6 +1,6 @@
 """The error memories' loops, compiled; a readable twin of each is in the tests.
 
-Pairs of one user come as 64-bit hashes: ``user``, ``items (n,)``, and ``tokens``, of pair j
+Pairs of one user come as 64-bit codes: ``user``, ``items (n,)``, and ``tokens``, of pair j
 ``tokens[ends[j] : ends[j + 1]]``, the item's first, then ``own`` ones of the user. The arithmetic is the same whether
 one pair is asked about or many, so that what is served is what is scored while folding.
 """

@@ -65,9 +65,7 @@ class Reloop2Lsh(ErrorMemory):
     def correct(self, pairs: Pairs, base: Floats, at_us: int, stores: Any) -> Floats:
         """What the views add, ``(n, 3)``."""
         c: Reloop2LshConfig = self.config
-        terms: Floats = kernels().sketch_terms(
-            stores["buckets"].values, *pairs[:4], c.arrays, c.bits, float(c.prior)
-        )
+        terms: Floats = kernels().sketch_terms(stores["buckets"].values, *pairs[:4], c.arrays, c.bits, float(c.prior))
         return terms
 
     def remember(self, example: Example, pairs: Pairs, said: float, stores: Stores) -> None:

@@ -10,8 +10,8 @@ so that the choice does not bias what is read. With similarities :math:`s_i` to 
 γ = 1 is the paper's experiments (the neighbours' labels), γ = 0 the error that is stored with them.
 
 The key is a fixed hashed embedding (one coordinate a user, one an item, 64 for tokens), its squared parts weighted
-.4, .4 and .2, so that the similarity is a cosine: what the pairs share of user, item and tokens. Of equal neighbours the
-newest count. A question looks at every sample, 48 bytes each and the item's id: O(samples), constant memory.
+.4, .4 and .2, so that the similarity is a cosine: what the pairs share of user, item and tokens. Of equal neighbours
+the newest count. A question looks at every sample, 48 bytes each and the item's id: O(samples), constant memory.
 
 Named in ``explain`` are items, never users: whose neighbours they are is nobody's business.
 """

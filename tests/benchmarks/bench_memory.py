@@ -303,8 +303,12 @@ def report(base: str, made: Run) -> list[dict[str, Any]]:
                 "bytes": made.bytes.get(name),
             }
         )
-        print("  " + "  ".join(f"{key} {value}" for key, value in rows[-1].items() if value not in ("", None)), flush=True)
-    print(f"  {len(labels)} ratings, {len(sessions['base'][0])} sessions of {int(sessions['base'][2].sum())}", flush=True)
+        print(
+            "  " + "  ".join(f"{key} {value}" for key, value in rows[-1].items() if value not in ("", None)), flush=True
+        )
+    print(
+        f"  {len(labels)} ratings, {len(sessions['base'][0])} sessions of {int(sessions['base'][2].sum())}", flush=True
+    )
     return rows
 
 

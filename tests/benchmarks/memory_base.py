@@ -47,7 +47,8 @@ def movietweetings(folder: Path) -> Stream:
         item, title, genres = line.split("::")
         items[item] = ([genre for genre in genres.split("|") if genre], title[-5:-1])
     with (folder / "ratings.dat").open(encoding="utf-8") as file:
-        rows = [(int(row[6]), n, row[0], row[2], float(row[4])) for n, row in enumerate(csv.reader(file, delimiter=":"))]
+        read = enumerate(csv.reader(file, delimiter=":"))  # the separator is two of them
+        rows = [(int(row[6]), n, row[0], row[2], float(row[4])) for n, row in read]
     ratings = [Rating(user, item, float(value >= 8), at_s, value) for at_s, _, user, item, value in sorted(rows)]
     return Stream(ratings, items)
 
@@ -96,7 +97,8 @@ def train(stream: Stream, *, upto: int) -> Any:
         with torch.no_grad():
             loss = functional.binary_cross_entropy_with_logits(logits(validated), liked[validated]).item()
             if loss < best:
-                best, found = loss, torch.sigmoid(torch.cat([logits(rows) for rows in torch.arange(len(ids)).split(4096)]))
+                best = loss
+                found = torch.sigmoid(torch.cat([logits(rows) for rows in torch.arange(len(ids)).split(4096)]))
     assert found is not None
     return found.double().numpy()
 

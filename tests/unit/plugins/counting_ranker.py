@@ -76,4 +76,3 @@ def _rows(user: str, item: str) -> list[int]:
 @hookimpl
 def register_policies() -> list[type[Policy]]:
     return [Counting]
-

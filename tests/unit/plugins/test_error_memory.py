@@ -246,7 +246,7 @@ def folded(lab: Lab) -> Any:
         action = "like" if (n + n // 6) % 3 else "dislike"
         data = {"user_id": str(n % 2), "item_id": f"i{n % 6}", "action": action}
         given.append(("interaction.observed", data))
-    return lab.bench(side="view").run(lab.logged(given))
+    return lab.bench(side="both").run(lab.logged(given))
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -306,7 +306,9 @@ def test_a_base_without_a_probability_is_said_and_its_event_skipped(lab: Any, mo
 
 
 def test_numba_is_not_imported_for_those_who_declare_no_memory() -> None:
-    script = "import sys; from streamfold.plugins import builtin; builtin.register_policies(); print('numba' in sys.modules)"
+    script = (
+        "import sys; from streamfold.plugins import builtin as b; b.register_policies(); print('numba' in sys.modules)"
+    )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "False"
 
