@@ -58,7 +58,7 @@ class MemoryConfig:
 
     base: str = "ensemble"
     enabled: bool = True
-    lambdas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    lambdas: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
     share: float = 0.0
 
     def __post_init__(self) -> None:

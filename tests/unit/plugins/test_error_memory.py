@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from streamfold.core import ConfigError, Example, RankRequest
-from streamfold.core.testing import Case, Lab, parametrize_with_checks
+from streamfold.core.testing import Case, Lab
 from streamfold.plugins import _memory_kernels as kernels
 from streamfold.plugins import builtin
 from streamfold.plugins._error_memory import ErrorMemory, pairs_of
@@ -43,13 +43,6 @@ MADE: dict[str, Callable[..., ErrorMemory]] = {
     "topk": lambda **c: Reloop2Topk(Reloop2TopkConfig(base="counting", samples=32, k=6, **c)),
 }
 TOKENS = ("drama", "war", "year=1999", "comedy")
-
-
-@parametrize_with_checks(
-    [Case(make=make, plugins=(builtin, counting_ranker)) for make in MADE.values()],
-)
-def test_memories_pass_over_a_counting_base(check: Callable[[], None]) -> None:
-    check()
 
 
 class Direct:
