@@ -148,8 +148,8 @@ def run(base: str, stream: memory_base.Stream, *, start: int, after: int) -> Run
     """Fold ratings from ``start`` on, and compare those from ``after`` on."""
     found = Run(["base", "refitted biases", *MEMORIES])
     found.scores = {name: [] for name in found.names}
-    policies: dict[str, dict[str, Any]] = {"activity": {"like_from": 8.0}, base: {}}
-    policies |= {name: {"base": base} for name in MEMORIES}
+    policies: dict[str, dict[str, Any]] = {name: {} for name in _needed(base)}
+    policies |= {"activity": {"like_from": 8.0}, **{name: {"base": base} for name in MEMORIES}}
     offered = [kind for kind in builtin.register_policies() if kind.name in _needed(base)]
     with (
         tempfile.TemporaryDirectory(prefix="streamfold-memory-") as folder,
