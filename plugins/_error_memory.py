@@ -159,7 +159,7 @@ class ErrorMemory(Policy):
         experts = stores["experts"]
         now = float(self.mixture.mix(experts.values[0], scores, terms)[0])
         if not example.swaps:
-            experts.touch((0,))
+            experts.touch([0])
             self.mixture.learn(experts.values[0], base, terms[0], example.label)
         self.remember(example, pairs, _said(example.served, base, now), stores)
 

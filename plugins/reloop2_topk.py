@@ -101,7 +101,7 @@ class Reloop2Topk(ErrorMemory):
         if example.swaps:
             slot = loops.ring_find(keys.values, numbers.values, written, pairs.user, pairs.items[0], at_s)
             if slot >= 0:
-                numbers.values[numbers.touch((slot,)), 0] = example.label
+                numbers.values[numbers.touch([slot]), 0] = example.label
                 return
         weight = 1.0
         if abs(example.label - said) <= c.sigma:
@@ -110,9 +110,9 @@ class Reloop2Topk(ErrorMemory):
             weight = 1 / c.keep
         slot = written % c.samples
         bits = loops.token_bits(pairs.tokens)
-        keys.put((slot,), np.array([[pairs.user, pairs.items[0], bits]], np.uint64).view(np.int64))
-        numbers.put((slot,), (example.label, said, weight, at_s))
-        stores["written"].put((0,), written + 1)
+        keys.put([slot], np.array([[pairs.user, pairs.items[0], bits]], np.uint64).view(np.int64))
+        numbers.put([slot], (example.label, said, weight, at_s))
+        stores["written"].put([0], written + 1)
         stores["items"].put(slot, example.item)
 
     def explain(self, pairs: Pairs, base: Floats, at_us: int, stores: Any) -> list[list[tuple[str, float, float]]]:
