@@ -14,6 +14,9 @@ from streamfold.plugins.implicit_ftrl import ImplicitFtrl
 from streamfold.plugins.item_vectors import ItemVectors
 from streamfold.plugins.newest import Newest
 from streamfold.plugins.quality import Quality
+from streamfold.plugins.reloop2_lsh import Reloop2Lsh
+from streamfold.plugins.reloop2_topk import Reloop2Topk
+from streamfold.plugins.residual_table import ResidualTable
 from streamfold.plugins.trending import Trending
 from streamfold.plugins.vector_index import VectorIndex
 
@@ -34,6 +37,9 @@ def register_policies() -> list[type[Policy]]:
         Factorization,
         ImplicitFtrl,
         Ensemble,
+        ResidualTable,
+        Reloop2Lsh,
+        Reloop2Topk,
     ]
 
 

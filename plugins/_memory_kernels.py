@@ -1,0 +1,318 @@
+"""The error memories' loops, compiled; a readable twin of each is in the tests.
+
+Pairs of one user come as 64-bit codes: ``user``, ``items (n,)``, and ``tokens``, of pair j
+``tokens[ends[j] : ends[j + 1]]``, the item's first, then ``own`` ones of the user. The arithmetic is the same whether
+one pair is asked about or many, so that what is served is what is scored while folding.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+LEAST = 1e-4
+"""Experts' probabilities stay so far from 0 and 1: none loses more than 9.2 nats at once."""
+VIEWS = 3
+"""Of what a sketch's arrays see: the user, the item, the user with the tokens."""
+_GOLDEN, _A, _B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_1, _2, _4 = np.uint64(1), np.uint64(2), np.uint64(4)
+_16, _27, _30, _31, _32, _48, _56 = (np.uint64(bits) for bits in (16, 27, 30, 31, 32, 48, 56))
+_LOW = np.uint64(0xFFFF)
+_ODD, _PAIR, _NIBBLE = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333), np.uint64(0x0F0F0F0F0F0F0F0F)
+_BYTES = np.uint64(0x0101010101010101)
+_INVERSE_ROOT = np.append(0.0, 1.0 / np.sqrt(np.arange(1.0, 65.0)))
+"""Of a number of bits."""
+
+
+@numba.njit(cache=True)
+def mix(x):  # type: ignore[no-untyped-def]
+    """Scatter 64 bits (splitmix64's finaliser)."""
+    x = (x ^ (x >> _30)) * _A
+    x = (x ^ (x >> _27)) * _B
+    return x ^ (x >> _31)
+
+
+@numba.njit(cache=True)
+def share_of(seq, n):  # type: ignore[no-untyped-def]
+    """A number in [0, 1) that an example's name alone decides."""
+    return np.float64(mix(mix(np.uint64(seq)) + np.uint64(n) * _GOLDEN) >> np.uint64(11)) / 9007199254740992.0
+
+
+# -- the mixture of λ -------------------------------------------------------------------------------------------------
+@numba.njit(cache=True)
+def _expert(base, correction, amount, logit):  # type: ignore[no-untyped-def]
+    said = base
+    if amount != 0.0 and logit:
+        kept = min(max(base, 1e-9), 1.0 - 1e-9)
+        said = 1.0 / (1.0 + np.exp(-(np.log(kept / (1.0 - kept)) + amount * correction)))
+    elif amount != 0.0:
+        said = base + amount * correction
+    return min(max(said, LEAST), 1.0 - LEAST)
+
+
+@numba.njit(cache=True)
+def _total(terms):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for term in terms:
+        total += term
+    return total
+
+
+@numba.njit(cache=True)
+def mixed(log_weights, lambdas, base, terms, logit):  # type: ignore[no-untyped-def]
+    """Return the mixture for each pair."""
+    found = base.copy()
+    if len(lambdas) > 1:
+        weights = np.exp(log_weights - log_weights.max())
+        weights /= weights.sum()
+        for j in range(len(base)):
+            correction = _total(terms[j])
+            found[j] = 0.0
+            for i in range(len(lambdas)):
+                found[j] += weights[i] * _expert(base[j], correction, lambdas[i], logit)
+    return found
+
+
+@numba.njit(cache=True)
+def rewarded(log_weights, lambdas, base, terms, logit, label, share):  # type: ignore[no-untyped-def]
+    """Add each expert's log-likelihood to its weight, in place, and give a share back to all."""
+    n, correction = len(lambdas), _total(terms)
+    for i in range(n):
+        said = _expert(base, correction, lambdas[i], logit)
+        log_weights[i] += np.log(said) if label > 0.5 else np.log1p(-said)
+    most = log_weights.max()
+    total = most + np.log(np.exp(log_weights - most).sum())
+    for i in range(n):
+        log_weights[i] -= total
+        if share > 0.0:
+            log_weights[i] = np.log((1.0 - share) * np.exp(log_weights[i]) + share / n)
+
+
+# -- the residual table: rows of (R, V, seconds) ----------------------------------------------------------------------
+@numba.njit(cache=True)
+def _row(one, other, role, rows):  # type: ignore[no-untyped-def]
+    return np.int64(mix(mix(one + np.uint64(role) * _GOLDEN) + other) % np.uint64(rows))
+
+
+@numba.njit(cache=True)
+def table_rows(user, item, tokens, own, rows):  # type: ignore[no-untyped-def]
+    """Return the rows of one pair: user, item, then (user, token of the item) and (item, token of the user)."""
+    n = len(tokens)
+    found = np.empty(2 + n, np.int64)
+    found[0] = _row(user, np.uint64(0), 1, rows)
+    found[1] = _row(item, np.uint64(0), 2, rows)
+    for j in range(n):
+        found[2 + j] = _row(user if j < n - own else item, tokens[j], 3, rows)
+    return found
+
+
+@numba.njit(cache=True)
+def _term(row, at_s, rate, prior):  # type: ignore[no-untyped-def]
+    faded = np.exp(-rate * max(0.0, at_s - row[2]))
+    return faded * row[0] / (faded * row[1] + prior)
+
+
+@numba.njit(cache=True)
+def _terms(values, rows, at_s, rate, prior, into):  # type: ignore[no-untyped-def]
+    into[0] = _term(values[rows[0]], at_s, rate, prior)
+    into[1] = _term(values[rows[1]], at_s, rate, prior)
+    into[2] = 0.0
+    for row in rows[2:]:
+        into[2] += _term(values[row], at_s, rate, prior) / (len(rows) - 2)
+
+
+@numba.njit(cache=True)
+def table_terms(values, user, items, tokens, ends, own, at_s, rate, prior):  # type: ignore[no-untyped-def]
+    """Return ``(n, 3)``: what user, item and tokens add to the log-odds."""
+    found = np.empty((len(items), 3))
+    for j in range(len(items)):
+        rows = table_rows(user, items[j], tokens[ends[j] : ends[j + 1]], own, len(values))
+        _terms(values, rows, at_s, rate, prior, found[j])
+    return found
+
+
+@numba.njit(cache=True)
+def table_learn(values, rows, at_s, rate, prior, label, stored, swaps):  # type: ignore[no-untyped-def]
+    """Add one example in place; each term learns what those before it leave over."""
+    terms = np.empty(3)
+    _terms(values, rows, at_s, rate, prior, terms)
+    logit = np.log(stored / (1.0 - stored))
+    for j in range(len(rows)):
+        row = values[rows[j]]
+        if 0 < j < 3:
+            logit += terms[j - 1]
+        said = 1.0 / (1.0 + np.exp(-logit))
+        newest = max(row[2], at_s) if row[1] > 0.0 else at_s
+        faded, weight = np.exp(-rate * (newest - row[2])), np.exp(-rate * (newest - at_s))
+        if row[1] == 0.0:
+            faded = 0.0
+        row[0] = faded * row[0] + weight * (2.0 * label - 1.0 if swaps else label - said)
+        row[1] = faded * row[1] + (0.0 if swaps else weight * said * (1.0 - said))
+        row[2] = newest
+
+
+# -- the sketch: rows of (count, Σ label, Σ said before) --------------------------------------------------------------
+@numba.njit(cache=True)
+def _plane(feature, bit):  # type: ignore[no-untyped-def]
+    """A feature's coordinate across a hyperplane: four uniform numbers' sum, near enough normal."""
+    x = mix(feature + np.uint64(bit + 1) * _GOLDEN)
+    return np.float64((x & _LOW) + ((x >> _16) & _LOW) + ((x >> _32) & _LOW) + (x >> _48)) - 131070.0
+
+
+@numba.njit(cache=True)
+def sketch_rows(user, item, tokens, arrays, bits):  # type: ignore[no-untyped-def]
+    """Return one row in each array: which side of ``bits`` hyperplanes the pair's key lies on, as the array sees it."""
+    found = np.empty(arrays, np.int64)
+    for k in range(arrays):
+        view, bucket = k % VIEWS, 0
+        for b in range(k * bits, (k + 1) * bits):
+            side = _plane(item if view == 1 else user, b)
+            if view == 2 and len(tokens):
+                of_tokens = 0.0
+                for token in tokens:
+                    of_tokens += _plane(token, b)
+                side += of_tokens / np.sqrt(len(tokens))
+            bucket = 2 * bucket + (side > 0.0)
+        found[k] = (k << bits) + bucket
+    return found
+
+
+@numba.njit(cache=True)
+def _view_term(values, rows, view, prior):  # type: ignore[no-untyped-def]
+    count, residual = 0.0, 0.0
+    for k in range(view, len(rows), VIEWS):
+        row = values[rows[k]]
+        count += row[0] + prior
+        residual += row[1] - row[2]
+    return residual / count
+
+
+@numba.njit(cache=True)
+def sketch_terms(values, user, items, tokens, ends, arrays, bits, prior):  # type: ignore[no-untyped-def]
+    """Return ``(n, views)``: what the arrays of each view add to the probability."""
+    found = np.empty((len(items), VIEWS))
+    for j in range(len(items)):
+        rows = sketch_rows(user, items[j], tokens[ends[j] : ends[j + 1]], arrays, bits)
+        for view in range(VIEWS):
+            found[j, view] = _view_term(values, rows, view, prior)
+    return found
+
+
+@numba.njit(cache=True)
+def sketch_learn(values, rows, prior, label, stored, swaps):  # type: ignore[no-untyped-def]
+    """Add one example in place; each view learns what those before it leave over."""
+    for view in range(VIEWS):
+        term = _view_term(values, rows, view, prior)
+        for k in range(view, len(rows), VIEWS):
+            row = values[rows[k]]
+            if swaps:
+                row[1] += 2.0 * label - 1.0
+            else:
+                row[0] += 1.0
+                row[1] += label
+                row[2] += stored
+        stored = min(max(stored + term, 0.0), 1.0)
+
+
+# -- nearest neighbours in a ring: keys (user, item, tokens), numbers (label, said before, weight, seconds) -----------
+@numba.njit(cache=True)
+def ones(x):  # type: ignore[no-untyped-def]
+    """Count the bits that are set."""
+    x = x - ((x >> _1) & _ODD)
+    x = (x & _PAIR) + ((x >> _2) & _PAIR)
+    x = (x + (x >> _4)) & _NIBBLE
+    return np.int64((x * _BYTES) >> _56)
+
+
+@numba.njit(cache=True)
+def token_bits(tokens):  # type: ignore[no-untyped-def]
+    """Tokens as a set of 64 buckets."""
+    found = np.uint64(0)
+    for token in tokens:
+        found |= _1 << (mix(token) & np.uint64(63))
+    return found
+
+
+@numba.njit(cache=True)
+def _similarities(keys, held, user, item, bits, into):  # type: ignore[no-untyped-def]
+    """Fill in the cosine of a key with each sample's."""
+    own = 0.2 * _INVERSE_ROOT[ones(bits)]
+    for slot in range(held):
+        of_sample = np.uint64(keys[slot, 2])
+        tokens = own * ones(of_sample & bits) * _INVERSE_ROOT[ones(of_sample)]
+        into[slot] = 0.4 * (keys[slot, 0] == user) + 0.4 * (keys[slot, 1] == item) + tokens
+
+
+@numba.njit(cache=True)
+def _before(scores, ages, one, other):  # type: ignore[no-untyped-def]
+    """Whether a neighbour goes before another: it is less similar, or as similar and older."""
+    return scores[one] < scores[other] or (scores[one] == scores[other] and ages[one] > ages[other])
+
+
+@numba.njit(cache=True)
+def _swap(scores, ages, one, other):  # type: ignore[no-untyped-def]
+    scores[one], scores[other] = scores[other], scores[one]
+    ages[one], ages[other] = ages[other], ages[one]
+
+
+@numba.njit(cache=True)
+def _nearest(keys, written, user, item, bits, scores, ages):  # type: ignore[no-untyped-def]
+    """Fill a heap with the most similar samples, of equal ones the newest, by their ages; returns how many."""
+    kept, held = 0, min(written, len(keys))
+    similarities = np.empty(held)
+    _similarities(keys, held, user, item, bits, similarities)
+    slot = written % len(keys)
+    for age in range(held):
+        slot = slot - 1 if slot > 0 else len(keys) - 1  # a remainder would cost more than the rest
+        score = similarities[slot]
+        if kept < len(scores):
+            at = kept
+            kept += 1
+            scores[at], ages[at] = score, age
+            while at > 0 and _before(scores, ages, at, (at - 1) // 2):
+                _swap(scores, ages, at, (at - 1) // 2)
+                at = (at - 1) // 2
+        elif score > scores[0]:
+            scores[0], ages[0] = score, age
+            at, child = 0, 1
+            while child < kept:
+                if child + 1 < kept and _before(scores, ages, child + 1, child):
+                    child += 1
+                if not _before(scores, ages, child, at):
+                    break
+                _swap(scores, ages, at, child)
+                at, child = child, 2 * child + 1
+    return kept
+
+
+@numba.njit(cache=True)
+def ring_terms(keys, numbers, written, user, items, tokens, ends, base, k, tau, gamma):  # type: ignore[no-untyped-def]
+    """Return ``(n, 1)`` what the neighbours add to the probability, and their slots and attentions ``(n, k)``."""
+    n = len(items)
+    found, attention, slots = np.zeros((n, 1)), np.zeros((n, k)), np.full((n, k), -1)
+    for j in range(n):
+        scores = attention[j]
+        bits = token_bits(tokens[ends[j] : ends[j + 1]])
+        kept = _nearest(keys, written, np.int64(user), np.int64(items[j]), bits, scores, slots[j])
+        if not kept:
+            continue
+        total, most = 0.0, scores[:kept].max()
+        for i in range(kept):
+            slots[j, i] = (written - 1 - slots[j, i]) % len(keys)
+            scores[i] = numbers[slots[j, i], 2] * np.exp((scores[i] - most) / tau)
+            total += scores[i]
+        for i in range(kept):
+            scores[i] /= total
+            label, said = numbers[slots[j, i], 0], numbers[slots[j, i], 1]
+            found[j, 0] += scores[i] * ((1.0 - gamma) * (label - said) + gamma * (label - base[j]))
+    return found, slots, attention
+
+
+@numba.njit(cache=True)
+def ring_find(keys, numbers, written, user, item, at_s):  # type: ignore[no-untyped-def]
+    """Return the slot of a pair's sample of a time, or −1."""
+    for age in range(min(written, len(keys))):
+        slot = (written - 1 - age) % len(keys)
+        if keys[slot, 0] == np.int64(user) and keys[slot, 1] == np.int64(item) and numbers[slot, 3] == at_s:
+            return slot
+    return -1

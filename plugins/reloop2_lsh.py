@@ -1,0 +1,76 @@
+r"""Policy ``reloop2_lsh``: an error memory in a sketch: constant bytes, O(1) to read and write.
+
+ReLoop2's variant B (arXiv 2306.08808) is a RACE sketch (arXiv 1912.02283): K arrays of 2^L buckets, an example's
+bucket in each array given by L bits of SimHash, :math:`\mathrm{sign}(w·h)`; three numbers a bucket: how many examples,
+Σy, and Σŷ of what was said of them. The error of the bucket's examples is :math:`(Σy - Σŷ)/(n + a)`.
+
+The key h is a fixed hashed embedding of the example's features: each id or token has coordinates that its hash decides.
+Two examples of random ids share little, and L bits of a key of all features meet almost only themselves. So the arrays
+take turns in what they see of it (user; item; user with tokens), and each view is fitted on what those before it leave
+over: what belongs together meets, and is not counted twice.
+
+There is no decay. A late positive that swaps a negative adds 1 to Σy of the same buckets: exactly as if it had been on
+time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from streamfold.core import Array, ConfigError, Example, Stores
+from streamfold.plugins._error_memory import ErrorMemory, MemoryConfig, Pairs, positive
+from streamfold.plugins._lambda_mixture import Floats, kernels
+
+_VIEWS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reloop2LshConfig(MemoryConfig):
+    """See :class:`MemoryConfig`.
+
+    Parameters
+    ----------
+    arrays : K, a multiple of 3: each of the three views has as many.
+    bits : L; an array has 2^L buckets of 24 bytes.
+    prior : a, in examples: so many without an error are added to each bucket.
+    """
+
+    arrays: int = 12
+    bits: int = 14
+    prior: float = 10.0
+
+    def __post_init__(self) -> None:
+        MemoryConfig.__post_init__(self)
+        positive(self, "prior")
+        if self.arrays < _VIEWS or self.arrays % _VIEWS:
+            raise ConfigError(f"reloop2_lsh: arrays is {self.arrays}: it must be a multiple of {_VIEWS}")
+        if not 1 <= self.bits <= 20:
+            raise ConfigError(f"reloop2_lsh: bits is {self.bits}: it must be from 1 to 20")
+
+
+class Reloop2Lsh(ErrorMemory):
+    """Corrects probabilities by what a sketch remembers of similar examples."""
+
+    name = "reloop2_lsh"
+    version = 1
+    Config = Reloop2LshConfig
+    logit = False
+    terms = ("user", "item", "user_tokens")
+
+    def __init__(self, config: Any = None) -> None:
+        config = config or Reloop2LshConfig()
+        super().__init__(config, Array("buckets", shape=(config.arrays << config.bits, 3), dtype="float64"))
+
+    def correct(self, pairs: Pairs, base: Floats, at_us: int, stores: Any) -> Floats:
+        """What the views add, ``(n, 3)``."""
+        c: Reloop2LshConfig = self.config
+        terms: Floats = kernels().sketch_terms(stores["buckets"].values, *pairs[:4], c.arrays, c.bits, float(c.prior))
+        return terms
+
+    def remember(self, example: Example, pairs: Pairs, said: float, stores: Stores) -> None:
+        """Count the example in its buckets."""
+        c: Reloop2LshConfig = self.config
+        sketch, loops = stores["buckets"], kernels()
+        rows = sketch.touch(loops.sketch_rows(pairs.user, pairs.items[0], pairs.tokens, c.arrays, c.bits))
+        loops.sketch_learn(sketch.values, rows, float(c.prior), float(example.label), said, example.swaps)
