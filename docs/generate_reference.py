@@ -395,8 +395,8 @@ _NOTES = {
     "[come from LightRAG](../how-to/come-from-lightrag.md).\n",
     "gorse": "Bodies and status codes are Gorse's, refusals a line of text; unknown fields are passed over. See "
     "[come from Gorse or Metarank](../how-to/come-from-gorse-or-metarank.md).\n",
-    "metarank": "Bodies and status codes are Metarank's, refusals `{status, error}`; unknown fields are passed over. See "
-    "[come from Gorse or Metarank](../how-to/come-from-gorse-or-metarank.md).\n",
+    "metarank": "Bodies and status codes are Metarank's, refusals `{status, error}`; unknown fields are passed over. "
+    "See [come from Gorse or Metarank](../how-to/come-from-gorse-or-metarank.md).\n",
 }
 
 
