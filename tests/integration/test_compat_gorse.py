@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,9 @@ def test_items_come_back_as_they_were_sent(gorse: Gorse) -> None:
     gorse("DELETE", "/item/sofa%2Fred/category/home")
     assert gorse("GET", "/item/sofa%2Fred")["Categories"] == ["office", "sale"]
     assert gorse.client.get("/v1/items/sofa%2Fred").json()["properties"] == {"colour": "blue"}
+    with ThreadPoolExecutor(4) as pool:  # none of them loses another's
+        list(pool.map(lambda n: gorse("PUT", f"/item/sofa%2Fred/category/c{n}"), range(4)))
+    assert set(gorse("GET", "/item/sofa%2Fred")["Categories"]) == {"office", "sale", "c0", "c1", "c2", "c3"}
     gorse("DELETE", "/item/sofa%2Fred")
     assert gorse("GET", "/item/sofa%2Fred", 404) == "item not found: sofa/red"
     gorse("PUT", "/item/sofa%2Fred/category/home", 404)

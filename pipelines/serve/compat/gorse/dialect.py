@@ -12,7 +12,7 @@ from streamfold.pipelines.serve.problems import Problem
 
 BASE = "/compat/gorse/api"
 MOST = 1000
-"""``n`` at most; ``offset`` goes nine times as far."""
+"""``n`` and ``offset`` at most."""
 AFFECTED = {"RowAffected": 1}
 
 
@@ -43,7 +43,7 @@ def size(call: Call) -> int:
 
 
 def place(call: Call) -> int:
-    return call.integer("offset", 0, least=0, most=9 * MOST)
+    return call.integer("offset", 0, least=0, most=MOST)
 
 
 def asks(call: Call) -> None:

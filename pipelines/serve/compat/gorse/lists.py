@@ -64,6 +64,8 @@ async def session(call: Call) -> Response:
     """Recommend what goes with what was liked just now, by whoever it was; nothing liked: what is popular."""
     asks(call)
     rows = read(await call.json_body(), list[Feedback])
+    if len(rows) > _MOST:
+        raise Problem("too-large", f"the session has {len(rows)} rows: at most {_MOST} are allowed")
     known = known_actions(call)
     times = [one.time for one in make(rows, lambda row: feedback_event(row, known))]
     for row in rows:

@@ -37,6 +37,7 @@ _SEEN_MS, _CHANGED_MS = 1000, 5000
 """How long an answer waits until it shows: what is written, and what the next change of the same thing reads."""
 _Run = Callable[[Call], Awaitable[Response]]
 R = TypeVar("R")
+P = TypeVar("P", UserPatch, ItemPatch)
 _changing: WeakValueDictionary[tuple[int, str, str, str], asyncio.Lock] = WeakValueDictionary()
 SHOWN: Mapping[str, Callable[[str, Mapping[str, Any]], dict[str, Any]]] = {"user": shown_user, "item": shown_item}
 
@@ -86,15 +87,13 @@ def _delete(kind: str, verb: str) -> _Run:
     return delete
 
 
-def _patch(
-    kind: str, struct: type[R], patch: Callable[[str, R, Mapping[str, Any]], Made]
-) -> _Run:  # fmt: skip
+def _patch(kind: str, struct: type[P], patch: Callable[[str, P, Mapping[str, Any]], Made]) -> _Run:
     async def change(call: Call) -> Response:
         call.service.admit(call.view)
         id_, row = call.id(), read(await call.json_body(), struct)
         async with _alone(call, kind, id_):
-            fields = await stored(call, kind, id_) or {}
-            properties = fields.get("properties") or {}
+            fields = None if row.Labels is None else await stored(call, kind, id_)
+            properties = (fields or {}).get("properties") or {}
             await _log(call, lambda: upserts([row], lambda one: patch(id_, one, properties)), _CHANGED_MS)
         return affected(1)
 
