@@ -19,7 +19,7 @@ SYNONYMS: Mapping[str, str] = {
 """Names that peers' settings and examples use for our actions."""
 UNKNOWN = "click"
 """What any other name counts as: peers name what is wanted of users, so it is taken as liked."""
-_JSON_TEXT = ("[", "{")
+_JSON_TEXT = ("[", "{", '"')
 _GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d+))? ([+-]\d{4})(?: \S+)?")
 _UNIX = re.compile(r"\d{1,16}")
 _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -60,6 +60,8 @@ def action_of(name: str, known: Collection[str]) -> str:
 def flat(name: str, value: Any) -> Any:
     """Return a value as a property may hold it: what is no scalar and no list of texts becomes JSON text.
 
+    So does a text that is JSON itself, so that :func:`unflat` gives back what was there.
+
     >>> flat("size", 3), flat("genres", ["a", "b"]), flat("vector", [0.5, 1]), flat("of", {"a": 1})
     (3, ['a', 'b'], '[0.5, 1]', '{"a": 1}')
     """
@@ -67,7 +69,8 @@ def flat(name: str, value: Any) -> Any:
         return value
     if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{name[:64]} is beyond 64 bits")
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+    ambiguous = isinstance(value, str) and unflat(value) != value
+    return json.dumps(value, ensure_ascii=False) if ambiguous or isinstance(value, list | dict) else value
 
 
 def unflat(value: Any) -> Any:
