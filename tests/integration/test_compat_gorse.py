@@ -43,6 +43,10 @@ class Gorse:
             return response.text
         return response.json()
 
+    def rest(self) -> None:
+        """Wait until answers show all that is logged."""
+        until(lambda: (status := self.client.get("/v1/status").json())["view"]["position"] >= status["position"])
+
     def logged(self, type_: str, **wanted: Any) -> list[dict[str, Any]]:
         """The data of the events in the log that have these values."""
         rows: list[dict[str, Any]] = []
@@ -88,7 +92,7 @@ def gorse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gorse]:
         liked = [row("star", f"v{n}", item, Timestamp=AT) for n in range(5) for item in ("desk", "chair", "ghost")]
         liked.append(row("buy", "ann", "desk", Timestamp=AT))
         assert found("POST", "/feedback", json=liked) == {"RowAffected": 16}
-        until(lambda: "chair" in found("GET", "/item-to-item/neighbors/desk")[0]["Id"])
+        found.rest()
         yield found
 
 
