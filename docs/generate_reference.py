@@ -387,10 +387,16 @@ def endpoints() -> list[Any]:
     return [*ENDPOINTS, health.openapi_endpoint({})]
 
 
-_TAGS = {"ingest": "Ingest", "ask": "Ask", "operate": "Operate", "lightrag": "As LightRAG"}
+_TAGS = {"ingest": "Ingest", "ask": "Ask", "operate": "Operate", "lightrag": "As LightRAG"} | {
+    "gorse": "As Gorse", "metarank": "As Metarank"
+}  # fmt: skip
 _NOTES = {
     "lightrag": "Bodies, status codes and refusals (`{detail}`) are LightRAG's; unknown fields are passed over. See "
     "[come from LightRAG](../how-to/come-from-lightrag.md).\n",
+    "gorse": "Bodies and status codes are Gorse's, refusals a line of text; unknown fields are passed over. See "
+    "[come from Gorse or Metarank](../how-to/come-from-gorse-or-metarank.md).\n",
+    "metarank": "Bodies and status codes are Metarank's, refusals `{status, error}`; unknown fields are passed over. "
+    "See [come from Gorse or Metarank](../how-to/come-from-gorse-or-metarank.md).\n",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ import typer
 from streamfold.pipelines.cli.state import FAILED, CliError, Globals
 
 if TYPE_CHECKING:
+    from streamfold.pipelines.cli.peer_files import PeerFile
     from streamfold.pipelines.cli.rows import Line
 
 LIGHTRAG_HELP = """Import the documents of a LightRAG working folder (its JSON files).
@@ -36,6 +37,29 @@ Examples:
   streamfold import graph people.graphml --wait
   streamfold import graph graph.jsonl --prefix wiki/
 """
+GORSE_HELP = """Import Gorse's users, items and feedback: JSON lines as /api/bulk gives them, or CSV; also as .gz.
+
+SRC is a folder with users.jsonl, items.jsonl and feedback.jsonl (or .csv, .tsv; any of them), or one such file. A row
+becomes the event that /compat/gorse makes of it; its id is made of its content, so that running the import again, after
+an interruption or beside live traffic, logs nothing twice. Bad rows are named and left out (exit code 3).
+
+\b
+Examples:
+  streamfold import gorse ./dump --dry-run
+  streamfold import gorse ./dump --wait
+  streamfold import gorse feedback.csv.gz --rate 5000
+"""
+METARANK_HELP = """Import Metarank's events: JSON lines, also as .gz, as its own import reads them.
+
+SRC is a file, or a folder of files, read in order of their names. An event becomes the one that /compat/metarank makes
+of it; its id is made of its content, so that running the import again logs nothing twice. Bad events are named and left
+out (exit code 3).
+
+\b
+Examples:
+  streamfold import metarank events.jsonl.gz --dry-run
+  streamfold import metarank ./events --wait
+"""
 Source = Annotated[Path, typer.Argument(metavar="SRC", exists=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything here; send nothing.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Return when answers show the documents (up to 30 s).")]
@@ -46,6 +70,8 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="Import another program's store.")
     group.command("lightrag", help=LIGHTRAG_HELP)(lightrag)
     group.command("graph", help=GRAPH_HELP)(graph)
+    group.command("gorse", help=GORSE_HELP)(gorse)
+    group.command("metarank", help=METARANK_HELP)(metarank)
     app.add_typer(group, name="import")
 
 
@@ -76,6 +102,32 @@ def graph(
     lines = list(as_lines(found.documents(prefix if prefix is not None else f"{source.stem}/"), "/import/graph"))
     _check(options, source, lines)
     deliver(options, iter(lines), size=None, rate=rate, dry_run=dry_run, wait=wait)
+
+
+def gorse(ctx: typer.Context, source: Source, dry_run: DryRun = False, wait: Wait = False, rate: Rate = 0) -> None:
+    from streamfold.pipelines.cli.peer_files import gorse_files
+
+    _peer(ctx.obj, gorse_files, source, dry_run=dry_run, wait=wait, rate=rate)
+
+
+def metarank(ctx: typer.Context, source: Source, dry_run: DryRun = False, wait: Wait = False, rate: Rate = 0) -> None:
+    from streamfold.pipelines.cli.peer_files import metarank_files
+
+    _peer(ctx.obj, metarank_files, source, dry_run=dry_run, wait=wait, rate=rate)
+
+
+def _peer(
+    options: Globals, find: Callable[[Path, frozenset[str]], list[PeerFile]], source: Path, *,
+    dry_run: bool, wait: bool, rate: float,
+) -> None:  # fmt: skip
+    from streamfold.pipelines.cli.peer_files import read_files
+    from streamfold.pipelines.cli.send import deliver
+    from streamfold.pipelines.peers.rows import actions
+
+    files = find(source, actions(options.settings().limits.actions))
+    options.note(f"{source}: {', '.join(file.path.name for file in files)}")
+    size = sum(file.path.stat().st_size for file in files)
+    deliver(options, read_files(files), size=size, rate=rate, dry_run=dry_run, wait=wait)
 
 
 def as_lines(documents: Iterable[Mapping[str, Any]], source: str) -> Iterator[Line]:

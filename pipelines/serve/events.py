@@ -165,11 +165,11 @@ async def get_events(call: Call) -> Response:
         )
     )
     erasing = await call.ask(ledger.erasures, call.workspace)
-    items = [_logged(call.service, row, erasing) for row in rows]
+    items = [logged_row(call.service, row, erasing) for row in rows]
     return answer(page(items, rows[-1].seq if len(rows) == limit else None))
 
 
-def _logged(service: Service, row: LogRow, erasing: Sequence[Erasure]) -> dict[str, Any]:
+def logged_row(service: Service, row: LogRow, erasing: Sequence[Erasure]) -> dict[str, Any]:
     """Show a row of the log; what is being erased shows as erased at once."""
     event = None
     if is_erasing(service, row, erasing):
@@ -238,8 +238,8 @@ def _trace(call: Call, event_id: str, source: str | None) -> dict[str, Any]:
                 "dead_letter_id": None if letter is None else letter.dead_letter_id,
             }
         )
-    logged = _logged(call.service, row, ())
-    others = [_logged(call.service, other, ()) for other in rows[1:]]
+    logged = logged_row(call.service, row, ())
+    others = [logged_row(call.service, other, ()) for other in rows[1:]]
     value = logged | {"policies": policies, "steps": _steps(logged, policies)}
     return value | ({"others": others} if others else {})
 

@@ -51,6 +51,18 @@ _PROBLEM = {
 }
 
 
+_REFUSALS: dict[str, dict[str, Any]] = {
+    "lightrag": {"application/json": {"schema": {"type": "object", "properties": {"detail": {}}}}},
+    "gorse": {"text/plain": {"schema": {"type": "string"}}},
+    "metarank": {
+        "application/json": {
+            "schema": {"type": "object", "properties": {"status": {"type": "string"}, "error": {"type": "string"}}}
+        }
+    },
+}
+"""How other services' routes refuse, by tag."""
+
+
 def describe(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
     """Make the document."""
     endpoints = list(endpoints)
@@ -93,7 +105,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         success["content"]["text/event-stream"] = {"schema": {"type": "string"}, "example": endpoint.stream}
     problem: dict[str, Any] = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     if endpoint.refuse is not None:
-        problem = {"application/json": {"schema": {"type": "object", "properties": {"detail": {}}}}}
+        problem = _REFUSALS[endpoint.tag]
     responses = {str(endpoint.status): success}
     if endpoint.status == 202 and "wait" in endpoint.params:
         responses["200"] = success | {"description": "Visible"}

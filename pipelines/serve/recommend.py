@@ -137,10 +137,16 @@ class Pool:
 
 async def recommend(call: Call) -> Response:
     """Recommend items to a user, a session, or to go with items."""
-    body, view = await call.struct(Recommend), call.view
-    _check_ids(body.user_id, body.session_id, body.item_ids)
+    body = await call.struct(Recommend)
     if body.user_id is None and body.session_id is None and not body.item_ids:
         raise at("/user_id", "invalid-value", "say for whom, or what for: give user_id, session_id or item_ids")
+    return answer(await recommended(call, body))
+
+
+async def recommended(call: Call, body: Recommend, *, offset: int = 0) -> dict[str, Any]:
+    """Recommend as a body says; the first ``offset`` items are left out of the answer and of its exposure."""
+    view = call.view
+    _check_ids(body.user_id, body.session_id, body.item_ids)
     matches = None if body.filter is None else compile_filter(body.filter)
     stack = stack_of(view, body.policy)
     if not stack.sources:
@@ -152,10 +158,10 @@ async def recommend(call: Call) -> Response:
         stack = stack_of(view, body.policy)
         with view.reading(stack.groups) as cut:
             items, fallback, exposed = _Recommending(view, stack, body, matches).answer(exposure_id)
-        logged = _logged(call, "recommend", exposed, exposure_id, body, cut)
-        return {"exposure_id": logged, "items": items, "fallback": fallback, "version": cut.as_json()}
+        logged = _logged(call, "recommend", exposed[offset:], exposure_id, body, cut)
+        return {"exposure_id": logged, "items": items[offset:], "fallback": fallback, "version": cut.as_json()}
 
-    return answer(await call.ask(view.asked, work))
+    return await call.ask(view.asked, work)
 
 
 class _Recommending:
@@ -274,7 +280,12 @@ def _seeds(item_ids: Sequence[str], history: Sequence[Any]) -> tuple[tuple[str, 
 # -- rank --------------------------------------------------------------------------------------------------------------
 async def rank(call: Call) -> Response:
     """Put items in order for a user."""
-    body, view = await call.struct(Rank), call.view
+    return answer(await ranked(call, await call.struct(Rank)))
+
+
+async def ranked(call: Call, body: Rank) -> dict[str, Any]:
+    """Put items in order as a body says."""
+    view = call.view
     _check_ids(body.user_id, body.session_id, body.item_ids)
     if len(set(body.item_ids)) < len(body.item_ids):
         twice = next(one for i, one in enumerate(body.item_ids) if one in body.item_ids[:i])
@@ -303,7 +314,7 @@ async def rank(call: Call) -> Response:
         logged = _logged(call, "rank", exposed, exposure_id, body, cut)
         return {"exposure_id": logged, "items": items, "fallback": None, "version": cut.as_json()}
 
-    return answer(await call.ask(view.asked, work))
+    return await call.ask(view.asked, work)
 
 
 def _ranking_stack(view: WorkspaceView, policy: str | None) -> Stack:
@@ -371,12 +382,17 @@ def _check_ids(user_id: str | None, session_id: str | None, item_ids: Sequence[s
 # -- similar -----------------------------------------------------------------------------------------------------------
 async def similar(call: Call) -> Response:
     """Items like an item: all sources' votes by reciprocal rank."""
-    view, item_id = call.view, call.id()
     n = call.integer("n", 10, least=1, most=1000)
-    await wait_fresh(call, view, _similar_stack(call, view).groups)
+    return answer(await similar_items(call, call.id(), n, call.query.get("policy")))
+
+
+async def similar_items(call: Call, item_id: str, n: int, policy: str | None) -> dict[str, Any]:
+    """List items like an item, by all policies that do or by the one named."""
+    view = call.view
+    await wait_fresh(call, view, _similar_stack(view, policy).groups)
 
     def work() -> dict[str, Any]:
-        stack = _similar_stack(call, view)
+        stack = _similar_stack(view, policy)
         now_us = view.context.clock.now_us()
         with view.reading(stack.groups) as cut:
             votes: dict[str, tuple[float, list[str]]] = {}
@@ -398,11 +414,10 @@ async def similar(call: Call) -> Response:
             ]
             return {"items": items, "version": cut.as_json()}
 
-    return answer(await call.ask(view.asked, work))
+    return await call.ask(view.asked, work)
 
 
-def _similar_stack(call: Call, view: WorkspaceView) -> Stack:
-    named = call.query.get("policy")
+def _similar_stack(view: WorkspaceView, named: str | None) -> Stack:
     sources = view.servers(SimilarItems, named)
     if not sources:
         if named:

@@ -20,7 +20,8 @@ from streamfold.pipelines.serve.reading import wait_fresh
 _Run = Callable[[Call], Awaitable[Response]]
 
 
-def _catalogue(call: Call, view: WorkspaceView) -> tuple[GroupView, MemberView]:
+def catalogue_of(call: Call, view: WorkspaceView) -> tuple[GroupView, MemberView]:
+    """Return who knows the items and users."""
     named = call.query.get("policy")
     for group, member in view.servers(Catalogue, named):
         return group, member
@@ -31,11 +32,11 @@ def _catalogue(call: Call, view: WorkspaceView) -> tuple[GroupView, MemberView]:
 def _one(kind: str, find: Callable[[Catalogue, str], Any]) -> _Run:
     async def run(call: Call) -> Response:
         view, id_ = call.view, call.id()
-        group, _ = _catalogue(call, view)
+        group, _ = catalogue_of(call, view)
         await wait_fresh(call, view, [group])
 
         def read() -> dict[str, Any]:
-            group, member = _catalogue(call, view)
+            group, member = catalogue_of(call, view)
             with view.reading([group]) as cut:
                 hidden = view.hidden(group, [Subject(kind, id_)])
                 found = None if hidden else find(member.server, id_)
@@ -52,11 +53,11 @@ def _one(kind: str, find: Callable[[Catalogue, str], Any]) -> _Run:
 def _many(kind: str, find: Callable[[Catalogue, str, int], list[Any]]) -> _Run:
     async def run(call: Call) -> Response:
         view, limit, after = call.view, call.limit(), call.cursor(str, "")
-        group, _ = _catalogue(call, view)
+        group, _ = catalogue_of(call, view)
         await wait_fresh(call, view, [group])
 
         def read() -> dict[str, Any]:
-            group, member = _catalogue(call, view)
+            group, member = catalogue_of(call, view)
             with view.reading([group]) as cut:
                 found = find(member.server, after, limit)
                 ids = [getattr(one, f"{kind}_id") for one in found]

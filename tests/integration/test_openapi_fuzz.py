@@ -39,6 +39,7 @@ LAST = "POST /v1/keys"
 NAMED: dict[str, list[str]] = {
     "name": ["trending", "vector_index", "default"], "type": ["interaction.observed"],
     "id": ["e1", "lamp", "doc", "1", "u", "a/b", ".."], "track_id": ["insert_20260131_120000_5b0c1d2e_1"],
+    "category": ["light", "a/b"], "model": ["default", "trending"],
 }  # fmt: skip
 ASKED: dict[str, list[Any]] = {
     "wait": ["visible"],
@@ -120,6 +121,11 @@ def test_no_request_is_answered_by_a_5xx(service: Service, label: str) -> None:
             refusal = response.json()
             assert response.headers["content-type"] in ("application/json", "application/problem+json"), said
             assert "detail" in refusal or refusal.get("status") == "failure", said
+        elif response.status_code >= 400 and "/compat/gorse" in label and not _is_unrouted(response):
+            assert response.headers["content-type"].startswith("text/plain"), said
+            assert response.text, said
+        elif response.status_code >= 400 and "/compat/metarank" in label and not _is_unrouted(response):
+            assert response.json()["status"] == "error", said
         elif response.status_code >= 400 and _is_ours(response):
             problem = response.json()
             assert response.headers["content-type"] == "application/problem+json", said
@@ -185,6 +191,11 @@ def _is_asked_for(label: str, response: httpx.Response) -> bool:
     if response.status_code != 503:
         return False
     return label == "GET /readyz" or response.json()["code"] in ("position-not-reached", "too-stale")
+
+
+def _is_unrouted(response: httpx.Response) -> bool:
+    """A ``..`` in a path leads the client to another one."""
+    return response.status_code in (404, 405) and response.headers["content-type"] == "application/problem+json"
 
 
 def _is_ours(response: httpx.Response) -> bool:

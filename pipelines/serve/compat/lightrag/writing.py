@@ -16,14 +16,13 @@ from typing import Annotated, Any
 import msgspec
 from starlette.responses import Response
 
-from streamfold.core.errors import InvalidEvent
-from streamfold.core.events import CloudEvent, NewEvent
-from streamfold.core.views import WorkspaceView
+from streamfold.core.events import CloudEvent
 from streamfold.pipelines.serve.call import Call, answer
+from streamfold.pipelines.serve.compat.intake import log_all
 from streamfold.pipelines.serve.compat.lightrag.dialect import Body, Refused, endpoint
 from streamfold.pipelines.serve.compat.lightrag.form import read_form, required
 from streamfold.pipelines.serve.compat.lightrag.shelf import SOURCE, Shelf, reading
-from streamfold.pipelines.serve.problems import Problem, at, of_invalid
+from streamfold.pipelines.serve.problems import Problem, at
 from streamfold.pipelines.texts import SUFFIXES, NotText, decode_text, media_type_of, title_of
 
 MAX_TEXTS = 1000
@@ -224,13 +223,12 @@ async def _delete(call: Call, ids: Sequence[str]) -> None:
 
 async def _log(call: Call, type_: str, data: Sequence[dict[str, Any]], track: str) -> None:
     """Append all events, or none where one is not valid."""
-    service, view = call.service, call.view
     raws = [
         CloudEvent(specversion="1.0", id=f"{track}.{i}", source=SOURCE, type=type_, data=_raw(one))
         for i, one in enumerate(data)
     ]
-    position = await call.in_thread(service.intake_pool, _append, call, view, raws)
-    call.log |= {"event_ids": [raw.id for raw in raws[:5]], "position": position}
+    await log_all(call, lambda: raws)
+    call.log["event_ids"] = [raw.id for raw in raws[:5]]
 
 
 def _raw(data: dict[str, Any]) -> msgspec.Raw:
@@ -238,17 +236,6 @@ def _raw(data: dict[str, Any]) -> msgspec.Raw:
         return msgspec.Raw(msgspec.json.encode(data))
     except UnicodeEncodeError:
         raise at("/text", "invalid-value", "the text contains a lone surrogate: send valid Unicode") from None
-
-
-def _append(call: Call, view: WorkspaceView, raws: Sequence[CloudEvent]) -> int:
-    service = call.service
-    service.charge_events(view.name, len(raws))
-    events: list[NewEvent] = []
-    for event in service.accept(view.name, raws):
-        if isinstance(event, InvalidEvent):
-            raise of_invalid(event, strip="/data")
-        events.append(event)
-    return service.append(view, events).positions[-1]
 
 
 _INSERTED = {"status": "success", "message": f"Text {_RECEIVED}", "track_id": "insert_20260131_120000_5b0c1d2e_1"}
