@@ -55,7 +55,9 @@ def test_pipe_lines_are_decoded_and_others_refused(plugin: Any) -> None:
 
 
 def test_the_built_in_plugin_offers_policies_and_backends() -> None:
-    assert [policy.name for policy in builtin.register_policies()] == ["graph_index", "vector_index", "trending"]
+    names = [policy.name for policy in builtin.register_policies()]
+    assert len(set(names)) == len(names)
+    assert {"graph_index", "vector_index", "trending", "activity", "ensemble", "residual_table", "quality"} <= set(names)
     offered = [(backend.kind, backend.name) for backend in builtin.register_backends()]
     assert offered == [
         ("encoder", "minilm"),
@@ -64,4 +66,7 @@ def test_the_built_in_plugin_offers_policies_and_backends() -> None:
         ("extractor", "names"),
         ("extractor", "llm"),
         ("generator", "llm"),
+        ("keywords", "llm"),
+        ("reranker", "llm"),
+        ("summarizer", "llm"),
     ]
