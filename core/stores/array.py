@@ -28,9 +28,9 @@ from streamfold.core.stores.declare import Array
 Rows = npt.NDArray[np.int64]
 _KINDS = "float32 float64 int32 int64 uint32 uint8".split()  # noqa: SIM905
 _MOST_BYTES = 1 << 34
-_FEW = 8
-"""A list of so few rows is looked at faster than an array of them."""
-_INT64, _UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
+_FEW = 64
+"""So few rows are looked at faster as a list than by numpy."""
+_INT64 = np.dtype(np.int64)
 
 
 class LiveArray:
@@ -87,7 +87,7 @@ class LiveArray:
             raise StoreError(f"array {self.name!r} is read-only here: the fold writes, serving reads")
         found = self._checked(rows)
         if len(found):
-            self._before.append((found, self._values[found]))
+            self._before.append((found, self._values.take(found, 0)))
         return found
 
     def put(self, rows: npt.ArrayLike, values: npt.ArrayLike) -> None:
@@ -96,34 +96,25 @@ class LiveArray:
         self._values[found] = values
 
     def _checked(self, rows: npt.ArrayLike) -> Rows:
-        if isinstance(rows, list) and 0 < len(rows) <= _FEW and all(type(row) is int for row in rows):
-            few: list[int] = rows
-            if min(few) >= 0 and max(few) < self._shape[0]:
-                return np.array(few, np.int64)
-        if (
-            type(rows) is np.ndarray
-            and rows.dtype == _INT64
-            and rows.ndim == 1
-            and rows.size
-            and int(rows.view(_UINT64).max()) < self._shape[0]  # one pass: what is below zero is huge there
-        ):
-            return rows
-        found = np.atleast_1d(np.asarray(rows))
-        if found.size == 0:
-            return np.empty(0, np.int64)
-        if found.ndim != 1 or found.dtype.kind not in "iu":
-            raise StoreError(f"array {self.name!r}: rows must be whole numbers, not {found.dtype} of {found.shape}")
-        found = found.astype(np.int64, copy=False)
-        if found.view(np.uint64).max() >= self._shape[0]:  # in one go: what is negative is too large
-            least, most = int(found.min()), int(found.max())
-            row = least if least < 0 else most
-            raise StoreError(f"array {self.name!r} has {self._shape[0]} rows: row {row} is none of them")
+        if type(rows) is np.ndarray and rows.dtype == _INT64 and rows.ndim == 1:
+            found = rows
+        else:
+            found = np.atleast_1d(np.asarray(rows))
+            if found.size and (found.ndim != 1 or found.dtype.kind not in "iu"):
+                raise StoreError(f"array {self.name!r}: rows must be whole numbers, not {found.dtype} of {found.shape}")
+            found = found.reshape(-1).astype(np.int64, copy=False)
+        if found.size:
+            few = found.tolist() if found.size <= _FEW else (int(found.min()), int(found.max()))
+            least, most = min(few), max(few)
+            if least < 0 or most >= self._shape[0]:
+                row = least if least < 0 else most
+                raise StoreError(f"array {self.name!r} has {self._shape[0]} rows: row {row} is none of them")
         return found
 
     # -- reads --------------------------------------------------------------------------------------------------------
     def get(self, rows: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return a copy of rows ``(n, …)``."""
-        found: npt.NDArray[Any] = self._values[self._checked(rows)]
+        found: npt.NDArray[Any] = self._values.take(self._checked(rows), 0)
         return found
 
     @property

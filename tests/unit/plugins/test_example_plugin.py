@@ -57,7 +57,7 @@ def test_pipe_lines_are_decoded_and_others_refused(plugin: Any) -> None:
 def test_the_built_in_plugin_offers_policies_and_backends() -> None:
     names = [policy.name for policy in builtin.register_policies()]
     assert len(set(names)) == len(names)
-    assert {"graph_index", "vector_index", "trending", "activity", "ensemble", "residual_table", "quality"} <= set(names)
+    assert {"graph_index", "vector_index", "trending", "activity", "ensemble", "residual_table"} <= set(names)
     offered = [(backend.kind, backend.name) for backend in builtin.register_backends()]
     assert offered == [
         ("encoder", "minilm"),
