@@ -22,8 +22,9 @@ from itertools import chain, product, zip_longest
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from streamfold.core import STOP_WORDS, ScoredEntity, ScoredRelation, stem, tokens
+from streamfold.core import STOP_WORDS, ScoredEntity, ScoredRelation, best_slots, stem, tokens
 from streamfold.plugins._extract import Extract, Told, relation_node
 from streamfold.plugins._names import MAX_WORDS
 from streamfold.plugins._passages import Passages, Slots, Values, to_us
@@ -37,8 +38,14 @@ _READ = 4
 """Of those, that are read for the entity's relations in an answer."""
 _AROUND = 64
 """Passages of an entity that are read when the graph is looked at."""
+_POOL = 512
+"""The best passages, in which popular entities are looked for first: most often enough of these name them …"""
+_ENOUGH = 24
+"""… which are those of whom by their share so many would be among them."""
 _CONTRADICTIONS = 64
 """Later facts that are read to find the one that ends another."""
+_LEAST = 1e-6
+"""What fits less is as good as what does not fit at all."""
 _DESCRIPTION = 600
 """Characters of a description, in whole sentences where they fit."""
 T = TypeVar("T")
@@ -59,6 +66,28 @@ class Fact:
 
 
 @dataclass(slots=True)
+class _Pool:
+    """The passages that fit best, in order, and what they name: ``(slots,)``, ``(edges,)`` places and node numbers."""
+
+    slots: Slots
+    places: Slots
+    ends: npt.NDArray[np.int32]
+
+    @classmethod
+    def of(cls, on: Passages, first: Callable[[Slots, int], Slots]) -> _Pool:
+        there = best_slots(on.z, min(len(on.z), _POOL))
+        slots = first(there[on.z[there] >= _LEAST], _POOL)
+        ends, counts = on.graph.target_numbers(on.ids[slots].tolist())
+        return cls(slots, np.repeat(np.arange(len(slots)), counts), ends)
+
+    def naming(self, numbers: Sequence[int]) -> Slots:
+        """Return those that name one of some nodes, in order."""
+        if len(numbers) == 1:
+            return self.slots[self.places[self.ends == numbers[0]]]
+        return self.slots[np.unique(self.places[np.isin(self.ends, numbers)])]
+
+
+@dataclass(slots=True)
 class Facts:
     """What the passages of one question say of whom."""
 
@@ -69,6 +98,7 @@ class Facts:
     _ordered: dict[str, Slots] = field(default_factory=dict)
     _worst: Values | None = None
     """How badly each passage fits, rounded as ties are."""
+    _pool: _Pool | None = None
 
     # -- local --------------------------------------------------------------------------------------------------------
     def local(self, count: int) -> tuple[list[tuple[str, float]], list[Fact]]:
@@ -89,7 +119,9 @@ class Facts:
             if part > 0:
                 scores[key] = part + (key in named)
         entities = _ranked(scores)[:count]
-        on.holders_many([key for key, _ in entities])
+        keys = [key for key, _ in entities]
+        mentions = on.sources_many("e:", keys)
+        on.holders_many([key for key, many in zip(keys, mentions, strict=True) if not self._is_popular(many)])
         facts: dict[tuple[str, str], Fact] = {}
         for key, score in entities:
             for slot in self._passages_of(key, _READ):
@@ -263,6 +295,8 @@ class Facts:
     def _passages_of(self, key: str, most: int = _OF_AN_ENTITY) -> list[int]:
         """The passages that name an entity, those that fit best."""
         on = self.on
+        if self._is_popular(on.sources("e:", key)) and (pooled := self._pooled(key, most)):
+            return pooled
         slots = on.holders(key)
         reach = min(len(slots), 4 * most + 32)
         while True:
@@ -278,6 +312,22 @@ class Facts:
             if len(there) == len(slots):
                 return found
             reach = min(len(slots), 8 * reach)
+
+    def _is_popular(self, mentions: int) -> bool:
+        return mentions > _POOL and mentions * _POOL > _ENOUGH * self.on.count
+
+    def _pooled(self, key: str, most: int) -> list[int]:
+        """The same, of the passages that fit best of all; none where they are not enough."""
+        on = self.on
+        if self._pool is None:
+            self._pool = _Pool.of(on, self._first)
+        found: list[int] = []
+        for slot in self._pool.naming(on.graph.numbers(["e:" + name for name in on.who.one(key)])).tolist():
+            if on.owner(slot) is not None:
+                found.append(slot)
+                if len(found) == most:
+                    return found
+        return []
 
     def _first(self, slots: Slots, count: int) -> Slots:
         """The passages that fit best, ties by id: O(passages), without putting all of them in order."""

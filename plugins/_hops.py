@@ -7,7 +7,7 @@ question follows links from its best passages, judging a target by what of the q
    of the passage's title in the question; :math:`a = z/\max z`; the frontier is the best 8.
 2. For each frontier passage *p*: *R* = the question's terms absent from *p* and its path,
    :math:`r(j) = BM25(R, j)/\max`. Title link: :math:`v = a L(p→j)`. Name link over names *t* in n passages,
-   2 ≤ n ≤ max(10, .02 N), not wholly in the question: :math:`g = 1 - \ln n/\ln N`, :math:`W = \max g`,
+   2 ≤ n ≤ min(128, max(10, .02 N)), not wholly in the question: :math:`g = 1 - \ln n/\ln N`, :math:`W = \max g`,
    :math:`K = \max .5 g/(n-1)`, :math:`v = a (W (.3 d_j + .7 r_j) + K)`. The best over links and frontier counts.
 3. :math:`s_j = \max(s_j, z_j + 1.3 v_j)`; then once more from the 4 best targets with :math:`a = .7 \min(1, v)`.
 
@@ -33,7 +33,7 @@ _MOST_CHUNKS = 64
 """Of a linked document, so many compete."""
 _MOST_SHARING = 16
 """An alias of more documents says too little to be followed."""
-_MOST_HOLDERS = 500
+_MOST_HOLDERS = 128
 """A name in more passages than this says too little to be followed, however many passages there are."""
 
 Route = tuple[tuple[int, str], ...]
@@ -281,19 +281,19 @@ class Hops:
         if not parts:
             return
         lengths = np.fromiter(map(len, parts), np.intp, len(parts))
-        size = rest.shape[1]
-        cells = np.repeat(rows, lengths) * size + np.concatenate(parts)
+        targets, cells = np.unique(
+            np.repeat(rows, lengths) * rest.shape[1] + np.concatenate(parts), return_inverse=True
+        )
         g = np.repeat(np.array(rarity, np.float32), lengths)
-        best_g, best_k = np.zeros((2, len(passages) * size), np.float32)
+        best_g, best_k = np.zeros((2, len(targets)), np.float32)
         np.maximum.at(best_g, cells, g)
         np.maximum.at(best_k, cells, 0.5 * g / (np.repeat(lengths, lengths) - 1))
-        by = np.zeros(len(best_g), np.intp)
+        by = np.zeros(len(targets), np.intp)
         rarest = np.flatnonzero(g == best_g[cells])
         by[cells[rarest]] = np.repeat(names, lengths)[rarest]  # the rarest name speaks for a target
-        targets = np.flatnonzero(best_g)
-        row_of, slots = np.divmod(targets, size)
+        row_of, slots = np.divmod(targets, rest.shape[1])
         fit = 0.3 * on.dense[slots] + 0.7 * (rest[row_of, slots] * scale[row_of]).round(4)
-        links.add(slots, strength[row_of] * (best_g[targets] * fit + best_k[targets]), row_of, by[targets])
+        links.add(slots, strength[row_of] * (best_g * fit + best_k), row_of, by)
 
     def _follow(self, keys: Sequence[str], count: int) -> None:
         """Find the passages that share each name, where it says enough: not too many, and not asked about anyway.

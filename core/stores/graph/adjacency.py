@@ -200,6 +200,18 @@ class Adjacency:
         ends = np.concatenate([[0], np.cumsum(own)])[np.cumsum(lengths)]
         return ids[own], numbers[own], np.diff(ends, prepend=0)
 
+    def target_numbers(self, sources: Iterable[Node]) -> tuple[Numbers, npt.NDArray[np.intp]]:
+        """Return the numbers of the targets of several sources behind one another, and how many each source has."""
+        get, out = self._number.get, self._out
+        lists = [out[number] if (number := get(node)) is not None else None for node in sources]
+        edges = np.frombuffer(b"".join(some for some in lists if some is not None), np.int32)
+        counts = np.array([0 if some is None else len(some) for some in lists], np.intp)
+        return np.frombuffer(self._target, np.int32)[edges], counts
+
+    def numbers(self, nodes: Sequence[Node]) -> list[int]:
+        """Return the numbers by which nodes go inside, good until the next write; unknown nodes are left out."""
+        return [number for node in nodes if (number := self._number.get(node)) is not None]
+
     def count_ids(self, target: Node) -> int:
         """How many of the sources are ints: without arrays, as most nodes have few sources."""
         number = self._number.get(target)

@@ -105,6 +105,16 @@ class LiveGraph(Staged[Any, Edges]):
         self._readable()
         return self._graph.source_ids_many(targets)
 
+    def target_numbers(self, sources: Iterable[Node]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]]:
+        """Return the targets of several sources behind one another, as numbers, and how many each source has."""
+        self._readable()
+        return self._graph.target_numbers(sources)
+
+    def numbers(self, nodes: Sequence[Node]) -> list[int]:
+        """Return the numbers of nodes, as in :meth:`target_numbers`, good until the next write; no unknown ones."""
+        self._readable()
+        return self._graph.numbers(nodes)
+
     def count_ids(self, target: Node) -> int:
         """How many of a node's sources are ints."""
         self._readable()

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamfold.core import EventError, Retrieval
+from streamfold.plugins import _facts
+from streamfold.plugins._passages import Passages
 from streamfold.plugins.graph_index import GraphConfig, GraphIndex
 
 FILMS = [
@@ -75,6 +77,34 @@ def test_every_mode_finds_passages_entities_and_relations(films: Any, mode: str)
     assert {relation.source, relation.target} == {"Marie Curie", "Lise Meitner"}
     assert relation.weight == 2.0
     assert len(relation.chunk_ids) == 2
+
+
+@pytest.mark.parametrize("mode", ["mix", "local", "hybrid"])
+def test_a_popular_entity_is_described_alike_from_the_best_passages_alone(
+    bench: Any, make_event: Any, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    made = bench(GraphIndex())
+    places = ("Warsaw", "Berlin", "Boston", "Geneva", "Prague", "Vienna", "Lisbon")
+    for i in range(60):
+        text = f"Marie Curie wrote letter {i} from {places[i % 7]}. " + (
+            "It tells of radium." if i % 3 else "It is short."
+        )
+        made.send(upsert(make_event, i, f"letter {i}", None, text))
+    made.send(make_event(60, "entity.aliased", entity_id="Marie Curie", aliases=["Madame Curie"]))
+    made.send(upsert(make_event, 61, "other", None, "Then Madame Curie told Boston of radium."))
+    whole: list[str] = []
+    holders = Passages.holders
+    asked = Retrieval(query="What of radium in Boston did Marie Curie tell?", mode=mode, include=ALL, top_k=5)
+    monkeypatch.setattr(Passages, "holders", lambda on, key: (whole.append(key), holders(on, key))[1])
+    before = made.server.context(asked)
+    assert "marie curie" in whole
+    whole.clear()
+    monkeypatch.setattr(_facts, "_POOL", 40)
+    assert made.server.context(asked) == before
+    assert "marie curie" not in whole, "not all that name her were looked at"
+    nobody = dataclasses.replace(asked, matches=lambda fields: fields["document_id"] == "letter 0")
+    assert [one.entity_id for one in made.server.context(nobody).entities if one.chunk_ids]
+    assert "marie curie" in whole, "too few of the best may be used"
 
 
 def test_what_a_deleted_document_said_is_in_no_answer(films: Any, make_event: Any) -> None:

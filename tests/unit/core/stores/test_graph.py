@@ -62,6 +62,12 @@ def test_edges_are_those_that_each_source_was_given_last(operations: list[tuple[
             one.source_ids(node).tolist() for node in asked
         ]
         assert len(set(zip(ids.tolist(), numbers.tolist(), strict=True))) == len(set(ids.tolist()))
+        asked = [*model, "unknown"]
+        ends, counts = one.target_numbers(asked)
+        for source, part in zip(asked, np.split(ends, np.cumsum(counts)[:-1]), strict=True):
+            assert part.tolist() == one.numbers(one.targets(source)[0])
+        assert len(set(one.numbers([*nodes]))) == len(nodes)
+        assert one.numbers(["unknown"]) == []
     loaded.put("later", ["a"], [1.0])  # what was loaded takes writes
     loaded.remove("later")
     assert held(loaded) == model
