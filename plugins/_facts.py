@@ -82,9 +82,8 @@ class _Pool:
 
     def naming(self, numbers: Sequence[int]) -> Slots:
         """Return those that name one of some nodes, in order."""
-        if len(numbers) == 1:
-            return self.slots[self.places[self.ends == numbers[0]]]
-        return self.slots[np.unique(self.places[np.isin(self.ends, numbers)])]
+        found: Slots = self.slots[np.unique(self.places[np.isin(self.ends, numbers)])]
+        return found
 
 
 @dataclass(slots=True)
@@ -120,8 +119,8 @@ class Facts:
                 scores[key] = part + (key in named)
         entities = _ranked(scores)[:count]
         keys = [key for key, _ in entities]
-        mentions = on.sources_many("e:", keys)
-        on.holders_many([key for key, many in zip(keys, mentions, strict=True) if not self._is_popular(many)])
+        counts = on.sources_many("e:", keys)
+        on.holders_many([key for key, many in zip(keys, counts, strict=True) if not self._is_popular(many)])
         facts: dict[tuple[str, str], Fact] = {}
         for key, score in entities:
             for slot in self._passages_of(key, _READ):
