@@ -14,7 +14,6 @@ from streamfold.core.settings import Settings
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve.app import create_app
 from streamfold.pipelines.serve.auth import check_binding
-from streamfold.pipelines.serve.heap import Heap
 from streamfold.pipelines.serve.logs import configure_logs
 
 _GRACE_S = 10
@@ -43,7 +42,6 @@ def run(settings: Settings, *, node: Node | None = None) -> None:
     configure_logs(settings.log)
     _check_port(settings.serve.host, settings.serve.port)
     node = node or Node(settings)
-    heap = Heap()
     try:
         check_binding(settings.serve, node.ledger)
         app = create_app(node)
@@ -60,7 +58,6 @@ def run(settings: Settings, *, node: Node | None = None) -> None:
             )
         )
         service = app.state.service
-        heap.start()
 
         def stop() -> None:
             server.should_exit = True
@@ -79,7 +76,6 @@ def run(settings: Settings, *, node: Node | None = None) -> None:
             raise failure if isinstance(failure, StreamfoldError) else StreamfoldError(f"cannot serve: {failure!r}")
     finally:
         node.close()
-        heap.close()
 
 
 def _check_port(host: str, port: int) -> None:
