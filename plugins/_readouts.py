@@ -28,15 +28,13 @@ from streamfold.plugins._sums import Floats, Sums
 Codes = npt.NDArray[np.int64]
 _LEAST, _MOST = -12.0, 12.0
 """Range of the logarithm of the inverse temperature."""
-_STEPS = 60
-_GOLDEN = (5**0.5 - 1) / 2
+_STEPS = 24
 
 
 class Scores(Protocol):
-    """Scores of rows ``(n, C)``; ``left_out``: of rows ``codes`` of weights, each as if it had not been added."""
+    """Scores of rows, ``(n, C)``."""
 
     def of(self, phi: Floats) -> Floats: ...
-    def left_out(self, phi: Floats, codes: Codes, weights: Floats) -> Floats: ...
 
 
 class Means:
@@ -59,11 +57,16 @@ class Means:
         scores: Floats = phi @ self._coef.T - 0.5 * self._norms + self._priors
         return scores
 
-    def left_out(self, phi: Floats, codes: Codes, weights: Floats) -> Floats:
+    def left_out(self, phi: Floats, codes: Codes, weights: Floats) -> tuple[Floats, Floats]:
+        """Scores of rows, and their distances to the mean of the others of their class, each without itself."""
+        n, w = self._n[codes], weights
+        a, b = self._squares(phi), np.einsum("nd,nd->n", phi, self._coef[codes])
+        left = n - w
+        own = (n * b - w * a) / left
+        norms = (n * n * self._norms[codes] - 2 * n * w * b + w * w * a) / left**2
         scores = self.of(phi)
-        own, norms = self._without(phi, codes, weights)
         scores[np.arange(len(phi)), codes] = own - 0.5 * norms + self._priors[codes]
-        return scores
+        return scores, np.sqrt(np.maximum(a - 2 * own + norms, 0.0))
 
     def distances(self, phi: Floats) -> tuple[Floats, Codes]:
         """Distance to the nearest mean, and which one it is."""
@@ -71,21 +74,9 @@ class Means:
         nearest = squares.argmin(axis=1)
         return np.sqrt(np.maximum(squares[np.arange(len(phi)), nearest], 0.0)), nearest
 
-    def left_out_distances(self, phi: Floats, codes: Codes, weights: Floats) -> Floats:
-        """Distance of rows to the mean of the others of their class."""
-        own, norms = self._without(phi, codes, weights)
-        found: Floats = np.sqrt(np.maximum(self._squares(phi) - 2 * own + norms, 0.0))
-        return found
-
     def _squares(self, phi: Floats) -> Floats:
-        return np.einsum("nd,nd->n", phi, self._precise(phi))
-
-    def _without(self, phi: Floats, codes: Codes, weights: Floats) -> tuple[Floats, Floats]:
-        """``φᵀPm`` and ``mᵀPm`` with the mean of its class without the row."""
-        n, w = self._n[codes], weights
-        a, b = self._squares(phi), np.einsum("nd,nd->n", phi, self._coef[codes])
-        left = n - w
-        return (n * b - w * a) / left, (n * n * self._norms[codes] - 2 * n * w * b + w * w * a) / left**2
+        found: Floats = np.einsum("nd,nd->n", phi, self._precise(phi))
+        return found
 
 
 class Ridge:
@@ -103,6 +94,7 @@ class Ridge:
         return scores
 
     def left_out(self, phi: Floats, codes: Codes, weights: Floats) -> Floats:
+        """Scores of rows, each as if it had not been added."""
         leverage = weights * np.einsum("nd,nd->n", phi, cho_solve(self._factor, phi.T, check_finite=False).T)
         targets = np.zeros((len(phi), self.weights.shape[1]))
         targets[np.arange(len(phi)), codes] = 1.0
@@ -172,36 +164,32 @@ def solve(
     rows, codes, weights = rows[others], codes[others], weights[others]
     sharpness, usual = 1.0, np.zeros(0)
     if len(rows):
-        usual = np.sort(means.left_out_distances(rows, codes, weights))
+        left_out, distances = means.left_out(rows, codes, weights)
+        usual = np.sort(distances)
+        if isinstance(scores, Ridge):
+            left_out = scores.left_out(rows, codes, weights)
         if len(names) > 1:
-            sharpness = fit_sharpness(scores.left_out(rows, codes, weights), codes, weights)
+            sharpness = fit_sharpness(left_out, codes, weights)
     return Head(names=names, n=n, scores=scores, means=means, usual=usual, sharpness=sharpness)
 
 
 def fit_sharpness(scores: Floats, codes: Codes, weights: Floats) -> float:
     """Find the β that minimises the log loss of ``softmax(β scores)`` (temperature scaling, arXiv:1706.04599).
 
-    The targets are smoothed by one row's worth: where all rows are right, β stays finite.
+    The targets are smoothed by one row's worth: where all rows are right, β stays finite. The loss is convex in β; its
+    slope, how much the expected score is above the target's, is zero at the minimum.
     """
     m, classes = scores.shape
     smooth = 1.0 / (m + classes)
-    own = (1 - smooth) * scores[np.arange(m), codes] + smooth * scores.mean(axis=1)
-    weights = weights / weights.sum()
-
-    def loss(log_beta: float) -> float:
-        beta = np.exp(log_beta)
-        return float(weights @ (logsumexp(beta * scores, axis=1) - beta * own))
-
+    below = scores - scores.max(axis=1, keepdims=True)
+    own = (1 - smooth) * below[np.arange(m), codes] + smooth * below.mean(axis=1)
     low, high = _LEAST, _MOST
-    one, two = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    at_one, at_two = loss(one), loss(two)
-    for _ in range(_STEPS):  # convex in β, so there is one minimum
-        if at_one <= at_two:
-            high, two, at_two = two, one, at_one
-            one = high - _GOLDEN * (high - low)
-            at_one = loss(one)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        chances = np.exp(np.exp(middle) * below)
+        expected = np.einsum("mc,mc->m", chances, below) / chances.sum(axis=1)
+        if weights @ (expected - own) < 0:
+            low = middle
         else:
-            low, one, at_one = one, two, at_two
-            two = low + _GOLDEN * (high - low)
-            at_two = loss(two)
+            high = middle
     return float(np.exp((low + high) / 2))

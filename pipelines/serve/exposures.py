@@ -83,9 +83,12 @@ class Exposures:
             "kind": kind,
             "items": [
                 {
-                    "item_id": one.item_id, "label": one.label, "rank": one.rank or place, "score": one.score,
+                    "item_id": one.item_id,
+                    "label": one.label,
+                    "rank": one.rank or place,
+                    "score": one.score,
                     "propensity": one.propensity,
-                }  # fmt: skip
+                }
                 for place, one in enumerate(items, 1)
             ],
             "user_id": user_id,

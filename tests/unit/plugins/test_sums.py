@@ -143,6 +143,8 @@ def test_a_row_left_out_is_scored_as_if_it_had_not_come(read_out: str) -> None:
     covariance = shrunk_covariance(sums, 0.2) if read_out == "lda" else None
     scorer: Any = Ridge(s, sums.gram, 0.5) if read_out == "ridge" else Means(n, s / n[:, None], covariance)
     left_out = scorer.left_out(phi, codes, weights)
+    if read_out != "ridge":
+        left_out, distances = left_out
     for i in range(5):
         rest = folded(phi, labels, weights, [], np.delete(np.arange(40), i))
         n_i, s_i, _ = rest.per_class()
@@ -153,6 +155,9 @@ def test_a_row_left_out_is_scored_as_if_it_had_not_come(read_out: str) -> None:
             fresh = Means(n_i, s_i / n_i[:, None], covariance).of(phi[i : i + 1])[0]
             priors = 0 if covariance is None else np.log(n_i / n_i.sum()) - np.log(n / n.sum())
             np.testing.assert_allclose(left_out[i], fresh - priors, atol=1e-9)
+            away = phi[i] - (s_i / n_i[:, None])[codes[i]]
+            precise = away if covariance is None else np.linalg.solve(covariance, away)
+            assert distances[i] == pytest.approx(math.sqrt(away @ precise))
 
 
 def test_probabilities_are_as_sure_as_they_are_right() -> None:
