@@ -29,6 +29,10 @@ _CALIBRATE = 512
 _DIGITS = 6
 """Of probabilities: in which order rows were added decides the last bits of sums."""
 _EVIDENCE = 20
+_MOST_HALVED, _NOTHING = 64, -500.0
+"""After so many half-lives the base moves; what is older than so many weighs next to nothing."""
+_LEAST = 1e-12
+"""A class whose labels weigh less together is forgotten."""
 
 
 class Row(NamedTuple):
@@ -43,6 +47,7 @@ class Row(NamedTuple):
     space: str
     phi: bytes
     hash: int
+    at_us: int
 
 
 class Lift:
@@ -59,6 +64,45 @@ class Lift:
         return np.hstack([phi, np.ones((len(phi), 1))]) if self._bias else phi
 
 
+class Decay:
+    """Weights that halve in each half-life, by the times of the rows (forward decay, Cormode et al. 2009).
+
+    A row counts for ``w 2^((t − b)/h)`` in the sums, whatever the time now is, so it can be taken back; the base b
+    moves every 64 half-lives. Read out, the newest row weighs w: the sums are taken times :attr:`factor`.
+    """
+
+    def __init__(self, half_life_us: int) -> None:
+        self._half_us = half_life_us
+        self._base = 0
+        self._newest_us = -1
+
+    def moves(self, rows: Mapping[str, Row], out: Sequence[Row], come: Iterable[Row]) -> bool:
+        """Note that rows went and came; whether the base moved, so that all weights are others."""
+        if not self._half_us:
+            return False
+        if any(row.at_us == self._newest_us for row in out):
+            self._newest_us = max((row.at_us for row in rows.values()), default=-1)
+        self._newest_us = max(self._newest_us, max((row.at_us for row in come), default=-1))
+        base = self._newest_us // self._half_us
+        moved = abs(base - self._base) >= _MOST_HALVED
+        if moved:
+            self._base = base
+        return moved
+
+    def weights(self, rows: Sequence[Row]) -> Floats:
+        weights = np.array([row.weight for row in rows])
+        if not self._half_us:
+            return weights
+        away = np.array([row.at_us - self._base * self._half_us for row in rows], np.float64) / self._half_us
+        return weights * np.exp2(np.maximum(away, _NOTHING))
+
+    @property
+    def factor(self) -> float:
+        if not self._half_us:
+            return 1.0
+        return float(2.0 ** -((self._newest_us - self._base * self._half_us) / self._half_us))
+
+
 class SpaceState:
     """The sums of one head and one space of vectors."""
 
@@ -68,6 +112,7 @@ class SpaceState:
         self.rows: dict[str, Row] = {}
         self._sample: dict[str, Row] = {}
         self._below = 0
+        self._decay = Decay(round(config.half_life_s * 1e6))
         self._clear()
 
     def _clear(self) -> None:
@@ -80,9 +125,10 @@ class SpaceState:
         out = [self.rows.pop(key) for key in gone]
         self.rows |= come
         self._choose(gone, come)
+        moved = self._decay.moves(self.rows, out, come.values())
         self._taken += len(out)
         self._head = None
-        if self._taken > 1000 and self._taken > len(self.rows):  # rounding does not pile up
+        if moved or (self._taken > 1000 and self._taken > len(self.rows)):  # rounding does not pile up
             self._clear()
             self._move(list(self.rows.values()), 1)
         else:
@@ -106,15 +152,19 @@ class SpaceState:
 
     def _arrays(self, rows: Sequence[Row]) -> tuple[Floats, list[str], Floats]:
         phi = unpacked(b"".join(row.phi for row in rows), self._space).reshape(len(rows), self._dim)
-        return self.lift(phi), [row.label or "" for row in rows], np.array([row.weight for row in rows])
+        return self.lift(phi), [row.label or "" for row in rows], self._decay.weights(rows)
 
     def head(self) -> Head:
         """The solved head; solved once per change."""
         if self._head is None:
             rows, labels, weights = self._arrays([self._sample[key] for key in sorted(self._sample)])
-            config = self._config
+            config, sums, factor = self._config, self._sums, self._decay.factor
+            if factor != 1.0:
+                sums, weights = sums.scaled(factor, _LEAST), weights * factor
+                kept = [i for i, label in enumerate(labels) if label in sums]
+                rows, labels, weights = rows[kept], [labels[i] for i in kept], weights[kept]
             self._head = solve(
-                self._sums, config.read_out, gamma=config.gamma, shrinkage=config.shrinkage,
+                sums, config.read_out, gamma=config.gamma, shrinkage=config.shrinkage,
                 rows=rows, labels=labels, weights=weights,
             )  # fmt: skip
         return self._head
@@ -168,7 +218,13 @@ class HeadState:
         phis = view["phi"].get_many(keys)
         return {
             key: Row(
-                one, read_as.get(one.label, one.label) if one.weight else None, one.weight, one.space, phi, _hash(key)
+                one,
+                read_as.get(one.label, one.label) if one.weight else None,
+                one.weight,
+                one.space,
+                phi,
+                _hash(key),
+                one.at_us,
             )
             for (key, one), phi in zip(found.items(), phis, strict=True)
         }
@@ -183,7 +239,9 @@ class HeadState:
             key = f"{self._prefix}\0{label}"
             held = self._known.get(key)
             if one.prior and (held is None or held.phi != one.prior or held.label != read_as[label]):
-                found[key] = Row(None, read_as[label], self._config.prior_weight, TEXT, one.prior, _hash(key))
+                found[key] = Row(
+                    None, read_as[label], self._config.prior_weight, TEXT, one.prior, _hash(key), one.at_us
+                )
         return found
 
     def _apply(self, gone: Sequence[str], changed: Mapping[str, Row]) -> None:

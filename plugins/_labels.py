@@ -12,12 +12,13 @@ _MASK = (1 << 64) - 1
 
 
 class LabelRow(msgspec.Struct, frozen=True, array_like=True):
-    """A label: its class, its weight, the event that gave it, and the space of its φ (see ``_targets.py``)."""
+    """A label: its class, its weight, the event that gave it, the space of its φ (see ``_targets.py``), its time."""
 
     label: str
     weight: float
     seq: int
     space: str
+    at_us: int
 
 
 class ClassRow(msgspec.Struct, frozen=True, array_like=True):
@@ -29,6 +30,7 @@ class ClassRow(msgspec.Struct, frozen=True, array_like=True):
     into: str | None = None
     retired: bool = False
     prior: bytes = b""
+    at_us: int = 0
 
 
 class HeadRow(msgspec.Struct, frozen=True, array_like=True):

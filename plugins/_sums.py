@@ -75,6 +75,20 @@ class Sums:
             mine[codes] += of[theirs]
         self.gram += other.gram
 
+    def scaled(self, factor: float, least: float) -> Sums:
+        """Return a copy times a factor, without the classes that then weigh less than ``least``."""
+        found = Sums(self.dim, gram=bool(self.gram.size))
+        for label in [label for label, row in self._rows.items() if self._n[row] * factor >= least]:
+            row, mine = self._rows[label], found._row(label)
+            found._count[mine] = self._count[row]
+            for to, of in ((found._n, self._n), (found._s, self._s), (found._q, self._q)):
+                to[mine] = of[row] * factor
+        found.gram[...] = self.gram * factor
+        return found
+
+    def __contains__(self, label: str) -> bool:
+        return label in self._rows
+
     def _update(self, phi: Floats, labels: Sequence[str], weights: Floats, sign: int) -> None:
         if not len(phi):
             return

@@ -9,6 +9,9 @@ the serving side keeps and moves by the rows that changed, and the read-out of `
 The sums are not stored: a Gram matrix of d = 384 has 1.2 MB, which every commit that holds a label would write; the
 row has 1.6 kB, and has to be kept anyway to be taken back. A label costs the same however many there are.
 
+With ``half_life_s`` labels count for less the older they are beside the head's newest one (the forgetting ridge of
+Lite-RVFL): by event time, so that order of arrival does not matter and a label taken back leaves nothing.
+
 A class is there while it has labels. ``class.upserted`` with a name gives it a prior: as much as ``prior_weight``
 labels of the name's embedding. ``class.merged`` reads one class's labels as another's, ``class.retired`` leaves them
 out; ``class.upserted`` takes both back. None of them rewrites labels.
@@ -56,6 +59,7 @@ class LabelStatisticsConfig:
     gamma : ridge's γ. shrinkage : of the LDA's covariance.
     expansion : units of a fixed random ReLU layer over φ; 0: none. seed : of that layer.
     prior_weight : κ, how many labels the name of a class counts for.
+    half_life_s : in which a label's weight halves, by the times of the labels; 0: never.
     max_labels, max_classes : of all heads together.
     """
 
@@ -65,6 +69,7 @@ class LabelStatisticsConfig:
     expansion: int = 0
     seed: int = 0
     prior_weight: float = 1.0
+    half_life_s: float = 0.0
     max_labels: int = 1_000_000
     max_classes: int = 10_000
 
@@ -73,7 +78,8 @@ class LabelStatisticsConfig:
             raise ConfigError(f"label_statistics: read_out is {self.read_out!r}: ridge, lda or prototype")
         for name, least, most in (
             ("gamma", 1e-9, 1e12), ("shrinkage", 1e-6, 1.0), ("expansion", 0, 8192), ("seed", 0, 2**63),
-            ("prior_weight", 1e-6, _MOST_WEIGHT), ("max_labels", 1, 2**40), ("max_classes", 1, 2**40),
+            ("prior_weight", 1e-6, _MOST_WEIGHT), ("half_life_s", 0.0, 1e12), ("max_labels", 1, 2**40),
+            ("max_classes", 1, 2**40),
         ):  # fmt: skip
             if not least <= (value := getattr(self, name)) <= most:
                 raise ConfigError(f"label_statistics: {name} is {value}: it must be in {least:g}…{most:g}")
@@ -136,7 +142,7 @@ class LabelStatistics(Policy):
             raise EventError(f"weight is {weight:g}: at most {_MOST_WEIGHT:g}", code="wrong-weight")
         name = label_name(data.label)
         space, phi = self._phi(data.target, prepared, stores)
-        self._replace(data.head, key, LabelRow(name, weight, event.seq, space), phi, stores)
+        self._replace(data.head, key, LabelRow(name, weight, event.seq, space, event.at_us), phi, stores)
 
     def _phi(self, target: Target, prepared: Any, stores: Stores) -> tuple[str, bytes]:
         """The target's space and vector."""
@@ -200,10 +206,10 @@ class LabelStatistics(Policy):
         data = event.data
         key = f"{data.head}\0{data.class_}"
         old: ClassRow = stores["classes"].get(key) or ClassRow()
-        new = ClassRow(labels=old.labels, seq=event.seq, name=old.name, prior=old.prior)
+        new = ClassRow(labels=old.labels, seq=event.seq, name=old.name, prior=old.prior, at_us=old.at_us)
         if event.type == "class.upserted":
             prior = packed(prepared) if prepared is not None else b""
-            new = ClassRow(labels=old.labels, seq=event.seq, name=data.name, prior=prior)
+            new = ClassRow(labels=old.labels, seq=event.seq, name=data.name, prior=prior, at_us=event.at_us)
         elif event.type == "class.merged":
             new = msgspec.structs.replace(new, into=data.into)
         else:

@@ -114,6 +114,40 @@ def test_things_are_classified_by_their_text_and_a_label_keeps_the_vector_it_was
         mail.ask(document_id="d1")
 
 
+HOUR_US = 3_600_000_000
+
+
+@pytest.mark.parametrize("read_out", READ_OUTS)
+def test_with_a_half_life_what_was_true_lately_counts_in_any_order_of_arrival(stream: Any, read_out: str) -> None:
+    """A class that changes places: the decayed head follows, and a label that is taken back leaves nothing."""
+    rng = random.Random(0)
+    rows = [(hour, label, where) for hour in range(40) for label in "ab" for where in [5.0 if label == "a" else -5.0]]
+    drawn = [
+        (hour, label, {"x": (where if hour < 25 else -where) + rng.gauss(0, 1), "y": rng.gauss(0, 1)})
+        for hour, label, where in rows
+    ]
+    still, one, two = stream(read_out=read_out), *(stream(read_out=read_out, half_life_s=2 * 3600.0) for _ in range(2))
+
+    def sent(to: Any, order: list[Any]) -> None:
+        for hour, label, features in order:
+            data = {"head": "mail", "target": {"features": features}, "label": label}
+            to.send(to._make(next(to._seq), "label.observed", 1_700_000_000_000_000 + hour * HOUR_US, **data))
+
+    for to in (still, one):
+        sent(to, drawn)
+    sent(two, random.Random(1).sample(drawn, len(drawn)))
+    sent(two, [(400, "c", {"x": 1.0, "y": 1.0})])  # 180 half-lives later: what came before weighs nothing
+    assert [label.label for label in two.ask(features={"x": 5.0, "y": 0.1}).labels] == ["c"]
+    two.send(two.label(None, features={"x": 1.0, "y": 1.0}))
+    assert still.best(features={"x": 5.0, "y": 0.1}) == "a"  # 25 hours against 15
+    for x in (5.0, -5.0, 0.3):
+        mine, other = one.ask(features={"x": x, "y": 0.1}), two.ask(features={"x": x, "y": 0.1})
+        assert mine.labels[0].label == ("b" if x > 0 else "a")
+        assert [label.score for label in mine.labels] == pytest.approx(
+            [label.score for label in other.labels], abs=1e-5
+        )
+
+
 def test_a_named_class_has_a_prior_before_its_first_label(stream: Any) -> None:
     mail = stream()
     mail.send(
