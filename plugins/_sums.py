@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_matrix
 
 Floats = npt.NDArray[np.float64]
 _ROWS = 4
@@ -93,18 +94,20 @@ class Sums:
         if not len(phi):
             return
         codes = np.array([self._row(label) for label in labels], np.int64)
-        scaled = phi * np.sqrt(weights)[:, None]
         if self.gram.size:
+            scaled = phi if (weights == 1.0).all() else phi * np.sqrt(weights)[:, None]
             product = scaled.T @ scaled  # of one matrix with itself: half the work
             self.gram += product if sign > 0 else -product
         order = np.argsort(codes, kind="stable")
         ends = codes[order]
         starts = np.flatnonzero(np.r_[True, ends[1:] != ends[:-1]])
         touched = ends[starts]
-        self._count[touched] += sign * np.diff(np.r_[starts, len(codes)])
+        bounds = np.r_[starts, len(codes)]
+        by_class = csr_matrix((weights[order], order, bounds), shape=(len(starts), len(codes)))
+        self._count[touched] += sign * np.diff(bounds)
         self._n[touched] += sign * np.add.reduceat(weights[order], starts)
-        self._s[touched] += sign * np.add.reduceat((phi * weights[:, None])[order], starts)
-        self._q[touched] += sign * np.add.reduceat((scaled * scaled)[order], starts)
+        self._s[touched] += sign * (by_class @ phi)
+        self._q[touched] += sign * (by_class @ (phi * phi))
         if sign < 0:
             self._drop_empty()
 

@@ -97,6 +97,8 @@ def digits() -> None:
 EVENTS, CLASSES, WIDTH = 6000, 5, 32
 HALF_LIFE = 173.0
 SOLVE_EVERY = 5
+_NOT_CALIBRATING = 1 << 32
+"""A hash above any bound: which label is likeliest needs no temperature."""
 
 
 def drifting(kind: str, seed: int) -> tuple[Any, list[str]]:
@@ -118,7 +120,7 @@ def drifting(kind: str, seed: int) -> tuple[Any, list[str]]:
     return noise + means[codes], [f"c{code}" for code in codes]
 
 
-SPREAD, TURN = 0.55, 1.3
+SPREAD, TURN = 0.57, 1.6
 """Fixed on streams of seeds from 100 on, so that ridge alone is right about as often as in the issue's table."""
 
 
@@ -134,14 +136,14 @@ def drift_accuracy(kind: str, seed: int, half_life_s: float) -> float:
             said = head.probabilities(state.lift(phi[part])).argmax(axis=1)
             right += sum(head.names[code] == names[j] for code, j in zip(said, part, strict=True))
         come = {
-            str(j): Row(None, names[j], 1.0, "features", phi[j].tobytes(), j * 2654435761 % (1 << 32), j * 1_000_000)
+            str(j): Row(None, names[j], 1.0, "features", phi[j].tobytes(), _NOT_CALIBRATING, j * 1_000_000)
             for j in part
         }
         state.update((), come)
     return right / (EVENTS - SOLVE_EVERY)
 
 
-def drift(first: int = 0, seeds: int = 3) -> None:
+def drift(first: int = 0, seeds: int = 5) -> None:
     kinds = ("stationary", "abrupt", "gradual")
     found = {
         what: [statistics.mean(drift_accuracy(kind, first + s, half) for s in range(seeds)) for kind in kinds]

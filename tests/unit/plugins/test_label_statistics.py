@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamfold.core import ClassifyRequest, ConfigError, EventError, NeedsRebuild, Target, WrongTarget
+from streamfold.core import ClassifyRequest, ConfigError, EventError, NeedsRebuild, StoreFull, Target, WrongTarget
 from streamfold.plugins.label_statistics import LabelStatistics, LabelStatisticsConfig
 
 SPAM = ["cheap pills now", "win cheap money now", "cheap loans, pills, money", "you win a prize now"]
@@ -242,6 +242,20 @@ def test_a_label_that_cannot_be_used_is_refused_and_nothing_is_folded(
     assert refused.value.code == code
     mail.bench.commit()
     assert mail.bench.fingerprint() == stream().bench.fingerprint()
+
+
+@pytest.mark.parametrize(("bound", "says"), [({"max_labels": 2}, "labels"), ({"max_classes": 2}, "classes")])
+def test_at_a_bound_labels_are_refused_loudly_and_nothing_is_dropped(
+    stream: Any, bound: dict[str, Any], says: str
+) -> None:
+    mail = stream(**bound)
+    mail.send(mail.label("a", text="one"), mail.label("b", text="two"))
+    held = mail.bench.fingerprint()
+    with pytest.raises(StoreFull, match=f"'{says}' is full"):
+        mail.send(mail.label("c", text="three"))
+    mail.bench.commit()
+    assert mail.bench.fingerprint() == held
+    mail.send(mail.label("b", text="one"))  # what takes no further room goes on
 
 
 def test_features_of_other_names_are_never_mixed_and_a_target_of_them_is_refused(stream: Any) -> None:
