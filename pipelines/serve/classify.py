@@ -24,6 +24,8 @@ from streamfold.pipelines.serve.exposures import Exposed, new_id
 from streamfold.pipelines.serve.problems import Problem, at, of_invalid
 from streamfold.pipelines.serve.reading import wait_fresh
 
+_MOST_EXPOSED = 2000
+"""Labels in one exposure: an event has a bound."""
 _THINGS = {"document_id": "document", "item_id": "item", "user_id": "user"}
 Served = tuple[GroupView, MemberView]
 
@@ -56,9 +58,11 @@ async def classify(call: Call) -> Response:
             for prediction in predictions
             for rank, one in enumerate(prediction.labels, 1)
         ]
-        logged = body.log_exposure and call.service.exposures.log(
-            view, "classify", exposed, exposure_id=exposure_id, policies=cut.policies, context={"head": body.head}
-        )
+        logged = False
+        if body.log_exposure and len(exposed) <= _MOST_EXPOSED:
+            logged = call.service.exposures.log(
+                view, "classify", exposed, exposure_id=exposure_id, policies=cut.policies, context={"head": body.head}
+            )
         if body.log_exposure and not logged:
             cut.degraded.append("exposure-not-logged")
         shown = [_shown(one) for one in predictions]

@@ -68,6 +68,11 @@ def test_an_answer_is_an_exposure_in_the_log(mail: EmbeddedService) -> None:
         (one["label"], rank, one["score"]) for rank, one in enumerate(shown, 1)
     ]
     assert ask(mail, targets=[{"text": "cheap pills"}], log_exposure=False)["exposure_id"] is None
+    mail.send([label(f"c{n}", "many", features={"x": 1.0 + n}) for n in range(25)])
+    large = ask(mail, head="many", targets=[{"features": {"x": 3.0}}] * 100, top_k=50)
+    assert len(large["predictions"]) == 100
+    assert large["exposure_id"] is None
+    assert "exposure-not-logged" in large["version"]["degraded"]
 
 
 @pytest.mark.parametrize(
