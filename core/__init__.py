@@ -3,6 +3,14 @@
 A policy is a class with ``name``, ``version``, ``handles``, ``stores`` and ``fold``; see :class:`Policy`.
 """
 
+from streamfold.core.classifying import (
+    Classifier,
+    ClassifyRequest,
+    Prediction,
+    ScoredLabel,
+    Target,
+    WrongTarget,
+)
 from streamfold.core.errors import (
     BackendUnavailable,
     ConfigError,
@@ -95,6 +103,8 @@ __all__ = [
     "Catalogue",
     "Chunk",
     "Chunker",
+    "Classifier",
+    "ClassifyRequest",
     "CloudEvent",
     "ConfigError",
     "ContextRetriever",
@@ -126,6 +136,7 @@ __all__ = [
     "NoConfig",
     "Passage",
     "Policy",
+    "Prediction",
     "Prepared",
     "QualityPoint",
     "QualityReport",
@@ -140,6 +151,7 @@ __all__ = [
     "Scored",
     "ScoredChunk",
     "ScoredEntity",
+    "ScoredLabel",
     "ScoredRelation",
     "SimilarItems",
     "Spend",
@@ -153,6 +165,7 @@ __all__ = [
     "Subject",
     "Summarizer",
     "Table",
+    "Target",
     "TermScores",
     "Text",
     "Tools",
@@ -160,6 +173,7 @@ __all__ = [
     "Usage",
     "Vectors",
     "View",
+    "WrongTarget",
     "best_slots",
     "hookimpl",
     "plain_characters",

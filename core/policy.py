@@ -439,7 +439,7 @@ class Candidates:
 
 
 Server = Any
-"""Retriever, CandidateSource, Catalogue, Ranker or SimilarItems (one object may be several)."""
+"""Retriever, CandidateSource, Catalogue, Ranker, SimilarItems or Classifier (one object may be several)."""
 
 Batch = Sequence[tuple[Event, Prepared]]
 

@@ -65,7 +65,7 @@ class ItemVectors(Policy):
 
     def prepare_batch(self, events: Sequence[Event], tools: Tools) -> list[Any]:
         """Embed all items of a batch in one call."""
-        texts = [_text(event.data) if event.type == "item.upserted" else "" for event in events]
+        texts = [item_text(event.data) if event.type == "item.upserted" else "" for event in events]
         distinct = list(dict.fromkeys(text for text in texts if text))
         rows = dict(zip(distinct, tools.encoder.encode(distinct), strict=True)) if distinct else {}
         return [np.asarray(rows[text], np.float32) if text else None for text in texts]
@@ -106,7 +106,8 @@ def key_of(item_id: str) -> int:
     return int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _text(data: Any) -> str:
+def item_text(data: Any) -> str:
+    """Return what is embedded for an item."""
     parts = [data.title or "", " ".join(data.categories or ()), (data.text or "")[:_MOST_TEXT]]
     return "\n".join(part for part in parts if part)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from streamfold.core.classifying import Classifier, ClassifyRequest, Target
 from streamfold.core.events.types import ACTIONS
 from streamfold.core.policy import CandidateRequest, CandidateSource, Retrieval, Retriever
 from streamfold.core.recommending import Catalogue, Ranker, RankRequest, SimilarItems
@@ -28,6 +29,8 @@ def answers(server: Any, *, questions: int = 6, salt: str = "") -> list[Answer]:
         found += [(f"similar({item!r})", _settled(lambda i=item: server.similar(i, 5))) for item in items]  # type: ignore[misc]  # as above
     if isinstance(server, CandidateSource):
         found += _candidates(server, questions, salt)
+    if isinstance(server, Classifier):
+        found += _classified(server, questions, salt)
     if isinstance(server, Retriever):
         found += _retrieved(server, questions, salt)
     return found
@@ -59,6 +62,18 @@ def _known(server: Catalogue, users: Sequence[str], items: Sequence[str]) -> lis
 def _ranked(server: Ranker, user: str, items: Sequence[str]) -> Any:
     ranking = server.rank(RankRequest(user=user, item_ids=items, at_us=_LATER_US, explain=True))
     return ranking.scores.tolist(), ranking.known.tolist(), ranking.features
+
+
+def _classified(server: Classifier, questions: int, salt: str) -> list[Answer]:
+    found: list[Answer] = [("heads", _settled(server.heads))]
+    targets = [Target(text=f"kettle lamp {salt}{i}") for i in range(questions)]
+    targets += [Target(document_id=id_of("document", i)) for i in range(questions)]
+    targets += [Target(features={"size": 1.0 + i, "year": 2.0}) for i in range(questions)]
+    for head in ("topic", "spam"):
+        for target in targets:
+            request = ClassifyRequest(head=head, targets=[target], explain=True)
+            found.append((f"classify({head!r}, {target})", _settled(lambda r=request: server.classify(r))))  # type: ignore[misc]  # as above
+    return found
 
 
 def _retrieved(server: Retriever, questions: int, salt: str) -> list[Answer]:

@@ -6,7 +6,7 @@
 - :mod:`~streamfold.pipelines.cli.send`, with :mod:`~streamfold.pipelines.cli.rows` and
   :mod:`~streamfold.pipelines.cli.folder`: files to events to the service
 - :mod:`~streamfold.pipelines.cli.ask`: ``query trending``; :mod:`~streamfold.pipelines.cli.recommend`: ``recommend
-  rank similar``
+  rank similar``; :mod:`~streamfold.pipelines.cli.classify`: ``classify``
 - :mod:`~streamfold.pipelines.cli.watch`: ``status trace tail plugins``
 - :mod:`~streamfold.pipelines.cli.size`: ``size``; :mod:`~streamfold.pipelines.cli.evaluate`: ``evaluate``
 - :mod:`~streamfold.pipelines.cli.new_plugin`, :mod:`~streamfold.pipelines.cli.check_plugin`,
@@ -34,6 +34,7 @@ from streamfold.pipelines.cli import (
     ask,
     backup,
     check_plugin,
+    classify,
     dev,
     erase,
     evaluate,
@@ -88,6 +89,7 @@ for _module in (
     send,
     ask,
     recommend,
+    classify,
     watch,
     letters,
     policies,

@@ -24,6 +24,7 @@ from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve import (
     ask,
     backups,
+    classify,
     compat,
     deadletters,
     documents,
@@ -47,8 +48,8 @@ from streamfold.pipelines.serve.problems import Problem, at, of_invalid, respond
 from streamfold.pipelines.serve.service import Service
 
 _MODULES = (
-    events, documents, things, ask, recommend, graph, listing, deadletters, erasures, backups, retention, operate,
-    versions, quality, keys, health, compat,
+    events, documents, things, ask, recommend, classify, graph, listing, deadletters, erasures, backups, retention,
+    operate, versions, quality, keys, health, compat,
 )  # fmt: skip
 ENDPOINTS: tuple[Endpoint, ...] = tuple(endpoint for module in _MODULES for endpoint in module.ENDPOINTS)
 """All routes under ``/v1``, beside it and under ``/compat``, but ``/openapi.json``, which describes them."""

@@ -166,6 +166,28 @@ RANKED: dict[str, Any] = {
     "fallback": None,
     "version": VERSION,
 }
+CLASSIFY = {"head": "topic", "targets": [{"text": "the new lens is out of focus"}], "top_k": 2, "explain": True}
+CLASSIFIED: dict[str, Any] = {
+    "exposure_id": "5f3c9e0e4a7b4c0d9a51f6b7f0f1c2d3",
+    "predictions": [
+        {
+            "labels": [
+                {"label": "camera", "score": 0.91, "name": "Cameras and lenses"},
+                {"label": "phone", "score": 0.07},
+            ],
+            "unknown": 0.12,
+            "explain": {
+                "read_out": "ridge",
+                "nearest": "camera",
+                "distance": 0.61,
+                "usual_distance": 0.74,
+                "temperature": 0.08,
+                "weights": {"camera": 41.0, "phone": 17.0},
+            },
+        }
+    ],
+    "version": VERSION,
+}
 SIMILAR = {"items": [{"item_id": "desk-2", "rank": 1, "score": 0.03, "sources": ["cooccurrence"]}], "version": VERSION}
 ITEM = {
     "item_id": "lamp-9",

@@ -31,11 +31,13 @@ _RETRY_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exposed:
-    """One item of a response, in the order of its rank."""
+    """One item, or one label, of a response, in the order of its rank. ``rank``: where it is not its place."""
 
-    item_id: str
+    item_id: str | None = None
     score: float | None = None
     propensity: float | None = None
+    label: str | None = None
+    rank: int | None = None
 
 
 class Exposures:
@@ -80,8 +82,14 @@ class Exposures:
             "exposure_id": exposure_id,
             "kind": kind,
             "items": [
-                {"item_id": one.item_id, "rank": rank, "score": one.score, "propensity": one.propensity}
-                for rank, one in enumerate(items, 1)
+                {
+                    "item_id": one.item_id,
+                    "label": one.label,
+                    "rank": one.rank or place,
+                    "score": one.score,
+                    "propensity": one.propensity,
+                }
+                for place, one in enumerate(items, 1)
             ],
             "user_id": user_id,
             "session_id": session_id,

@@ -32,6 +32,7 @@ COMMANDS = [
     "recommend",
     "rank",
     "similar",
+    "classify",
     "status",
     "trace",
     "tail",

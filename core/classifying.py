@@ -1,0 +1,71 @@
+"""The contract of policies that classify: labels of texts, features, documents, items and users, by head.
+
+``POST /v1/classify`` asks the first :class:`Classifier` that knows the head. Labels come in as ``label.observed``
+events; what a head has learned is whatever its policy keeps of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from streamfold.core.events.types import LabelTarget
+
+Target = LabelTarget
+"""What is classified: exactly one of ``document_id``, ``item_id``, ``user_id``, ``text``, ``features``."""
+
+
+class ScoredLabel(NamedTuple):
+    """A label and its probability; ``name``: what a ``class.upserted`` event called it."""
+
+    label: str
+    score: float
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifyRequest:
+    """Classify targets by a head; ``top_k``: how many labels of each."""
+
+    head: str
+    targets: Sequence[Target]
+    top_k: int = 5
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a target is.
+
+    Parameters
+    ----------
+    labels : the likeliest ones, best first; the probabilities of all labels of the head sum up to 1.
+    unknown : how unlike everything labelled the target is, in 0…1.
+    explain : what the answer rests on; None unless it was asked for.
+    """
+
+    labels: Sequence[ScoredLabel]
+    unknown: float
+    explain: Mapping[str, Any] | None = None
+
+
+class WrongTarget(ValueError):
+    """A target cannot be classified by the head; ``index``: which one."""
+
+    def __init__(self, index: int, detail: str) -> None:
+        super().__init__(detail)
+        self.index = index
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """Classifies targets; a pure read, in one batch."""
+
+    def heads(self) -> Mapping[str, int]:
+        """Every head, with how many labels (and priors of named classes) it has."""
+        ...
+
+    def classify(self, request: ClassifyRequest) -> list[Prediction]:
+        """Classify by a head that has labels. Raises ``WrongTarget``."""
+        ...

@@ -1,0 +1,375 @@
+"""Serves heads from their labelled rows: sums that are moved by what changed, and the read-out solved when asked for.
+
+The head's row tells by its mark that something changed. Then the labels are looked through once (.1 µs each), rows
+that went are subtracted from the sums and rows that came are added, in one product of matrices per few thousand; so
+are those whose class was merged or retired. Every view comes to the same sums, up to rounding, whenever it looks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from streamfold.core import ClassifyRequest, EventError, Prediction, ScoredLabel, Target, View, WrongTarget, best_slots
+from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
+from streamfold.plugins._readouts import Head, solve
+from streamfold.plugins._sums import Floats, Sums, relu_expansion
+from streamfold.plugins._targets import TEXT, thing_of, unpacked, vector_of
+
+_HEADS = 64
+"""Heads whose sums are held; the one asked for longest ago goes first."""
+_AT_ONCE = 4096
+_CALIBRATE = 512
+"""About so many rows, chosen by a hash of their keys, calibrate a head."""
+_DIGITS = 6
+"""Of probabilities: in which order rows were added decides the last bits of sums."""
+_EVIDENCE = 20
+_MOST_HALVED, _NOTHING = 64, -500.0
+"""After so many half-lives the base moves; what is older than so many weighs next to nothing."""
+_LEAST = 1e-12
+"""A class whose labels weigh less together is forgotten."""
+
+
+class Row(NamedTuple):
+    """What a label, or the prior of a class, is read as.
+
+    ``source``: the label's row; None of a prior. ``label``: None if it is left out. ``hash``: of its key.
+    """
+
+    source: LabelRow | None
+    label: str | None
+    weight: float
+    space: str
+    phi: bytes
+    hash: int
+    at_us: int
+
+
+class Lift:
+    """φ as the read-out sees it: float64, through the random layer if there is one, with a 1 for ridge's bias."""
+
+    def __init__(self, config: Any, dim: int) -> None:
+        self._bias = config.read_out == "ridge"
+        self._layer = relu_expansion(dim, config.expansion, config.seed) if config.expansion else None
+        self.dim = (config.expansion or dim) + self._bias
+
+    def __call__(self, phi: Floats) -> Floats:
+        if self._layer is not None:
+            phi = np.maximum(phi @ self._layer[0] + self._layer[1], 0.0)
+        return np.hstack([phi, np.ones((len(phi), 1))]) if self._bias else phi
+
+
+class Decay:
+    """Weights that halve in each half-life, by the times of the rows (forward decay, Cormode et al. 2009).
+
+    A row counts for ``w 2^((t − b)/h)`` in the sums, whatever the time now is, so it can be taken back; the base b
+    moves every 64 half-lives. Read out, the newest row weighs w: the sums are taken times :attr:`factor`.
+    """
+
+    def __init__(self, half_life_us: int) -> None:
+        self._half_us = half_life_us
+        self._base = 0
+        self._newest_us = -1
+
+    def moves(self, rows: Mapping[str, Row], out: Sequence[Row], come: Iterable[Row]) -> bool:
+        """Note that rows went and came; whether the base moved, so that all weights are others."""
+        if not self._half_us:
+            return False
+        if any(row.at_us == self._newest_us for row in out):
+            self._newest_us = max((row.at_us for row in rows.values()), default=-1)
+        self._newest_us = max(self._newest_us, max((row.at_us for row in come), default=-1))
+        base = self._newest_us // self._half_us
+        moved = abs(base - self._base) >= _MOST_HALVED
+        if moved:
+            self._base = base
+        return moved
+
+    def weights(self, rows: Sequence[Row]) -> Floats:
+        weights = np.array([row.weight for row in rows])
+        if not self._half_us:
+            return weights
+        away = np.array([row.at_us - self._base * self._half_us for row in rows], np.float64) / self._half_us
+        return weights * np.exp2(np.maximum(away, _NOTHING))
+
+    @property
+    def factor(self) -> float:
+        if not self._half_us:
+            return 1.0
+        return float(2.0 ** -((self._newest_us - self._base * self._half_us) / self._half_us))
+
+
+class SpaceState:
+    """The sums of one head and one space of vectors."""
+
+    def __init__(self, config: Any, space: str, dim: int) -> None:
+        self._config, self._space, self._dim = config, space, dim
+        self.lift = Lift(config, dim)
+        self.rows: dict[str, Row] = {}
+        self._sample: dict[str, Row] = {}
+        self._below = 0
+        self._decay = Decay(round(config.half_life_s * 1e6))
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums = Sums(self.lift.dim, gram=self._config.read_out != "prototype")
+        self._taken = 0
+        self._head: Head | None = None
+
+    def update(self, gone: Sequence[str], come: Mapping[str, Row]) -> None:
+        """Take rows out and add rows."""
+        out = [self.rows.pop(key) for key in gone]
+        self.rows |= come
+        self._choose(gone, come)
+        moved = self._decay.moves(self.rows, out, come.values())
+        self._taken += len(out)
+        self._head = None
+        if moved or (self._taken > 1000 and self._taken > len(self.rows)):  # rounding does not pile up
+            self._clear()
+            self._move(list(self.rows.values()), 1)
+        else:
+            self._move(out, -1)
+            self._move(list(come.values()), 1)
+
+    def _choose(self, gone: Sequence[str], come: Mapping[str, Row]) -> None:
+        """Keep the rows whose hash is below a bound, which halves when they double: any view chooses the same."""
+        below = (1 << 32) * _CALIBRATE >> max(9, len(self.rows).bit_length())
+        for key in gone:
+            self._sample.pop(key, None)
+        if below != self._below:
+            self._below, self._sample, come = below, {}, self.rows
+        self._sample |= {key: row for key, row in come.items() if row.hash < below}
+
+    def _move(self, rows: Sequence[Row], sign: int) -> None:
+        for start in range(0, len(rows), _AT_ONCE):
+            part = rows[start : start + _AT_ONCE]
+            change = self._sums.add if sign > 0 else self._sums.subtract
+            change(*self._arrays(part))
+
+    def _arrays(self, rows: Sequence[Row]) -> tuple[Floats, list[str], Floats]:
+        phi = unpacked(b"".join(row.phi for row in rows), self._space).reshape(len(rows), self._dim)
+        return self.lift(phi), [row.label or "" for row in rows], self._decay.weights(rows)
+
+    def head(self) -> Head:
+        """The solved head; solved once per change."""
+        if self._head is None:
+            rows, labels, weights = self._arrays([self._sample[key] for key in sorted(self._sample)])
+            config, sums, factor = self._config, self._sums, self._decay.factor
+            if factor != 1.0:
+                sums, weights = sums.scaled(factor, _LEAST), weights * factor
+                kept = [i for i, label in enumerate(labels) if label in sums]
+                rows, labels, weights = rows[kept], [labels[i] for i in kept], weights[kept]
+            self._head = solve(
+                sums, config.read_out, gamma=config.gamma, shrinkage=config.shrinkage,
+                rows=rows, labels=labels, weights=weights,
+            )  # fmt: skip
+        return self._head
+
+
+class HeadState:
+    """One head, in all spaces that its labels are of, as of a mark."""
+
+    def __init__(self, config: Any, name: str) -> None:
+        self._config, self._prefix = config, f"{name}\0"
+        self._seen = HeadRow()
+        self._known: dict[str, Row] = {}
+        self._read_as: dict[str, str | None] = {}
+        self.spaces: dict[str, SpaceState] = {}
+        self.names: dict[str, str] = {}
+
+    def follow(self, view: View, row: HeadRow) -> None:
+        """Bring the sums up to the view. A look at each label of all heads, arithmetic for what changed."""
+        if row == self._seen:
+            return
+        start = len(self._prefix)
+        classes = {key[start:]: found for key, found in view["classes"].items() if key.startswith(self._prefix)}
+        self.names = {label: found.name for label, found in classes.items() if found.name}
+        read_as = {label: _read_as(label, classes) for label in classes}
+        changed = self._changed(view, read_as)
+        changed |= self._priors(classes, read_as)
+        declared = sum(found.seq > 0 for found in classes.values())
+        priors = {f"{self._prefix}\0{label}" for label, found in classes.items() if found.prior}
+        stay = row.rows - declared + len(priors)
+        gone: list[str] = []
+        if len(self._known) + sum(key not in self._known for key in changed) > stay:
+            labels = view["labels"]
+            gone = [key for key in self._known if key not in labels and key not in priors]
+        self._apply(gone, changed)
+        self._seen, self._read_as = row, read_as
+
+    def _changed(self, view: View, read_as: Mapping[str, str | None]) -> dict[str, Row]:
+        """Labels that are new, that were replaced, or whose class is read as another."""
+        known, prefix = self._known, self._prefix
+        moved = {label for label in {*read_as, *self._read_as} if read_as.get(label, label) != self._was(label)}
+        found: dict[str, LabelRow] = {}
+        labels: Iterable[tuple[str, LabelRow]] = view["labels"].items()
+        for key, source in labels:
+            held = known.get(key)
+            if held is None:
+                if key.startswith(prefix):
+                    found[key] = source
+            elif held.source is not source or (moved and source.label in moved):
+                found[key] = source
+        keys = list(found)
+        phis = view["phi"].get_many(keys)
+        return {
+            key: Row(
+                one,
+                read_as.get(one.label, one.label) if one.weight else None,
+                one.weight,
+                one.space,
+                phi,
+                _hash(key),
+                one.at_us,
+            )
+            for (key, one), phi in zip(found.items(), phis, strict=True)
+        }
+
+    def _was(self, label: str) -> str | None:
+        return self._read_as.get(label, label)
+
+    def _priors(self, classes: Mapping[str, ClassRow], read_as: Mapping[str, str | None]) -> dict[str, Row]:
+        """Priors that are new or changed."""
+        found = {}
+        for label, one in classes.items():
+            key = f"{self._prefix}\0{label}"
+            held = self._known.get(key)
+            if one.prior and (held is None or held.phi != one.prior or held.label != read_as[label]):
+                found[key] = Row(
+                    None, read_as[label], self._config.prior_weight, TEXT, one.prior, _hash(key), one.at_us
+                )
+        return found
+
+    def _apply(self, gone: Sequence[str], changed: Mapping[str, Row]) -> None:
+        out: dict[str, list[str]] = {}
+        come: dict[str, dict[str, Row]] = {}
+        for key in (*gone, *changed):
+            held = self._known.pop(key, None)
+            if held is not None and held.label is not None:
+                out.setdefault(held.space, []).append(key)
+        for key, row in changed.items():
+            self._known[key] = row
+            if row.label is not None:
+                come.setdefault(row.space, {})[key] = row
+        for space in sorted({*out, *come}):
+            rows = come.get(space, {})
+            if space not in self.spaces:
+                size = len(next(iter(rows.values())).phi) // (4 if space == TEXT else 8)
+                self.spaces[space] = SpaceState(self._config, space, size)
+            self.spaces[space].update(out.get(space, ()), rows)
+            if not self.spaces[space].rows:
+                del self.spaces[space]
+
+
+def _hash(key: str) -> int:
+    return crc32(key.encode("utf-8", "surrogatepass"))
+
+
+def _read_as(label: str, classes: Mapping[str, ClassRow]) -> str | None:
+    """Follow merges; None: retired. In a circle of merges everything is what was merged last."""
+    path = [label]
+    while (row := classes.get(path[-1])) is not None and row.into is not None:
+        if row.into in path:
+            circle = path[path.index(row.into) :]
+            return max(circle, key=lambda one: classes[one].seq)
+        path.append(row.into)
+    return None if row is not None and row.retired else path[-1]
+
+
+class HeadsServer:
+    """A ``Classifier`` over the view."""
+
+    def __init__(self, config: Any, view: View) -> None:
+        self._config, self._view = config, view
+        self._lock = threading.Lock()
+        self._states: OrderedDict[str, HeadState] = OrderedDict()
+
+    def heads(self) -> dict[str, int]:
+        """Every head with how many labels and priors it has."""
+        found = {head: 0 for head, _ in self._view["heads"].items()}
+        declared = dict.fromkeys(found, 0)
+        for key, row in self._view["classes"].items():
+            head = key.partition("\0")[0]
+            declared[head] += bool(row.seq)
+            found[head] += bool(row.prior)
+        return {head: found[head] + row.rows - declared[head] for head, row in self._view["heads"].items()}
+
+    def classify(self, request: ClassifyRequest) -> list[Prediction]:
+        """Classify targets of any mixture of spaces."""
+        vectors = self._vectors(request)
+        by_space: dict[str, list[int]] = {}
+        for index, (space, _) in enumerate(vectors):
+            by_space.setdefault(space, []).append(index)
+        found: dict[int, Prediction] = {}
+        for space, indices in by_space.items():
+            lift, head, names = self._solved(request.head, space, indices[0])
+            phi = lift(np.stack([vectors[i][1] for i in indices]))
+            for index, one in zip(indices, self._predicted(head, names, phi, request), strict=True):
+                found[index] = one
+        return [found[index] for index in range(len(vectors))]
+
+    def _solved(self, name: str, space: str, index: int) -> tuple[Lift, Head, Mapping[str, str]]:
+        row = self._view["heads"].get(name)
+        with self._lock:
+            if row is None:
+                self._states.pop(name, None)
+                raise WrongTarget(index, f"head {name[:64]!r} has no labels")
+            state = self._states.pop(name, None) or HeadState(self._config, name)
+            self._states[name] = state
+            if len(self._states) > _HEADS:
+                self._states.popitem(last=False)
+            state.follow(self._view, row)
+            if space not in state.spaces:
+                known = ", ".join(f"{len(s.rows)} of {_told(which)}" for which, s in sorted(state.spaces.items()))
+                what = _told(space) + ("" if space == TEXT else " of these names")
+                raise WrongTarget(index, f"head {name[:64]!r} has no labels of {what}; it has: {known or 'none'}")
+            return state.spaces[space].lift, state.spaces[space].head(), state.names
+
+    def _vectors(self, request: ClassifyRequest) -> list[tuple[str, Floats]]:
+        texts = [one.text for one in request.targets if one.text]
+        rows = dict(zip(texts, self._view.tools.encoder.encode(texts), strict=True)) if texts else {}
+        return [self._vector(index, one, rows) for index, one in enumerate(request.targets)]
+
+    def _vector(self, index: int, target: Target, rows: Mapping[str, Any]) -> tuple[str, Floats]:
+        if target.features is not None:
+            try:
+                return vector_of(target.features)
+            except EventError as error:
+                raise WrongTarget(index, str(error)) from error
+        if (thing := thing_of(target)) is not None:
+            stored = self._view["things"].get(thing)
+            if stored is None:
+                raise WrongTarget(index, f"nothing is known of {thing.replace(':', ' ', 1)[:80]!r}, or it has no text")
+            return TEXT, unpacked(stored, TEXT)
+        if not target.text:
+            raise WrongTarget(index, "the text is empty")
+        return TEXT, np.asarray(rows[target.text], np.float64)
+
+    def _predicted(
+        self, head: Head, names: Mapping[str, str], phi: Floats, request: ClassifyRequest
+    ) -> Iterator[Prediction]:
+        chances = head.probabilities(phi).round(_DIGITS)
+        unknown, distances, nearest = head.unknown(phi)
+        for i, row in enumerate(chances):
+            slots = best_slots(row, request.top_k)
+            best = sorted(slots.tolist(), key=lambda slot: (-row[slot], head.names[slot]))[: request.top_k]
+            labels = [ScoredLabel(head.names[s], float(row[s]), names.get(head.names[s])) for s in best]
+            explain = None
+            if request.explain:
+                explain = {
+                    "read_out": self._config.read_out,
+                    "nearest": head.names[nearest[i]],
+                    "distance": round(float(distances[i]), _DIGITS),
+                    "usual_distance": round(float(np.median(head.usual)), _DIGITS) if len(head.usual) else None,
+                    "temperature": round(1 / head.sharpness, _DIGITS),
+                    "weights": {head.names[s]: round(float(head.n[s]), _DIGITS) for s in best[:_EVIDENCE]},
+                }
+            yield Prediction(labels=labels, unknown=round(float(unknown[i]), _DIGITS), explain=explain)
+
+
+def _told(space: str) -> str:
+    return "texts" if space == TEXT else space.rsplit(" ", 1)[0]

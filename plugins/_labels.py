@@ -1,0 +1,61 @@
+"""The rows in which heads are remembered, and how labels are named."""
+
+from __future__ import annotations
+
+import msgspec
+
+from streamfold.core import EventError
+
+_MOST_BYTES = 256
+_WHOLE = 1e15
+_MASK = (1 << 64) - 1
+
+
+class LabelRow(msgspec.Struct, frozen=True, array_like=True):
+    """A label: its class, its weight, the event that gave it, the space of its φ (see ``_targets.py``), its time."""
+
+    label: str
+    weight: float
+    seq: int
+    space: str
+    at_us: int
+
+
+class ClassRow(msgspec.Struct, frozen=True, array_like=True):
+    """A class of a head; ``seq``: the event that declared it, 0 when only labels name it."""
+
+    labels: int = 0
+    seq: int = 0
+    name: str | None = None
+    into: str | None = None
+    retired: bool = False
+    prior: bytes = b""
+    at_us: int = 0
+
+
+class HeadRow(msgspec.Struct, frozen=True, array_like=True):
+    """A head: how many labels and declared classes it has, and a hash over which these are, whatever their order."""
+
+    rows: int = 0
+    mark: int = 0
+
+
+def mixed(seq: int) -> int:
+    """Spread a position over 63 bits (splitmix64), so that the exclusive or of several tells which they are."""
+    x = (seq + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ x >> 27) * 0x94D049BB133111EB) & _MASK
+    return (x ^ x >> 31) >> 1
+
+
+def label_name(label: str | float) -> str:
+    """Name a label's class: numbers as they are written. Raises ``EventError``.
+
+    >>> label_name(3.0), label_name("spam"), label_name(0.5)
+    ('3', 'spam', '0.5')
+    """
+    if not isinstance(label, str):
+        return str(int(label)) if float(label).is_integer() and abs(label) < _WHOLE else repr(label)
+    if not label or "\0" in label or len(label.encode("utf-8", "surrogatepass")) > _MOST_BYTES:
+        raise EventError(f"label is {label[:40]!r}: 1 to {_MOST_BYTES} bytes without NUL", code="wrong-label")
+    return label

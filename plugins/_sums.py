@@ -1,0 +1,142 @@
+"""Sums over labelled vectors, from which several classifiers are read out; they add, subtract and merge.
+
+Of vectors φ (rows, float64) with class c and weight w are kept, per class, ``n_c = Σ w``, ``S_c = Σ w φ`` and
+``Q_c = Σ w φ²``, and over all ``G = Σ w φφᵀ``. With one-hot targets ``XᵀY = S``, so ridge regression, linear
+discriminants and class means are all functions of these sums (Zhuang et al., ACIL, 2022, arXiv:2205.14922; Panos et
+al., First Session Adaptation, 2023, arXiv:2303.13199). Each sum is additive: in any order, in any batches, in parts
+that are merged, and backwards, by which a row is forgotten as if it had never come, up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+
+Floats = npt.NDArray[np.float64]
+_ROWS = 4
+
+
+class Sums:
+    """The sums of one head.
+
+    Parameters
+    ----------
+    dim : of φ. gram : whether G is kept; class means alone do not need it.
+
+    Examples
+    --------
+    >>> sums = Sums(2)
+    >>> sums.add(np.array([[1.0, 0.0], [0.0, 2.0]]), ["a", "b"], np.ones(2))
+    >>> sums.subtract(np.array([[1.0, 0.0]]), ["a"], np.ones(1))
+    >>> sums.names, sums.gram.tolist()
+    (['b'], [[0.0, 0.0], [0.0, 4.0]])
+    """
+
+    def __init__(self, dim: int, *, gram: bool = True) -> None:
+        self.dim = dim
+        self._rows: dict[str, int] = {}
+        self._free: list[int] = []
+        self._count = np.zeros(_ROWS, np.int64)
+        self._n = np.zeros(_ROWS)
+        self._s = np.zeros((_ROWS, dim))
+        self._q = np.zeros((_ROWS, dim))
+        self.gram: Floats = np.zeros((dim, dim) if gram else (0, 0))
+
+    @property
+    def count(self) -> int:
+        """How many rows were added and not subtracted."""
+        return int(self._count.sum())
+
+    @property
+    def names(self) -> list[str]:
+        """The classes that have rows, sorted."""
+        return sorted(self._rows)
+
+    def per_class(self) -> tuple[Floats, Floats, Floats]:
+        """Return ``n (C,)``, ``S (C, d)`` and ``Q (C, d)`` in order of :attr:`names`."""
+        rows = [self._rows[name] for name in self.names]
+        return self._n[rows], self._s[rows], self._q[rows]
+
+    def add(self, phi: Floats, labels: Sequence[str], weights: Floats) -> None:
+        """Add rows ``phi (n, d)`` with weights > 0. One product of matrices, whatever is stored."""
+        self._update(phi, labels, weights, 1)
+
+    def subtract(self, phi: Floats, labels: Sequence[str], weights: Floats) -> None:
+        """Take rows back that were added."""
+        self._update(phi, labels, weights, -1)
+
+    def merge(self, other: Sums) -> None:
+        """Add another's sums."""
+        codes = np.array([self._row(name) for name in other._rows], np.int64)
+        theirs = list(other._rows.values())
+        for mine, of in ((self._count, other._count), (self._n, other._n), (self._s, other._s), (self._q, other._q)):
+            mine[codes] += of[theirs]
+        self.gram += other.gram
+
+    def scaled(self, factor: float, least: float) -> Sums:
+        """Return a copy times a factor, without the classes that then weigh less than ``least``."""
+        found = Sums(self.dim, gram=bool(self.gram.size))
+        for label in [label for label, row in self._rows.items() if self._n[row] * factor >= least]:
+            row, mine = self._rows[label], found._row(label)
+            found._count[mine] = self._count[row]
+            for to, of in ((found._n, self._n), (found._s, self._s), (found._q, self._q)):
+                to[mine] = of[row] * factor
+        found.gram[...] = self.gram * factor
+        return found
+
+    def __contains__(self, label: str) -> bool:
+        return label in self._rows
+
+    def _update(self, phi: Floats, labels: Sequence[str], weights: Floats, sign: int) -> None:
+        if not len(phi):
+            return
+        codes = np.array([self._row(label) for label in labels], np.int64)
+        if self.gram.size:
+            scaled = phi if (weights == 1.0).all() else phi * np.sqrt(weights)[:, None]
+            product = scaled.T @ scaled  # of one matrix with itself: half the work
+            self.gram += product if sign > 0 else -product
+        order = np.argsort(codes, kind="stable")
+        ends = codes[order]
+        starts = np.flatnonzero(np.r_[True, ends[1:] != ends[:-1]])
+        touched = ends[starts]
+        bounds = np.r_[starts, len(codes)]
+        by_class = csr_matrix((weights[order], order, bounds), shape=(len(starts), len(codes)))
+        self._count[touched] += sign * np.diff(bounds)
+        self._n[touched] += sign * np.add.reduceat(weights[order], starts)
+        self._s[touched] += sign * (by_class @ phi)
+        self._q[touched] += sign * (by_class @ (phi * phi))
+        if sign < 0:
+            self._drop_empty()
+
+    def _row(self, label: str) -> int:
+        row = self._rows.get(label)
+        if row is None:
+            if len(self._rows) == len(self._n):  # then no row is free
+                for name in ("_count", "_n", "_s", "_q"):
+                    old = getattr(self, name)
+                    setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
+            row = self._free.pop() if self._free else len(self._rows)
+            self._rows[label] = row
+        return row
+
+    def _drop_empty(self) -> None:
+        """Rows without evidence start from zero again: nothing is left of them, not even rounding."""
+        for label in [label for label, row in self._rows.items() if self._count[row] == 0]:
+            row = self._rows.pop(label)
+            self._free.append(row)
+            self._n[row], self._s[row], self._q[row] = 0.0, 0.0, 0.0
+        if not self._rows:
+            self.gram[...] = 0.0
+
+
+def relu_expansion(dim: int, size: int, seed: int) -> tuple[Floats, Floats]:
+    """Draw the weights ``(dim, size)`` and biases ``(size,)`` of a fixed random layer.
+
+    ``relu(φ W + b)`` with normal weights makes classes separable by a hyperplane that were not (random vector
+    functional links, Pao et al. 1994, doi:10.1016/0925-2312(94)90053-1).
+    """
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((dim, size)), rng.standard_normal(size)

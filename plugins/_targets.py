@@ -1,0 +1,77 @@
+"""What a label is about, as a vector: texts by the encoder, features as they are, things by what was said of them.
+
+Documents, items and users are embedded when they are upserted, by their texts: a document's title and the beginning
+of its text, what ``item_vectors`` embeds of an item (once for both), a user's properties. A label of one takes the
+vector that it has at that moment; a change of the text afterwards is not a change of what was labelled.
+
+Vectors of different **spaces** (the encoder's, or that of one set of feature names) are never mixed: each head has a
+state for each space that its labels are of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from streamfold.core import Event, EventError, Target
+from streamfold.plugins._sums import Floats
+from streamfold.plugins.item_vectors import item_text
+
+TEXT = "text"
+KINDS = ("document", "item", "user")
+_MOST_TEXT = 2000
+_MOST = 1e12
+"""The largest feature: squares of such still add up."""
+
+
+def thing_of(target: Target) -> str | None:
+    """Name the document, item or user that a target is, as ``kind:id``; None for a text or features."""
+    for kind in KINDS:
+        if (id_ := getattr(target, f"{kind}_id")) is not None:
+            return f"{kind}:{id_}"
+    return None
+
+
+def text_of(event: Event) -> str:
+    """Return what is embedded for an upserted document, item or user."""
+    data = event.data
+    if event.type == "document.upserted":
+        return "\n".join(part for part in (data.title or "", data.text[:_MOST_TEXT]) if part)
+    if event.type == "item.upserted":
+        return item_text(data)
+    said = sorted((data.properties or {}).items())
+    return "\n".join(f"{name}: {value}" for name, value in said if value is not None)[:_MOST_TEXT]
+
+
+def vector_of(features: Mapping[str, Any]) -> tuple[str, Floats]:
+    """Turn a flat map of numbers into its space and its vector, in order of the names. Raises ``EventError``.
+
+    >>> space, vector = vector_of({"width": 2, "height": 1.5, "depth": None})
+    >>> vector.tolist(), space == vector_of({"height": 0.5, "width": True})[0]
+    ([1.5, 2.0], True)
+    """
+    names = sorted(name for name, value in features.items() if value is not None)
+    values = []
+    for name in names:
+        value = features[name]
+        if isinstance(value, str | list):
+            raise EventError(f"feature '{name[:64]}' is {value!r:.40}: features are numbers", code="wrong-features")
+        if not -_MOST <= value <= _MOST:
+            raise EventError(f"feature '{name[:64]}' is {value!r}: at most {_MOST:g} in size", code="wrong-features")
+        values.append(float(value))
+    if not any(values):
+        raise EventError("all features are 0: such a vector has no direction", code="zero-vector")
+    digest = blake2b("\0".join(names).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return f"{len(names)} features {digest}", np.array(values)
+
+
+def packed(vector: Any) -> bytes:
+    """Return a vector's bytes: float32 of the encoder's, float64 of features."""
+    return bytes(np.ascontiguousarray(vector).tobytes())
+
+
+def unpacked(data: bytes, space: str) -> Floats:
+    return np.frombuffer(data, np.float32 if space == TEXT else np.float64).astype(np.float64)

@@ -1,0 +1,251 @@
+"""Policy ``label_statistics``: classify by sums over labelled vectors, exact under every change of the labels.
+
+A label is a row: its class, its weight, its vector φ, under its head and its target. So a later label of the same
+target replaces the earlier, ``label: null`` takes it away, and to forget somebody is to delete rows: the stores are to
+the bit as if the labels had never come. What the heads know is a function of the rows: the sums of ``_sums.py``, which
+the serving side keeps and moves by the rows that changed, and the read-out of ``_readouts.py`` that the settings name
+(``ridge``, ``lda`` or ``prototype``), over φ or a fixed random ReLU layer of it.
+
+The sums are not stored: a Gram matrix of d = 384 has 1.2 MB, which every commit that holds a label would write; the
+row has 1.6 kB, and has to be kept anyway to be taken back. A label costs the same however many there are.
+
+With ``half_life_s`` labels count for less the older they are beside the head's newest one (the forgetting ridge of
+Lite-RVFL): by event time, so that order of arrival does not matter and a label taken back leaves nothing.
+
+A class is there while it has labels. ``class.upserted`` with a name gives it a prior: as much as ``prior_weight``
+labels of the name's embedding. ``class.merged`` reads one class's labels as another's, ``class.retired`` leaves them
+out; ``class.upserted`` takes both back. None of them rewrites labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import msgspec
+import numpy as np
+
+from streamfold.core import (
+    Batch,
+    Blobs,
+    ConfigError,
+    Event,
+    EventError,
+    NeedsRebuild,
+    Policy,
+    Stores,
+    Subject,
+    Table,
+    Target,
+    Tools,
+    View,
+)
+from streamfold.plugins._heads import HeadsServer
+from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow, label_name, mixed
+from streamfold.plugins._targets import KINDS, TEXT, packed, text_of, thing_of, vector_of
+
+_MOST_WEIGHT = 1e6
+_MOST_HEADS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelStatisticsConfig:
+    """How heads are read out, and bounds; past a bound events wait and the policy says so.
+
+    Parameters
+    ----------
+    read_out : ``ridge``, ``lda`` or ``prototype``.
+    gamma : ridge's γ. shrinkage : of the LDA's covariance.
+    expansion : units of a fixed random ReLU layer over φ; 0: none. seed : of that layer.
+    prior_weight : κ, how many labels the name of a class counts for.
+    half_life_s : in which a label's weight halves, by the times of the labels; 0: never.
+    max_labels, max_classes : of all heads together.
+    """
+
+    read_out: Literal["ridge", "lda", "prototype"] = "ridge"
+    gamma: float = 1.0
+    shrinkage: float = 0.1
+    expansion: int = 0
+    seed: int = 0
+    prior_weight: float = 1.0
+    half_life_s: float = 0.0
+    max_labels: int = 1_000_000
+    max_classes: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.read_out not in ("ridge", "lda", "prototype"):
+            raise ConfigError(f"label_statistics: read_out is {self.read_out!r}: ridge, lda or prototype")
+        for name, least, most in (
+            ("gamma", 1e-9, 1e12), ("shrinkage", 1e-6, 1.0), ("expansion", 0, 8192), ("seed", 0, 2**63),
+            ("prior_weight", 1e-6, _MOST_WEIGHT), ("half_life_s", 0.0, 1e12), ("max_labels", 1, 2**40),
+            ("max_classes", 1, 2**40),
+        ):  # fmt: skip
+            if not least <= (value := getattr(self, name)) <= most:
+                raise ConfigError(f"label_statistics: {name} is {value}: it must be in {least:g}…{most:g}")
+
+
+class LabelStatistics(Policy):
+    """Labelled rows, from which heads are read out."""
+
+    name = "label_statistics"
+    version = 1
+    handles: ClassVar[tuple[str, ...]] = (
+        "label.observed",
+        *("class.upserted", "class.merged", "class.retired"),
+        *("document.upserted", "document.deleted", "document.erased"),
+        *("item.upserted", "item.deleted", "item.erased"),
+        *("user.upserted", "user.erased"),
+    )
+    backends = ("encoder",)
+    Config = LabelStatisticsConfig
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        labels, classes = self.config.max_labels, self.config.max_classes
+        self.stores = (
+            Table("heads", key=str, value=HeadRow, max_rows=_MOST_HEADS, on_full="refuse"),
+            Table("classes", key=str, value=ClassRow, max_rows=classes, on_full="refuse"),
+            Table("labels", key=str, value=LabelRow, max_rows=labels, on_full="refuse"),
+            Table("phi", key=str, value=bytes, max_rows=labels, on_full="refuse", fold_reads=False),
+            Blobs("things", fold_reads=True),
+        )
+
+    # -- prepare ------------------------------------------------------------------------------------------------------
+    def prepare_batch(self, events: Sequence[Event], tools: Tools) -> list[Any]:
+        """Embed all texts of a batch in one call; features become float64 vectors."""
+        texts = [_embedded(event) for event in events]
+        distinct = list(dict.fromkeys(text for text in texts if text))
+        rows = dict(zip(distinct, tools.encoder.encode(distinct), strict=True)) if distinct else {}
+        return [np.asarray(rows[text], np.float32) if text else None for text in texts]
+
+    # -- fold ---------------------------------------------------------------------------------------------------------
+    def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
+        """Bring the rows to what the event says."""
+        if event.type == "label.observed":
+            self._label(event, prepared, stores)
+        elif event.type.startswith("class."):
+            self._class(event, prepared, stores)
+        elif prepared is None:
+            stores["things"].delete(_key(event.subject))
+        else:
+            stores["things"].put(_key(event.subject), packed(prepared))
+
+    def _label(self, event: Event, prepared: Any, stores: Stores) -> None:
+        data = event.data
+        key = f"{data.head}\0{_key(event.subject)}"
+        if data.label is None:
+            self._replace(data.head, key, None, b"", stores)
+            return
+        weight = 1.0 if data.weight is None else data.weight
+        if weight > _MOST_WEIGHT:
+            raise EventError(f"weight is {weight:g}: at most {_MOST_WEIGHT:g}", code="wrong-weight")
+        name = label_name(data.label)
+        space, phi = self._phi(data.target, prepared, stores)
+        self._replace(data.head, key, LabelRow(name, weight, event.seq, space, event.at_us), phi, stores)
+
+    def _phi(self, target: Target, prepared: Any, stores: Stores) -> tuple[str, bytes]:
+        """The target's space and vector."""
+        if target.features is not None:
+            space, vector = vector_of(target.features)
+            return space, packed(vector)
+        if (thing := thing_of(target)) is not None:
+            stored: bytes | None = stores["things"].get(thing)
+            if stored is None:
+                kind, _, id_ = thing.partition(":")
+                raise EventError(
+                    f"nothing is known of {kind} {id_[:64]!r}, or it has no text: send {kind}.upserted, then retry "
+                    "this label",
+                    code="unknown-target",
+                )
+            return TEXT, stored
+        if prepared is None:
+            raise EventError("the text is empty: there is nothing to embed", code="empty-text")
+        return TEXT, packed(prepared)
+
+    def _replace(self, head: str, key: str, new: LabelRow | None, phi: bytes, stores: Stores) -> None:
+        labels = stores["labels"]
+        old: LabelRow | None = labels.get(key)
+        mark = 0
+        if old is not None:
+            mark ^= mixed(old.seq)
+            if new is None or new.label != old.label:
+                self._count(head, old.label, -1, stores)
+        if new is not None:
+            mark ^= mixed(new.seq)
+            if old is None or new.label != old.label:
+                self._count(head, new.label, 1, stores)
+            labels.put(key, new)
+            stores["phi"].put(key, phi)
+        elif old is not None:
+            labels.delete(key)
+            stores["phi"].delete(key)
+        self._mark(head, (new is not None) - (old is not None), mark, stores)
+
+    def _count(self, head: str, label: str, change: int, stores: Stores) -> None:
+        """One label of a class more or less; a class with neither labels nor a declaration goes."""
+        key = f"{head}\0{label}"
+        row: ClassRow = stores["classes"].get(key) or ClassRow()
+        row = msgspec.structs.replace(row, labels=row.labels + change)
+        if row.labels or row.seq:
+            stores["classes"].put(key, row)
+        else:
+            stores["classes"].delete(key)
+
+    def _mark(self, head: str, change: int, mark: int, stores: Stores) -> None:
+        """Note in the head's row that something of it changed: by what is there now, not by what happened."""
+        old: HeadRow = stores["heads"].get(head) or HeadRow()
+        new = HeadRow(old.rows + change, old.mark ^ mark)
+        if new.rows:
+            stores["heads"].put(head, new)
+        else:
+            stores["heads"].delete(head)
+
+    def _class(self, event: Event, prepared: Any, stores: Stores) -> None:
+        """Declare a class: named, merged or retired."""
+        data = event.data
+        key = f"{data.head}\0{data.class_}"
+        old: ClassRow = stores["classes"].get(key) or ClassRow()
+        new = ClassRow(labels=old.labels, seq=event.seq, name=old.name, prior=old.prior, at_us=old.at_us)
+        if event.type == "class.upserted":
+            prior = packed(prepared) if prepared is not None else b""
+            new = ClassRow(labels=old.labels, seq=event.seq, name=data.name, prior=prior, at_us=event.at_us)
+        elif event.type == "class.merged":
+            new = msgspec.structs.replace(new, into=data.into)
+        else:
+            new = msgspec.structs.replace(new, retired=True)
+        stores["classes"].put(key, new)
+        mark = mixed(event.seq) ^ (mixed(old.seq) if old.seq else 0)
+        self._mark(data.head, 0 if old.seq else 1, mark, stores)
+
+    def skipped(self, event: Event, stores: Stores) -> None:
+        """What a thing's text said before is not what it says now."""
+        if event.type.endswith(".upserted") and event.subject.kind in KINDS:
+            stores["things"].delete(_key(event.subject))
+
+    def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
+        """Delete the rows of a target, exactly; classes and exposures are no targets."""
+        labelled = [event for event, _ in events if event.type == "label.observed"]
+        if any(event.subject != subject for event in labelled) or subject.kind == "class":
+            raise NeedsRebuild(f"labels of others rest on {subject.kind} {subject.id!r}: they are folded afresh")
+        for head in sorted({event.data.head for event in labelled}):
+            self._replace(head, f"{head}\0{_key(subject)}", None, b"", stores)
+        if subject.kind in KINDS:
+            stores["things"].delete(_key(subject))
+
+    def serve(self, view: View) -> HeadsServer:
+        """Classify from the view."""
+        return HeadsServer(self.config, view)
+
+
+def _key(subject: Subject) -> str:
+    return f"{subject.kind}:{subject.id}"
+
+
+def _embedded(event: Event) -> str:
+    """Return the text that an event brings; empty: none."""
+    if event.type == "label.observed":
+        return (event.data.target.text or "") if event.data.label is not None else ""
+    if event.type == "class.upserted":
+        return event.data.name or ""
+    return text_of(event) if event.type.endswith(".upserted") else ""

@@ -1,0 +1,277 @@
+"""``label_statistics``: labels that come, change, go and are forgotten, classes by event, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from streamfold.core import ClassifyRequest, ConfigError, EventError, NeedsRebuild, StoreFull, Target, WrongTarget
+from streamfold.plugins.label_statistics import LabelStatistics, LabelStatisticsConfig
+
+SPAM = ["cheap pills now", "win cheap money now", "cheap loans, pills, money", "you win a prize now"]
+HAM = ["the meeting is on monday", "minutes of the meeting", "notes for monday's review", "the review is done"]
+READ_OUTS = ["ridge", "lda", "prototype"]
+
+
+class Stream:
+    """Makes events with increasing positions."""
+
+    def __init__(self, bench: Any, make_event: Any, **config: Any) -> None:
+        self.bench = bench(LabelStatistics(LabelStatisticsConfig(**config)))
+        self._make, self._seq = make_event, itertools.count(1)
+
+    def event(self, type_: str, **data: Any) -> Any:
+        return self._make(next(self._seq), type_, **data)
+
+    def label(self, label: Any, head: str = "mail", weight: float | None = None, **target: Any) -> Any:
+        return self.event("label.observed", head=head, target=target, label=label, weight=weight)
+
+    def send(self, *events: Any) -> None:
+        self.bench.send(*events)
+
+    def learn(self) -> list[Any]:
+        events = [self.label("spam", text=text) for text in SPAM] + [self.label("ham", text=text) for text in HAM]
+        self.send(*events)
+        return events
+
+    def ask(self, head: str = "mail", top_k: int = 5, explain: bool = False, **target: Any) -> Any:
+        request = ClassifyRequest(head=head, targets=[Target(**target)], top_k=top_k, explain=explain)
+        return self.bench.server.classify(request)[0]
+
+    def best(self, **target: Any) -> str:
+        return str(self.ask(**target).labels[0].label)
+
+
+@pytest.fixture
+def stream(bench: Any, make_event: Any) -> Any:
+    return lambda **config: Stream(bench, make_event, **config)
+
+
+@pytest.mark.parametrize("read_out", READ_OUTS)
+@pytest.mark.parametrize("expansion", [0, 64])
+def test_labels_folded_a_moment_ago_classify(stream: Any, read_out: str, expansion: int) -> None:
+    mail = stream(read_out=read_out, expansion=expansion)
+    mail.learn()
+    found = mail.ask(text="cheap pills, win money", explain=True)
+    assert found.labels[0].label == "spam"
+    assert sum(one.score for one in found.labels) == pytest.approx(1, abs=1e-5)
+    assert found.labels[0].score > 0.5
+    assert mail.best(text="monday's meeting and review") == "ham"
+    assert found.explain["nearest"] == "spam"
+    assert found.explain["read_out"] == read_out
+    mail.send(*[mail.label("travel", text=text) for text in ("a train to paris", "the train ticket to paris")])
+    assert mail.best(text="a ticket for the train to paris") == "travel"  # a class appears by its first label
+
+
+def test_a_later_label_replaces_null_retracts_and_an_empty_class_disappears(stream: Any) -> None:
+    one, two = stream(), stream()
+    one.send(one.label("x", text="lamp"), one.label("y", text="desk"), one.label("z", text="chair"))
+    one.send(one.label("y", text="lamp"), one.label(None, text="chair"), one.label(None, text="never labelled"))
+    assert {label.label for label in one.ask(text="lamp").labels} == {"y"}
+    assert one.bench.server.heads() == {"mail": 2}
+    for _ in range(1):
+        next(two._seq)
+    desk = two.label("y", text="desk")
+    next(two._seq)
+    lamp = two.label("y", text="lamp")
+    two.send(desk, lamp)
+    assert one.bench.fingerprint() == two.bench.fingerprint()
+
+
+def test_numbers_are_labels_and_features_are_vectors_in_order_of_their_names(stream: Any) -> None:
+    wines = stream(read_out="lda")
+    rng = random.Random(0)
+    for _ in range(30):
+        for label, centre in ((3, 0.0), (4.5, 5.0)):
+            acid, sugar = centre + rng.random(), centre - rng.random()
+            wines.send(wines.label(label, head="wine", features={"sugar": sugar, "acid": acid, "ph": None}))
+    assert wines.ask(head="wine", features={"acid": 5.2, "sugar": 4.5}).labels[0].label == "4.5"
+    known = wines.ask(head="wine", features={"acid": 0.5, "sugar": -0.5})
+    assert known.labels[0].label == "3"
+    far = wines.ask(head="wine", features={"acid": 900.0, "sugar": 1.0})
+    assert far.unknown > 0.95 > known.unknown
+
+
+def test_things_are_classified_by_their_text_and_a_label_keeps_the_vector_it_was_given_for(stream: Any) -> None:
+    mail = stream()
+    mail.send(
+        mail.event("document.upserted", document_id="d1", title="Offer", text=SPAM[0]),
+        mail.event("item.upserted", item_id="i1", title=HAM[0]),
+        mail.event("user.upserted", user_id="u1", properties={"sends": "cheap pills"}),
+    )
+    mail.send(mail.label("spam", document_id="d1"), mail.label("ham", item_id="i1"))
+    assert mail.best(user_id="u1") == "spam"
+    assert mail.best(document_id="d1") == "spam"
+    mail.send(mail.event("document.upserted", document_id="d1", text=HAM[0]))
+    assert mail.best(document_id="d1") == "ham"  # what it says now; the label was for what it said
+    mail.send(mail.event("document.deleted", document_id="d1"))
+    with pytest.raises(WrongTarget, match="document d1"):
+        mail.ask(document_id="d1")
+
+
+HOUR_US = 3_600_000_000
+
+
+@pytest.mark.parametrize("read_out", READ_OUTS)
+def test_with_a_half_life_what_was_true_lately_counts_in_any_order_of_arrival(stream: Any, read_out: str) -> None:
+    """A class that changes places: the decayed head follows, and a label that is taken back leaves nothing."""
+    rng = random.Random(0)
+    rows = [(hour, label, where) for hour in range(40) for label in "ab" for where in [5.0 if label == "a" else -5.0]]
+    drawn = [
+        (hour, label, {"x": (where if hour < 25 else -where) + rng.gauss(0, 1), "y": rng.gauss(0, 1)})
+        for hour, label, where in rows
+    ]
+    still, one, two = stream(read_out=read_out), *(stream(read_out=read_out, half_life_s=2 * 3600.0) for _ in range(2))
+
+    def sent(to: Any, order: list[Any]) -> None:
+        for hour, label, features in order:
+            data = {"head": "mail", "target": {"features": features}, "label": label}
+            to.send(to._make(next(to._seq), "label.observed", 1_700_000_000_000_000 + hour * HOUR_US, **data))
+
+    for to in (still, one):
+        sent(to, drawn)
+    sent(two, random.Random(1).sample(drawn, len(drawn)))
+    sent(two, [(400, "c", {"x": 1.0, "y": 1.0})])  # 180 half-lives later: what came before weighs nothing
+    assert [label.label for label in two.ask(features={"x": 5.0, "y": 0.1}).labels] == ["c"]
+    two.send(two.label(None, features={"x": 1.0, "y": 1.0}))
+    assert still.best(features={"x": 5.0, "y": 0.1}) == "a"  # 25 hours against 15
+    for x in (5.0, -5.0, 0.3):
+        mine, other = one.ask(features={"x": x, "y": 0.1}), two.ask(features={"x": x, "y": 0.1})
+        assert mine.labels[0].label == ("b" if x > 0 else "a")
+        assert [label.score for label in mine.labels] == pytest.approx(
+            [label.score for label in other.labels], abs=1e-5
+        )
+
+
+def test_a_named_class_has_a_prior_before_its_first_label(stream: Any) -> None:
+    mail = stream()
+    mail.send(
+        mail.event("class.upserted", head="mail", **{"class": "a"}, name="trains and tickets"),
+        mail.event("class.upserted", head="mail", **{"class": "b"}, name="invoices and payments"),
+        mail.event("class.upserted", head="mail", **{"class": "c"}),
+    )
+    found = mail.ask(text="a ticket for the train")
+    assert (found.labels[0].label, found.labels[0].name) == ("a", "trains and tickets")
+    assert {one.label for one in found.labels} == {"a", "b"}  # c has no evidence
+    assert mail.bench.server.heads() == {"mail": 2}
+    mail.send(*[mail.label("b", text=f"a ticket for the train {n}") for n in range(6)])
+    assert mail.best(text="a ticket for the train") == "b"  # κ = 1 label is soon outweighed
+
+
+def test_classes_are_merged_retired_and_brought_back_without_touching_labels(stream: Any) -> None:
+    mail = stream()
+    mail.learn()
+    mail.send(mail.label("junk", text="free pills, free money"))
+    labels = mail.bench.view["labels"].fingerprint()
+    mail.send(mail.event("class.merged", head="mail", **{"class": "junk"}, into="spam"))
+    assert {one.label for one in mail.ask(text="free pills").labels} == {"spam", "ham"}
+    mail.send(mail.event("class.retired", head="mail", **{"class": "spam"}))
+    assert {one.label for one in mail.ask(text="free pills").labels} == {"ham"}
+    mail.send(mail.event("class.upserted", head="mail", **{"class": "spam"}))
+    mail.send(mail.event("class.upserted", head="mail", **{"class": "junk"}))
+    assert {one.label for one in mail.ask(text="free pills").labels} == {"spam", "ham", "junk"}
+    assert mail.bench.view["labels"].fingerprint() == labels
+    for one, other in (("junk", "spam"), ("spam", "junk")):  # a circle is read as what was merged last
+        mail.send(mail.event("class.merged", head="mail", **{"class": one}, into=other))
+    assert {one.label for one in mail.ask(text="free pills").labels} == {"spam", "ham"}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["a", "b", "c", None])), min_size=1, max_size=40))
+def test_asking_in_between_changes_nothing(stream: Any, rows: list[tuple[int, str | None]]) -> None:
+    """What a head answers is a function of its labels, whenever it was asked before."""
+    asked, once = stream(read_out="lda"), stream(read_out="lda")
+    for number, label in rows:
+        for one in (asked, once):
+            one.send(one.label(label, features={"x": 1.0 + number, "y": float(number * number % 7)}))
+        if asked.bench.server.heads():
+            asked.ask(features={"x": 3.0, "y": 3.0})
+    if once.bench.server.heads():
+        one, other = (each.ask(features={"x": 3.0, "y": 3.0}, explain=True) for each in (asked, once))
+        assert [label.label for label in one.labels] == [label.label for label in other.labels]
+        assert [label.score for label in one.labels] == pytest.approx([o.score for o in other.labels], abs=1e-5)
+        assert one.unknown == pytest.approx(other.unknown)
+
+
+def test_whoever_is_forgotten_might_never_have_come_to_the_bit(stream: Any) -> None:
+    one, two = stream(), stream()
+    events = []
+    for n in range(20):
+        events += [one.event("document.upserted", document_id=f"d{n}", text=(SPAM + HAM)[n % 8])]
+        events += [one.label("spam" if n % 8 < 4 else "ham", document_id=f"d{n}", weight=1 + n / 7)]
+    one.send(*events)
+    two.send(*[event for event in events if event.subject.id != "d3"])
+    one.ask(document_id="d1")
+    one.bench.forget("document", "d3", *[event for event in events if event.subject.id == "d3"])
+    assert one.bench.fingerprint() == two.bench.fingerprint()
+    assert one.ask(document_id="d1") == two.ask(document_id="d1")
+    for n in range(20):
+        one.bench.forget("document", f"d{n}", *[event for event in events if event.subject.id == f"d{n}"])
+    fresh = stream()
+    assert one.bench.fingerprint() == fresh.bench.fingerprint()
+    assert one.bench.server.heads() == {}
+    label = one.event("label.observed", head="mail", target={"text": "x"}, label="a", exposure_id="e1")
+    with pytest.raises(NeedsRebuild):
+        one.bench.forget("exposure", "e1", label)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        ({"target": {"document_id": "nobody"}, "label": "a"}, "unknown-target"),
+        ({"target": {"features": {"x": 0.0}}, "label": "a"}, "zero-vector"),
+        ({"target": {"features": {"x": "red"}}, "label": "a"}, "wrong-features"),
+        ({"target": {"features": {"x": 1e300}}, "label": "a"}, "wrong-features"),
+        ({"target": {"text": ""}, "label": "a"}, "empty-text"),
+        ({"target": {"text": "t"}, "label": ""}, "wrong-label"),
+        ({"target": {"text": "t"}, "label": "x" * 300}, "wrong-label"),
+        ({"target": {"text": "t"}, "label": "a", "weight": 1e9}, "wrong-weight"),
+    ],
+)
+def test_a_label_that_cannot_be_used_is_refused_and_nothing_is_folded(
+    stream: Any, data: dict[str, Any], code: str
+) -> None:
+    mail = stream()
+    with pytest.raises(EventError) as refused:
+        mail.send(mail.event("label.observed", head="mail", **data))
+    assert refused.value.code == code
+    mail.bench.commit()
+    assert mail.bench.fingerprint() == stream().bench.fingerprint()
+
+
+@pytest.mark.parametrize(("bound", "says"), [({"max_labels": 2}, "labels"), ({"max_classes": 2}, "classes")])
+def test_at_a_bound_labels_are_refused_loudly_and_nothing_is_dropped(
+    stream: Any, bound: dict[str, Any], says: str
+) -> None:
+    mail = stream(**bound)
+    mail.send(mail.label("a", text="one"), mail.label("b", text="two"))
+    held = mail.bench.fingerprint()
+    with pytest.raises(StoreFull, match=f"'{says}' is full"):
+        mail.send(mail.label("c", text="three"))
+    mail.bench.commit()
+    assert mail.bench.fingerprint() == held
+    mail.send(mail.label("b", text="one"))  # what takes no further room goes on
+
+
+def test_features_of_other_names_are_never_mixed_and_a_target_of_them_is_refused(stream: Any) -> None:
+    mail = stream()
+    mail.send(mail.label("a", features={"x": 1.0, "y": 2.0}), mail.label("b", features={"x": 2.0, "y": 1.0}))
+    with pytest.raises(WrongTarget, match=r"1 features of these names; it has: 2 of 2 features"):
+        mail.ask(features={"x": 1.0})
+    with pytest.raises(WrongTarget, match="no labels of texts"):
+        mail.ask(text="hello")
+    with pytest.raises(WrongTarget, match="features are numbers"):
+        mail.ask(features={"x": "red"})
+    mail.send(mail.label("c", features={"x": 1.0, "z": 1.0}))
+    assert {one.label for one in mail.ask(features={"x": 1.0, "y": 2.0}).labels} == {"a", "b"}
+
+
+@pytest.mark.parametrize("bad", [{"read_out": "svm"}, {"gamma": 0.0}, {"shrinkage": 2.0}, {"max_labels": 0}])
+def test_wrong_settings_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="label_statistics"):
+        LabelStatisticsConfig(**bad)
