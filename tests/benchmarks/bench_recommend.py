@@ -85,8 +85,8 @@ def recommend(quick: bool, repeats: int) -> list[Figure]:
     return [rank, listed, fresh]
 
 
-def _recommend(client: Client, user: str) -> tuple[float, dict[str, Any]]:
-    return _ask(client, "/v1/recommend", {"user_id": user, "n": 10, "exclude_seen": ["purchase"]})
+def _recommend(client: Client, user: str, *, log: bool = True) -> tuple[float, dict[str, Any]]:
+    return _ask(client, "/v1/recommend", {"user_id": user, "n": 10, "exclude_seen": ["purchase"], "log_exposure": log})
 
 
 def _click(client: Client, number: int, items: int, rng: np.random.Generator) -> float:
@@ -99,7 +99,7 @@ def _click(client: Client, number: int, items: int, rng: np.random.Generator) ->
     client.post(json.dumps([event]).encode())
     begun = time.perf_counter()
     while True:
-        if first not in [one["item_id"] for one in _recommend(client, user)[1]["items"]]:
+        if first not in [one["item_id"] for one in _recommend(client, user, log=False)[1]["items"]]:
             return time.perf_counter() - begun
 
 
