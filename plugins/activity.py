@@ -42,6 +42,7 @@ from streamfold.core import (
     user_key,
 )
 from streamfold.plugins._feedback import SEP, Joined, labels, tables
+from streamfold.plugins._ranking import at_least
 
 _US = 1_000_000
 _MOST_TOKENS = 32
@@ -123,9 +124,7 @@ class ActivityConfig:
             raise ConfigError(f"activity: {min(both)!r} is in positive and in negative: choose one")
         if not (0 < self.window_s < math.inf and 0 <= self.late_s < math.inf and math.isfinite(self.like_from)):
             raise ConfigError("activity: window_s must be a positive number of seconds, late_s 0 or more")
-        for name in ("history", "max_items", "max_users", "max_seen", "max_exposures"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"activity: {name} is {getattr(self, name)}: it must be at least 1")
+        at_least("activity", self, 1, "history", "max_items", "max_users", "max_seen", "max_exposures")
 
 
 class Activity(Policy):

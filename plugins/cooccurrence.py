@@ -38,6 +38,7 @@ from streamfold.core import (
     View,
     best_slots,
 )
+from streamfold.plugins._ranking import at_least
 
 _NEVER = -math.inf
 _US = 1e6
@@ -57,9 +58,7 @@ class CooccurrenceConfig:
     def __post_init__(self) -> None:
         if not 0 < self.half_life_s < math.inf:
             raise ConfigError(f"cooccurrence: half_life_s is {self.half_life_s}: give a positive number of seconds")
-        for name in ("max_items", "partners", "recent"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"cooccurrence: {name} is {getattr(self, name)}: it must be at least 1")
+        at_least("cooccurrence", self, 1, "max_items", "partners", "recent")
 
 
 class Cooccurrence(Policy):

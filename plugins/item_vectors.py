@@ -18,7 +18,6 @@ from streamfold.core import (
     Batch,
     Blobs,
     CandidateRequest,
-    ConfigError,
     Event,
     Policy,
     Stores,
@@ -28,6 +27,7 @@ from streamfold.core import (
     Vectors,
     View,
 )
+from streamfold.plugins._ranking import at_least
 
 _MOST_TEXT = 2000
 """Characters of an item's text that are embedded: encoders read no further than a few hundred tokens."""
@@ -40,8 +40,7 @@ class ItemVectorsConfig:
     max_items: int = 1_000_000
 
     def __post_init__(self) -> None:
-        if self.max_items < 1:
-            raise ConfigError(f"item_vectors: max_items is {self.max_items}: it must be at least 1")
+        at_least("item_vectors", self, 1, "max_items")
 
 
 class ItemVectors(Policy):

@@ -12,7 +12,6 @@ from streamfold.core import (
     Batch,
     CandidateRequest,
     Candidates,
-    ConfigError,
     Event,
     NeedsRebuild,
     Policy,
@@ -22,6 +21,7 @@ from streamfold.core import (
     Table,
     View,
 )
+from streamfold.plugins._ranking import at_least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +31,7 @@ class NewestConfig:
     max_items: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.max_items < 1:
-            raise ConfigError(f"newest: max_items is {self.max_items}: it must be at least 1")
+        at_least("newest", self, 1, "max_items")
 
 
 class Newest(Policy):

@@ -39,6 +39,7 @@ from streamfold.core import (
     View,
     user_key,
 )
+from streamfold.plugins._ranking import at_least
 
 _BY_NEW = ("known", "new_user", "new_item", "new_both")
 SLICES = ("all", *_BY_NEW)
@@ -75,9 +76,7 @@ class QualityConfig:
     def __post_init__(self) -> None:
         if not 0 < self.bucket_s < math.inf:
             raise ConfigError(f"quality: bucket_s is {self.bucket_s}: give a positive number of seconds")
-        for name in ("max_buckets", "max_exposures", "ring"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"quality: {name} is {getattr(self, name)}: it must be at least 1")
+        at_least("quality", self, 1, "max_buckets", "max_exposures", "ring")
 
 
 class Quality(Policy):

@@ -259,6 +259,8 @@ class _Recommending:
 
     def _fallback(self, pool: Pool, order: Sequence[int]) -> str | None:
         """What stood in for a history: content, where items were given, or what is popular."""
+        if self._body.policy is not None and self._stack.ranker is None:
+            return None  # the one source that was asked for has answered
         if self._user and self._seeds and not self._body.item_ids:
             return None
         if not self._seeds:
