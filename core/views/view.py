@@ -153,6 +153,8 @@ class WorkspaceView:
         self.states_at = 0.0
         self.followed_at = 0.0
         self.deleted: dict[tuple[str, str], int] = {}
+        self._told: dict[tuple[str, str], int] = {}
+        """Deletions that this process logged itself and this view has not read yet."""
         self._deletions_read = 0
         self._pruned = 0
         self._unforgotten: dict[tuple[str, str], set[str]] = {}
@@ -327,12 +329,15 @@ class WorkspaceView:
             self._deletions_read = lowest
         self._pruned = lowest
         self._held_after = {}
-        if head == self._deletions_read and not self.deleted and not self._unforgotten:
+        if head == self._deletions_read and not self.deleted and not self._unforgotten and not self._told:
             return False
         found = self.context.ledger.deletions(self.name, self._deletions_read) if head > self._deletions_read else []
         for seq, kind, subject_id in found:
             self.deleted[(kind, subject_id)] = seq
         self._deletions_read = max(head, self._deletions_read)
+        for subject, seq in list(self._told.items()):
+            if seq <= self._deletions_read:
+                self._told.pop(subject, None)
         self._held_after = self._held()
         for subject, groups in self._held_after.items():
             self._unforgotten.setdefault(subject, set()).update(groups)
@@ -493,15 +498,24 @@ class WorkspaceView:
         """The position up to which deletions are known here."""
         return self._deletions_read
 
+    def hide(self, deleted: Iterable[tuple[Subject, int]]) -> None:
+        """Hide what this process has just logged the deletion of (subject, position): no answer after this shows it."""
+        for subject, position in deleted:
+            self._told[subject.kind, subject.id] = position
+
     def hides(self, view: GroupView) -> bool:
         """Whether anything may be hidden from this group's answers."""
-        return bool(self._unforgotten) or any(position > view.watermark for position in self.deleted.values())
+        if self._unforgotten:
+            return True
+        positions = [*self._told.values(), *list(self.deleted.values())]
+        return any(position > view.watermark for position in positions)
 
     def hidden(self, view: GroupView, subjects: Iterable[Subject]) -> bool:
         """Whether a result with these source subjects is hidden: one was deleted past the group's watermark, or is
         erased and the group has not forgotten it."""
-        deleted, held = self.deleted, self._unforgotten
-        return bool(deleted or held) and any(
-            deleted.get((s.kind, s.id), 0) > view.watermark or view.group.name in held.get((s.kind, s.id), ())
+        deleted, told, held = self.deleted, self._told, self._unforgotten
+        return bool(deleted or told or held) and any(
+            max(deleted.get((s.kind, s.id), 0), told.get((s.kind, s.id), 0)) > view.watermark
+            or view.group.name in held.get((s.kind, s.id), ())
             for s in subjects
         )

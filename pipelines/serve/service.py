@@ -173,6 +173,9 @@ class Service:
             view.accepted.append((fresh[-1], started, types))
             node.appended(view.name)
             if any(event.deletes for event in events):
+                # one that came late (an older `sequence`) deletes nothing: which it was, the view reads
+                logged = () if done.superseded else zip(events, done.positions, done.outcomes, strict=True)
+                view.hide((e.subject, at) for e, at, outcome in logged if e.deletes and outcome == "accepted")
                 self._deleted(view.name, any(event.erases for event in events))
             if not self.settings.is_embedded and self.settings.broker.url:
                 self._wake(view.name, fresh[-1], sorted(types))

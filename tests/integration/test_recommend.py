@@ -196,3 +196,11 @@ def test_the_commands(
     assert "chair" in capsys.readouterr().out
     assert main(["recommend"]) == 1
     assert "user_id" in capsys.readouterr().err
+
+
+def test_whoever_deletes_here_sees_it_no_more(shop: EmbeddedService) -> None:
+    shop.send([one for n in range(20) for one in (item(f"brief{n}", "light"), like("bea", f"brief{n}"))])
+    for n in range(20):
+        assert shop.client.delete(f"/v1/items/brief{n}").status_code == 202  # logged: nobody waits for a fold
+        everything = ask(shop, "recommend", user_id="cas", n=100, log_exposure=False)
+        assert f"brief{n}" not in listed(everything)
