@@ -153,8 +153,8 @@ class WorkspaceView:
         self.states_at = 0.0
         self.followed_at = 0.0
         self.deleted: dict[tuple[str, str], int] = {}
-        self._told: dict[tuple[str, str], int] = {}
-        """Deletions that this process logged itself and this view has not read yet."""
+        """Where what is not yet deleted everywhere was deleted: changed under the lock, read without it."""
+        self._hiding = threading.Lock()
         self._deletions_read = 0
         self._pruned = 0
         self._unforgotten: dict[tuple[str, str], set[str]] = {}
@@ -329,20 +329,17 @@ class WorkspaceView:
             self._deletions_read = lowest
         self._pruned = lowest
         self._held_after = {}
-        if head == self._deletions_read and not self.deleted and not self._unforgotten and not self._told:
+        if head == self._deletions_read and not self.deleted and not self._unforgotten:
             return False
         found = self.context.ledger.deletions(self.name, self._deletions_read) if head > self._deletions_read else []
-        for seq, kind, subject_id in found:
-            self.deleted[(kind, subject_id)] = seq
+        self._hide(((kind, subject_id), seq) for seq, kind, subject_id in found)
         self._deletions_read = max(head, self._deletions_read)
-        for subject, seq in list(self._told.items()):
-            if seq <= self._deletions_read:
-                self._told.pop(subject, None)
         self._held_after = self._held()
         for subject, groups in self._held_after.items():
             self._unforgotten.setdefault(subject, set()).update(groups)
-        if self.deleted:
-            self.deleted = {k: seq for k, seq in self.deleted.items() if seq > lowest}
+        with self._hiding:
+            for subject in [subject for subject, seq in self.deleted.items() if seq <= lowest]:
+                del self.deleted[subject]
         return bool(found)
 
     def _held(self) -> dict[tuple[str, str], set[str]]:
@@ -500,22 +497,22 @@ class WorkspaceView:
 
     def hide(self, deleted: Iterable[tuple[Subject, int]]) -> None:
         """Hide what this process has just logged the deletion of (subject, position): no answer after this shows it."""
-        for subject, position in deleted:
-            self._told[subject.kind, subject.id] = position
+        self._hide(((subject.kind, subject.id), position) for subject, position in deleted)
+
+    def _hide(self, deleted: Iterable[tuple[tuple[str, str], int]]) -> None:
+        with self._hiding:
+            for subject, position in deleted:
+                self.deleted[subject] = max(position, self.deleted.get(subject, 0))
 
     def hides(self, view: GroupView) -> bool:
         """Whether anything may be hidden from this group's answers."""
-        if self._unforgotten:
-            return True
-        positions = [*self._told.values(), *list(self.deleted.values())]
-        return any(position > view.watermark for position in positions)
+        return bool(self._unforgotten) or any(position > view.watermark for position in list(self.deleted.values()))
 
     def hidden(self, view: GroupView, subjects: Iterable[Subject]) -> bool:
         """Whether a result with these source subjects is hidden: one was deleted past the group's watermark, or is
         erased and the group has not forgotten it."""
-        deleted, told, held = self.deleted, self._told, self._unforgotten
-        return bool(deleted or told or held) and any(
-            max(deleted.get((s.kind, s.id), 0), told.get((s.kind, s.id), 0)) > view.watermark
-            or view.group.name in held.get((s.kind, s.id), ())
+        deleted, held = self.deleted, self._unforgotten
+        return bool(deleted or held) and any(
+            deleted.get((s.kind, s.id), 0) > view.watermark or view.group.name in held.get((s.kind, s.id), ())
             for s in subjects
         )

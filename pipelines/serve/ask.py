@@ -34,13 +34,11 @@ from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer,
 from streamfold.pipelines.serve.filters import Matches, compile_filter
 from streamfold.pipelines.serve.helping import Help
 from streamfold.pipelines.serve.problems import Problem, at, members
-from streamfold.pipelines.serve.reading import wait_fresh
+from streamfold.pipelines.serve.reading import enough, wait_fresh
 
 _SOURCES = ("vector", "bm25")
 _INCLUDE = ("chunks", "entities", "relations")
 _CHARACTERS_PER_TOKEN = 4
-_MOST = 10_000
-"""Past so many results, looking for ones that are not hidden gives up."""
 
 
 class Query(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -275,13 +273,13 @@ def unhidden(view: WorkspaceView, group: GroupView, matches: Matches | None) -> 
 
 def _unhidden(view: WorkspaceView, group: GroupView, member: MemberView, request: Retrieval) -> list[ScoredChunk]:
     """Retrieve passages; more is fetched when too few are left."""
-    fetch = request.top_k
-    while True:
+
+    def look(fetch: int) -> tuple[list[ScoredChunk], bool]:
         found = member.server.retrieve(dataclasses.replace(request, top_k=fetch))
         kept = [one for one in found if not view.hidden(group, (Subject("document", one.document_id),))]
-        if len(kept) >= request.top_k or len(found) < fetch or fetch >= _MOST:
-            return kept[: request.top_k]
-        fetch *= 4
+        return kept, len(found) >= fetch
+
+    return enough(request.top_k, request.top_k, look)[: request.top_k]
 
 
 def _within(chunks: Sequence[ScoredChunk], budget_tokens: int | None) -> list[ScoredChunk]:
@@ -356,8 +354,8 @@ async def trending(call: Call) -> Response:
     def work() -> dict[str, Any]:
         group, member = _source(call, view)
         with view.reading([group]) as cut:
-            fetch = n
-            while True:
+
+            def look(fetch: int) -> tuple[list[tuple[str, float]], bool]:
                 request = CandidateRequest(
                     n=fetch, category=category, half_life_s=half_life_s, at_us=view.context.clock.now_us()
                 )
@@ -366,12 +364,11 @@ async def trending(call: Call) -> Response:
                 except ValueError as error:  # the policy's word for a half-life that is not configured
                     raise at("/half_life_s", "invalid-value", str(error)) from error
                 kept = [one for one in found if not view.hidden(group, (Subject("item", one[0]),))]
-                if len(kept) >= n or len(found) < fetch or fetch >= _MOST:
-                    break
-                fetch *= 4
+                return kept, len(found) >= fetch
+
             items = [
                 {"item_id": item_id, "rank": rank, "score": float(score)}
-                for rank, (item_id, score) in enumerate(kept[:n], start=1)
+                for rank, (item_id, score) in enumerate(enough(n, n, look)[:n], start=1)
             ]
             return {"items": items, "version": cut.as_json()}
 

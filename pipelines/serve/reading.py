@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
+from typing import TypeVar
 
 from streamfold.core.views import GroupView, WorkspaceView
 from streamfold.pipelines.serve.call import Call
 from streamfold.pipelines.serve.problems import Problem
 
+T = TypeVar("T", bound=Sized)
 _LOOK_AGAIN_S = 0.02
+_MOST = 10_000
+"""Past so many results, looking for ones that may be shown gives up."""
 
 
 async def wait_fresh(call: Call, view: WorkspaceView, groups: Sequence[GroupView]) -> None:
@@ -44,3 +48,15 @@ async def wait_fresh(call: Call, view: WorkspaceView, groups: Sequence[GroupView
 def position(view: WorkspaceView, groups: Sequence[GroupView]) -> int:
     """Return the lowest watermark of some groups."""
     return min((group.watermark for group in groups), default=view.head)
+
+
+def enough(n: int, fetch: int, look: Callable[[int], tuple[T, bool]]) -> T:
+    """Look among the first ``fetch`` results, and among ever more while fewer than ``n`` may be shown.
+
+    ``look`` returns what may be shown, and whether there may be more beyond.
+    """
+    while True:
+        shown, more = look(fetch)
+        if len(shown) >= n or not more or fetch >= _MOST:
+            return shown
+        fetch *= 4

@@ -29,10 +29,10 @@ from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer
 from streamfold.pipelines.serve.exposures import Exposed, new_id
 from streamfold.pipelines.serve.filters import Matches, compile_filter
 from streamfold.pipelines.serve.problems import Problem, at, of_invalid
-from streamfold.pipelines.serve.reading import wait_fresh
+from streamfold.pipelines.serve.reading import enough, wait_fresh
 
-_FETCH, _MOST = 100, 10_000
-"""Candidates asked of each source at first, and at most while filters leave too few."""
+_FETCH = 100
+"""Candidates asked of each source at first."""
 _RRF_K = 60.0
 _SEEDS = 20
 _DISLIKED, _MET = -0.5, 0.3
@@ -108,6 +108,11 @@ def stack_of(view: WorkspaceView, policy: str | None) -> Stack:
     return Stack(catalogue=next(iter(catalogues), None), ranker=ranker, sources=sources)
 
 
+def catalogue_of(view: WorkspaceView) -> Served | None:
+    """Who knows the items, if anybody live does."""
+    return next(iter(view.servers(Catalogue)), None)
+
+
 def rankers(view: WorkspaceView) -> list[Served]:
     """Live rankers that no other ranker reads, those that build on most others first."""
     found = []
@@ -133,6 +138,9 @@ class Pool:
     votes: list[float] = field(default_factory=list)
     sources: list[list[str]] = field(default_factory=list)
     tokens: list[tuple[str, ...]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
 
 
 async def recommend(call: Call) -> Response:
@@ -203,13 +211,12 @@ class _Recommending:
 
     def _pool(self) -> Pool:
         """Ask the sources, for more while too few may be shown."""
-        fetch = max(_FETCH, 4 * self._body.n)
-        while True:
+
+        def look(fetch: int) -> tuple[Pool, bool]:
             found, full = self._candidates(fetch)
-            pool = self._shown(found)
-            if len(pool.item_ids) >= self._body.n or not full or fetch >= _MOST:
-                return pool
-            fetch *= 4
+            return self._shown(found), full
+
+        return enough(self._body.n, max(_FETCH, 4 * self._body.n), look)
 
     def _candidates(self, fetch: int) -> tuple[dict[str, tuple[float, list[str]]], bool]:
         """Every proposed item with its votes and sources; whether any source may know more."""
@@ -425,7 +432,7 @@ def _similar_stack(view: WorkspaceView, named: str | None) -> Stack:
         if named:
             raise at("/policy", "invalid-value", f"no policy '{named[:64]}' lists similar items")
         raise Problem("not-found", "no live policy here lists similar items: add [policies.cooccurrence]")
-    return Stack(catalogue=next(iter(view.servers(Catalogue)), None), ranker=None, sources=sources)
+    return Stack(catalogue=catalogue_of(view), ranker=None, sources=sources)
 
 
 ENDPOINTS = [

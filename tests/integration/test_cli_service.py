@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,6 @@ from streamfold.pipelines.cli import main
 from streamfold.pipelines.cli.subservice import SubService
 
 Run = Callable[..., tuple[int, Any]]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SubService]:
-    running = SubService(tmp_path_factory.mktemp("service"), encoder="hashing").start()
-    yield running
-    running.stop()
 
 
 @pytest.fixture

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from streamfold.core.settings import Settings
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_rest import BACKENDS, serving
-
-sys.path.pop(0)
+from tests.integration.test_rest import BACKENDS, serving
+from tests.waiting import until
 
 POLICIES: dict[str, dict[str, Any]] = {
     "trending": {}, "most_starred": {"use": "trending"}, "activity": {}, "cooccurrence": {}, "item_vectors": {},
@@ -61,14 +55,6 @@ class Gorse:
 
 def row(type_: str, user: str, item: str, **more: Any) -> dict[str, Any]:
     return {"FeedbackType": type_, "UserId": user, "ItemId": item, **more}
-
-
-def until(holds: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if holds():
-            return
-        time.sleep(0.02)
-    raise AssertionError("never")
 
 
 @pytest.fixture(scope="module")

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from streamfold.core.settings import Settings
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_rest import BACKENDS, serving
-
-sys.path.pop(0)
+from tests.integration.test_rest import BACKENDS, serving
+from tests.waiting import until
 
 POLICIES: dict[str, dict[str, Any]] = {
     "trending": {}, "activity": {"window_s": 1.0}, "cooccurrence": {}, "xgboost": {"use": "count_stack"},
@@ -68,14 +62,6 @@ def ranking(ranking_id: str, *items: str, **more: Any) -> dict[str, Any]:
 def click(ranking_id: str | None, item_id: str, type_: str = "click", **more: Any) -> dict[str, Any]:
     told = {"event": "interaction", "id": f"{ranking_id}-{item_id}-{type_}", "timestamp": "2026-01-02T03:04:05Z"}
     return {**told, "ranking": ranking_id, "item": item_id, "type": type_, **more}
-
-
-def until(holds: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if holds():
-            return
-        time.sleep(0.02)
-    raise AssertionError("never")
 
 
 @pytest.fixture(scope="module")

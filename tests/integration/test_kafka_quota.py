@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 import uuid
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from streamfold.core.ledger.abc import Quotas
 from streamfold.core.settings import KafkaSettings, Settings, TopicSettings
 from streamfold.pipelines.ingest import Ingest
 from streamfold.pipelines.node import Node
+from tests.waiting import until
 
 
 def test_a_workspace_above_its_quota_is_paused_and_resumed(tmp_path: Path, kafka_url: str) -> None:
@@ -56,11 +56,3 @@ def test_a_workspace_above_its_quota_is_paused_and_resumed(tmp_path: Path, kafka
         ingest.stopping.set()
         thread.join(timeout=30)
         node.close()
-
-
-def until(ready: object, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    assert callable(ready)
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

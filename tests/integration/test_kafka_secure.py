@@ -10,8 +10,6 @@ import ssl
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from kafka.admin import KafkaAdminClient, NewTopic
 from streamfold.core.settings import load_settings
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.services import SecureKafka
+from tests.waiting import until
 
 TOPIC = "secured"
 
@@ -49,14 +48,6 @@ def start(file: Path, **environ: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "streamfold.pipelines.ingest", "--config", str(file)]
     with (file.parent / "ingest.log").open("ab") as log:
         return subprocess.Popen(command, stderr=log, stdout=log, env={**os.environ, **environ})
-
-
-def until(ready: Callable[[], Any], log: Path, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        if time.monotonic() > deadline:
-            pytest.fail(f"never happened\n{log.read_text()[-4000:]}")
-        time.sleep(0.05)
 
 
 def send(kafka: SecureKafka, first: int, n: int, **options: Any) -> None:
@@ -89,19 +80,19 @@ def test_events_come_in_through_tls_and_sasl_and_by_no_other_way(
     node, log = Node(load_settings(file)), tmp_path / "ingest.log"
     ingest = start(file)
     try:
-        until(lambda: "kafka_unavailable" in log.read_text(), log)
+        until(lambda: "kafka_unavailable" in log.read_text(), log.read_text)
         assert node.ledger.head("default") == 0
         ingest.send_signal(signal.SIGTERM)
         assert ingest.wait(timeout=30) == 0
 
         ingest = start(file, STREAMFOLD_KAFKA__SECURITY__SASL_PLAIN_PASSWORD=options["sasl_plain_password"])
-        until(lambda: node.ledger.head("default") == 50, log)
+        until(lambda: node.ledger.head("default") == 50, log.read_text)
         send(kafka, 50, 50, **kafka.client_options("PLAIN"))
-        until(lambda: node.ledger.head("default") == 100, log)
+        until(lambda: node.ledger.head("default") == 100, log.read_text)
         kafka.kill()
         kafka.restart()
         send(kafka, 100, 20, **options)
-        until(lambda: node.ledger.head("default") == 120, log)
+        until(lambda: node.ledger.head("default") == 120, log.read_text)
         assert sum(state.duplicates for state in node.ledger.intakes("default")) == 0
         ingest.send_signal(signal.SIGTERM)
         assert ingest.wait(timeout=30) == 0

@@ -14,6 +14,7 @@ import pytest
 from streamfold.core.settings import Settings
 from streamfold.core.testing.model_server import ModelServer
 from tests.integration.test_rest import BACKENDS, is_problem, serving
+from tests.waiting import until
 
 ADA = "Ada Byron works at Acme Works since the war."
 QUESTION = "Where does Ada Byron work?"
@@ -57,13 +58,6 @@ def until_extracted(client: httpx.Client, count: int) -> None:
             return
         time.sleep(0.02)
     raise AssertionError(f"{count} extractions did not come")
-
-
-def until(true: Any) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def ask(client: httpx.Client, **more: Any) -> dict[str, Any]:

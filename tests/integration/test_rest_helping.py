@@ -13,7 +13,8 @@ import pytest
 from streamfold.core.settings import Settings
 from streamfold.core.testing.model_server import Messages, ModelServer
 from tests.integration.test_rest import BACKENDS, serving
-from tests.integration.test_rest_answers import put, until
+from tests.integration.test_rest_answers import put
+from tests.waiting import until
 
 CURIE = "Marie Curie found radium in Paris. Marie Curie wrote to Lise Meitner about polonium. " * 3
 MEITNER = (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from streamfold.core.settings import FoldSettings, LedgerSettings, Settings
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.worker import Worker
+from tests.waiting import until
 
 
 def test_workspaces_without_work_are_pinned_and_then_left_alone(tmp_path: Path, postgres_database: str) -> None:
@@ -46,11 +46,3 @@ def test_workspaces_without_work_are_pinned_and_then_left_alone(tmp_path: Path, 
     finally:
         worker.stop()
         node.close()
-
-
-def until(ready: object, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    assert callable(ready)
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

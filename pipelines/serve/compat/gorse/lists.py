@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from streamfold.core.events import check_text
 from streamfold.core.policy import CandidateRequest, CandidateSource
-from streamfold.core.recommending import Catalogue, SimilarItems
+from streamfold.core.recommending import SimilarItems
 from streamfold.core.views import WorkspaceView
 from streamfold.pipelines.peers.gorse import Feedback, feedback_event
 from streamfold.pipelines.peers.rows import action_of
@@ -21,7 +21,16 @@ from streamfold.pipelines.serve.compat.gorse.dialect import MOST, asks, endpoint
 from streamfold.pipelines.serve.compat.gorse.feedback import events
 from streamfold.pipelines.serve.compat.intake import log_all, make, read
 from streamfold.pipelines.serve.problems import Problem, at
-from streamfold.pipelines.serve.recommend import Recommend, Served, Stack, hidden_items, recommended, similar_items
+from streamfold.pipelines.serve.reading import enough
+from streamfold.pipelines.serve.recommend import (
+    Recommend,
+    Served,
+    Stack,
+    catalogue_of,
+    hidden_items,
+    recommended,
+    similar_items,
+)
 
 _ALIASES: Mapping[str, str] = {"latest": "newest", "popular": "trending"}
 """Gorse's names of lists that policies of ours make."""
@@ -115,21 +124,22 @@ async def _listed(call: Call, name: str) -> Response:
 
     def work() -> list[dict[str, Any]]:
         group, member = _source(view, name)
-        stack = Stack(catalogue=next(iter(view.servers(Catalogue)), None), ranker=None, sources=[(group, member)])
+        stack = Stack(catalogue=catalogue_of(view), ranker=None, sources=[(group, member)])
         scale = 1e-6 if member.runtime.instance.use == "newest" else 1.0
-        now_us, fetch = view.context.clock.now_us(), n + offset
+        now_us = view.context.clock.now_us()
+
+        def look(fetch: int) -> tuple[list[dict[str, Any]], bool]:
+            rows = member.server.candidates(CandidateRequest(n=fetch, at_us=now_us))
+            ids = [item_id for item_id, _ in rows]
+            keep = ~hidden_items(view, stack, ids)
+            if stack.catalogue is not None:
+                keep &= stack.catalogue[1].server.listed(ids, now_us)
+            keep &= _within(stack, ids, categories)
+            shown = [{"Id": ids[i], "Score": float(rows[i][1]) * scale} for i in np.flatnonzero(keep).tolist()]
+            return shown, len(rows) >= fetch
+
         with view.reading(stack.groups):
-            while True:
-                rows = member.server.candidates(CandidateRequest(n=fetch, at_us=now_us))
-                ids = [item_id for item_id, _ in rows]
-                keep = ~hidden_items(view, stack, ids)
-                if stack.catalogue is not None:
-                    keep &= stack.catalogue[1].server.listed(ids, now_us)
-                keep &= _within(stack, ids, categories)
-                found = [{"Id": ids[i], "Score": float(rows[i][1]) * scale} for i in np.flatnonzero(keep).tolist()]
-                if len(found) >= n + offset or len(rows) < fetch or fetch >= _MOST:
-                    return found[offset : offset + n]
-                fetch *= 4
+            return enough(n + offset, n + offset, look)[offset : offset + n]
 
     return answer(await call.ask(view.asked, work))
 
@@ -168,7 +178,7 @@ async def item_to_item(call: Call) -> Response:
         items = []
 
     def keep() -> list[dict[str, Any]]:
-        stack = Stack(catalogue=next(iter(view.servers(Catalogue)), None), ranker=None)
+        stack = Stack(catalogue=catalogue_of(view), ranker=None)
         with view.reading(stack.groups):
             inside = _within(stack, [one["item_id"] for one in items], categories)
         return [items[i] for i in np.flatnonzero(inside).tolist()]
