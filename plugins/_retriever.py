@@ -197,5 +197,5 @@ def _stored(document_id: str, row: Document, more: dict[str, Any], chunks: tuple
         position=row.position,
         updated_us=row.updated_us,
         chunks=chunks,
-        chunk_ids=tuple(row.ids),
+        chunk_ids=row.ids,
     )

@@ -53,8 +53,11 @@ class PreparedDocument(msgspec.Struct, array_like=True):
     vectors: np.ndarray
 
 
-class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A row of ``documents``; the four lists run over the chunks in order of the text."""
+class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A row of ``documents``; the last four run over the chunks in order of the text.
+
+    No list and ``gc=False``: there are as many rows as documents, and Python's garbage collector would go through all.
+    """
 
     content_hash: str
     event_id: str
@@ -73,10 +76,10 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     media_type: str | None = None
     valid_from: datetime | None = None
     valid_to: datetime | None = None
-    starts: list[int] = []
-    ends: list[int] = []
-    ids: list[str] = []
-    keys: list[int] = []
+    starts: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()
+    keys: tuple[int, ...] = ()
 
     def fields(self) -> dict[str, Any]:
         """Return the document's own fields, those that are set."""
@@ -174,10 +177,10 @@ class VectorIndex(Policy):
             media_type=data.media_type,
             valid_from=data.valid_from,
             valid_to=data.valid_to,
-            starts=prepared.starts,
-            ends=prepared.ends,
-            ids=ids,
-            keys=keys,
+            starts=tuple(prepared.starts),
+            ends=tuple(prepared.ends),
+            ids=tuple(ids),
+            keys=tuple(keys),
         )
         stores["documents"].put(data.document_id, row)
 

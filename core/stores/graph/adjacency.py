@@ -3,13 +3,15 @@
 A source's edges are set as a whole and removed as a whole; a node is there as long as an edge touches it. Each edge
 knows its place in its target's list, so taking it out is a swap with the last one: putting or removing a source costs
 O(its edges), whatever else is stored, also where a target has 10,000 sources. An edge takes 20 bytes and two entries
-of 4 bytes.
+of 4 bytes. A node's edges are raw int32 in ``bytes`` and ``bytearray``, not in ``array``: those are objects that Python's
+garbage collector goes through, a million of them in a second during which nothing is answered.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,12 @@ Node = int | str
 """A node: an int ≥ 0 (an id of the policy's own, as in ``Vectors`` and ``Text``) or a str."""
 
 Numbers = npt.NDArray[np.int32]
+_raw, _number = Struct("i").pack, Struct("i").unpack
+
+
+def _edges(raw: bytearray) -> memoryview:
+    """The numbers in a copy of a list: a view of the list itself would keep it from growing."""
+    return memoryview(bytes(raw)).cast("i")
 
 
 class Adjacency:
@@ -42,8 +50,8 @@ class Adjacency:
         self._free: list[int] = []
         self._ids = np.full(64, -1, np.int64)  # by node: an int node's own id, else -1
         self._degree = np.zeros(64, np.int32)
-        self._out: list[array[int] | None] = []  # by node: its edges
-        self._in: list[array[int] | None] = []
+        self._out: list[bytes | None] = []  # by node: its edges, int32
+        self._in: list[bytearray | None] = []
         self._source = array("i")  # by edge
         self._target = array("i")
         self._place = array("i")  # in the target's list
@@ -70,31 +78,34 @@ class Adjacency:
                 self._weight.append(0.0)
             into = self._in[end]
             if into is None:
-                into = self._in[end] = array("i")
+                into = self._in[end] = bytearray()
             self._source[edge], self._target[edge], self._weight[edge] = start, end, weight
-            self._place[edge] = len(into)
-            into.append(edge)
+            self._place[edge] = len(into) // 4
+            into += _raw(edge)
             out.append(edge)
             self._degree[end] += 1
-        self._out[start] = out
+        self._out[start] = out.tobytes()
         self._degree[start] += len(out)
 
     def remove(self, source: Node) -> None:
         """Remove a source's edges; one without edges is no error."""
         start = self._number.get(source)
-        out = None if start is None else self._out[start]
-        if start is None or out is None:
+        raw = None if start is None else self._out[start]
+        if start is None or raw is None:
             return
         self._out[start] = None
+        out = memoryview(raw).cast("i")
         place = self._place
         for edge in out:
             end = self._target[edge]
             into = self._in[end]
             assert into is not None
-            last = into.pop()
+            moved = into[-4:]
+            del into[-4:]
+            (last,) = _number(moved)
             if last != edge:
                 place[last] = at = place[edge]
-                into[at] = last
+                into[4 * at : 4 * at + 4] = moved
             self._degree[end] -= 1
             if not into:
                 self._in[end] = None
@@ -156,14 +167,15 @@ class Adjacency:
         """Return :meth:`in_degree` of several nodes."""
         get, into = self._number.get, self._in
         numbers = [get(node) for node in nodes]
-        return [0 if number is None or (edges := into[number]) is None else len(edges) for number in numbers]
+        return [0 if number is None or (raw := into[number]) is None else len(raw) // 4 for number in numbers]
 
     def targets(self, source: Node) -> tuple[list[Node], npt.NDArray[np.float32]]:
         """Return a source's targets in the order given, and the weights ``(n,) float32``."""
         number = self._number.get(source)
-        out = None if number is None else self._out[number]
-        if not out:
+        raw = None if number is None else self._out[number]
+        if not raw:
             return [], np.empty(0, np.float32)
+        out = memoryview(raw).cast("i")
         weights = np.array([self._weight[edge] for edge in out], np.float32)
         return [self._named(self._target[edge]) for edge in out], weights
 
@@ -174,7 +186,7 @@ class Adjacency:
         if into is None:
             return [], np.empty(0, np.float32)
         source, weight, named = self._source, self._weight, self._named
-        found = sorted([(type(node := named(source[edge])) is str, node, weight[edge]) for edge in into])
+        found = sorted([(type(node := named(source[edge])) is str, node, weight[edge]) for edge in _edges(into)])
         return [node for _, node, _ in found], np.array([weight for _, _, weight in found], np.float32)
 
     def source_ids(self, target: Node) -> npt.NDArray[np.int64]:
@@ -192,7 +204,7 @@ class Adjacency:
         A source keeps its number for as long as it has edges; later another may have it.
         """
         lists = [self._in[number] if (number := self._number.get(node)) is not None else None for node in targets]
-        lengths = [0 if into is None else len(into) for into in lists]
+        lengths = [0 if into is None else len(into) // 4 for into in lists]
         edges = np.frombuffer(b"".join(into for into in lists if into is not None), np.int32)
         numbers = np.frombuffer(self._source, np.int32)[edges]
         ids = self._ids[numbers]
@@ -205,7 +217,7 @@ class Adjacency:
         get, out = self._number.get, self._out
         lists = [out[number] if (number := get(node)) is not None else None for node in sources]
         edges = np.frombuffer(b"".join(some for some in lists if some is not None), np.int32)
-        counts = np.array([0 if some is None else len(some) for some in lists], np.intp)
+        counts = np.array([0 if some is None else len(some) // 4 for some in lists], np.intp)
         return np.frombuffer(self._target, np.int32)[edges], counts
 
     def numbers(self, nodes: Sequence[Node]) -> list[int]:
@@ -216,15 +228,15 @@ class Adjacency:
         """How many of the sources are ints: without arrays, as most nodes have few sources."""
         number = self._number.get(target)
         into = None if number is None else self._in[number]
-        if into is None or len(into) > 32:
+        if into is None or len(into) > 128:
             return len(self.source_ids(target))
         ids, source = self._ids, self._source
-        return sum(1 for edge in into if ids[source[edge]] >= 0)
+        return sum(1 for edge in _edges(into) if ids[source[edge]] >= 0)
 
     def _into(self, target: Node) -> Numbers:
         number = self._number.get(target)
         into = None if number is None else self._in[number]
-        return np.empty(0, np.int32) if into is None else np.array(into, np.int32)
+        return np.empty(0, np.int32) if into is None else np.frombuffer(bytes(into), np.int32)
 
     def _named(self, number: int) -> Node:
         node = self._node[number]
@@ -283,7 +295,7 @@ class Adjacency:
     def _around(self, number: int) -> Numbers:
         """All edges at a node."""
         both = (self._out[number], self._in[number])
-        return np.concatenate([np.array(edges, np.int32) for edges in both if edges is not None])
+        return np.frombuffer(b"".join(edges for edges in both if edges is not None), np.int32)
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
     def rows(self) -> tuple[list[Node], dict[str, npt.NDArray[Any]]]:
@@ -294,7 +306,7 @@ class Adjacency:
             if node is not None:
                 numbers[number] = len(nodes)
                 nodes.append(node)
-        edges = [edge for out in self._out if out is not None for edge in out]
+        edges = np.frombuffer(b"".join(out for out in self._out if out is not None), np.int32)
         arrays = {
             "source": numbers[np.frombuffer(self._source, np.int32)[edges]],
             "target": numbers[np.frombuffer(self._target, np.int32)[edges]],
@@ -318,13 +330,17 @@ class Adjacency:
         graph._source, graph._target = array("i", source.tobytes()), array("i", target.tobytes())
         graph._weight = array("f", arrays["weight"].astype(np.float32).tobytes())
         place = np.empty(count, np.int32)
-        for numbers, lists in ((source, graph._out), (target, graph._in)):
+        both: tuple[tuple[Numbers, list[Any], type], ...] = (
+            (source, graph._out, bytes),
+            (target, graph._in, bytearray),
+        )
+        for numbers, lists, kind in both:
             order = np.argsort(numbers, kind="stable").astype(np.int32)
             counts = np.bincount(numbers, minlength=size)
             ends = np.cumsum(counts)
             place[order] = np.arange(count) - np.repeat(ends - counts, counts)  # the targets' come last, and stay
             raw = order.tobytes()
             for end, many in zip((4 * ends).tolist(), (4 * counts).tolist(), strict=True):
-                lists.append(array("i", raw[end - many : end]) if many else None)
+                lists.append(kind(raw[end - many : end]) if many else None)
         graph._place = array("i", place.tobytes())
         return graph

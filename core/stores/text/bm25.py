@@ -17,6 +17,7 @@ import threading
 from array import array
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,14 @@ from streamfold.core.stores._top import best_slots
 from streamfold.core.stores.abc import Floats, Ids
 
 _MIN_DEAD = 256
+_INT, _FLOAT = Struct("i"), Struct("f")
 
 
 class BM25:
     """Postings by term over documents given as term counts.
 
-    A document gets the next slot; each term has the slots and frequencies of its documents as two growing arrays
-    (8 bytes a posting), each slot its list of terms (4 bytes), by which a delete finds the counts to lower. A deleted
+    A document gets the next slot; each term has the slots and frequencies of its documents as raw int32 and float32 in
+    two ``bytearray`` (8 bytes a posting; no ``array``, which the garbage collector would go through), each slot its list of terms (4 bytes), by which a delete finds the counts to lower. A deleted
     document stays in the postings, scored 0, until a fifth of the slots is dead; then all is renumbered. Insert and
     delete are O(terms of the document) amortised, a search O(slots + postings of its terms). A lock makes calls from
     several threads safe.
@@ -64,8 +66,8 @@ class BM25:
         self._terms: dict[str, int] = {}
         self._free: list[int] = []  # term numbers whose term no document holds any more
         self._df: list[int] = []
-        self._slots_of: list[array[int]] = []  # by term: slots, ascending
-        self._tf_of: list[array[float]] = []
+        self._slots_of: list[bytearray] = []  # by term: slots, ascending
+        self._tf_of: list[bytearray] = []
         self._slot: dict[int, int] = {}  # id -> slot
         self._forward: list[bytes | None] = []  # by slot: int32 term numbers; None when dead
         self._ids = np.empty(64, np.int64)
@@ -83,14 +85,15 @@ class BM25:
                 self._grow()
             numbers = array("i")
             terms, df, slots_of, tf_of = self._terms, self._df, self._slots_of, self._tf_of
+            raw = _INT.pack(slot)
             for term, count in counts.items():
                 number = terms.get(term)
                 if number is None:
                     number = self._new_term(term)
                 numbers.append(number)
                 df[number] += 1
-                slots_of[number].append(slot)
-                tf_of[number].append(count)
+                slots_of[number] += raw
+                tf_of[number] += _FLOAT.pack(count)
             length = float(np.float32(sum(counts.values())))
             self._ids[slot], self._length[slot], self._live[slot] = key, length, 1.0
             self._forward.append(numbers.tobytes())
@@ -103,8 +106,8 @@ class BM25:
         else:
             number = len(self._df)
             self._df.append(0)
-            self._slots_of.append(array("i"))
-            self._tf_of.append(array("f"))
+            self._slots_of.append(bytearray())
+            self._tf_of.append(bytearray())
         self._terms[term] = number
         return number
 
@@ -145,15 +148,15 @@ class BM25:
             if self._df[number] == 0:
                 del self._terms[term]
                 self._free.append(number)
-                self._slots_of[number], self._tf_of[number] = array("i"), array("f")
+                self._slots_of[number], self._tf_of[number] = bytearray(), bytearray()
                 continue
             slots = np.frombuffer(self._slots_of[number], np.int32)
             if self._df[number] != len(slots):
                 kept = alive[slots]
                 tf = np.frombuffer(self._tf_of[number], np.float32)[kept]
                 slots = slots[kept]
-                self._tf_of[number] = array("f", tf.tobytes())
-            self._slots_of[number] = array("i", renumbered[slots].tobytes())
+                self._tf_of[number] = bytearray(tf.tobytes())
+            self._slots_of[number] = bytearray(renumbered[slots].tobytes())
         self._forward = [numbers for numbers in self._forward if numbers is not None]
         count = len(self._forward)
         for column in (self._ids, self._length):
@@ -296,8 +299,8 @@ class BM25:
             df, slots, tf = arrays["df"], arrays["slots"], arrays["tf"]
             ends = np.cumsum(df)
             for start, end in zip((ends - df).tolist(), ends.tolist(), strict=True):
-                self._slots_of.append(array("i", slots[start:end].tobytes()))
-                self._tf_of.append(array("f", tf[start:end].tobytes()))
+                self._slots_of.append(bytearray(slots[start:end].tobytes()))
+                self._tf_of.append(bytearray(tf[start:end].tobytes()))
             self._df = df.tolist()
             self._terms = {term: number for number, term in enumerate(terms)}
             count = len(arrays["ids"])
