@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from streamfold.core import ScoredChunk, stem
+from streamfold.core import ScoredChunk, best_slots, stem
 from streamfold.plugins._names import alias_matches, name_spans, short_name, words
 from streamfold.plugins._passages import Passages, Slots, Values
 from streamfold.plugins._question import alias_tests
@@ -102,6 +102,43 @@ class _Reached:
     names: Slots
 
 
+@dataclass(slots=True)
+class _Uncovered:
+    """What of the question is in a passage, and not yet on the way to a frontier passage (row), scaled to 0…1.
+
+    Attributes
+    ----------
+    absent : ``(rows, terms) float32``: 1 where a term stands in no passage on the way.
+    scale : ``(rows,) float32``: 1 over the most that any passage has of it; 0 where nothing is left.
+    """
+
+    by_term: Values
+    absent: Values
+    scale: Values
+
+    @classmethod
+    def of(cls, on: Passages, paths: Sequence[Sequence[int]]) -> _Uncovered:
+        """Look for the most among the best passages first: others have no more of a part than of the whole."""
+        by_term = on.by_term
+        absent = np.array([(by_term[:, path] <= 0).all(axis=1) for path in paths], np.float32)
+        total = by_term.sum(axis=0)
+        pool = best_slots(total, min(len(total), _POOL))
+        tops = (absent @ by_term[:, pool]).max(axis=1, initial=0.0)
+        if len(pool) < len(total):
+            open_ = np.flatnonzero(absent.any(axis=1) & (tops < total[pool].min() * _ROUNDED))
+            if len(open_):
+                tops[open_] = (absent[open_] @ by_term).max(axis=1)
+        return cls(by_term, absent, np.array([1 / top if top > 0 else 0 for top in tops], np.float32))
+
+    def at(self, rows: Slots, slots: Slots) -> Values:
+        """The share of each passage in what its row leaves over; ``rows``, ``slots``: ``(n,)``."""
+        held = np.einsum("nt,tn->n", self.absent[rows], self.by_term[:, slots])
+        found: Values = (held * self.scale[rows]).round(4)
+        return found
+
+
+_POOL = 512
+_ROUNDED = 1 + 1e-5
 _NOTHING = np.empty(0, np.intp)
 _NOWHERE = _Reached(_NOTHING, np.empty(0, np.float32), _NOTHING, _NOTHING)
 
@@ -180,14 +217,11 @@ class Hops:
         if not frontier:
             return _NOWHERE
         paths = [[p, *(slot for slot, _ in route)] for p, route in frontier]
-        absent = np.array([(on.by_term[:, path] <= 0).all(axis=1) for path in paths], np.float32)
-        rest = absent @ on.by_term  # what of the question is not covered on the way, by passage
-        tops = rest.max(axis=1, initial=0.0)
-        scale = np.array([1 / top if top > 0 else 0 for top in tops], np.float32)
+        rest = _Uncovered.of(on, paths)
         links = _Links()
         for row, (p, _) in enumerate(frontier):
-            self._titles_from(p, row, strength[row], rest[row], scale[row], links)
-        self._names_from([p for p, _ in frontier], np.array(strength, np.float32), rest, scale, links)
+            self._titles_from(p, row, strength[row], rest, links)
+        self._names_from([p for p, _ in frontier], np.array(strength, np.float32), rest, links)
         if not links.slots:
             return _NOWHERE
         reached = links.best(paths, len(score))
@@ -204,7 +238,7 @@ class Hops:
             self._names.append(name)
         return number
 
-    def _titles_from(self, p: int, row: int, strength: float, rest: Values, scale: np.float32, links: _Links) -> None:
+    def _titles_from(self, p: int, row: int, strength: float, rest: _Uncovered, links: _Links) -> None:
         """Add the links of a passage to the documents whose titles it names."""
         owner = self.on.owner(p)
         ends: list[Slots] = []
@@ -214,7 +248,7 @@ class Hops:
             weight = factor * title.weight
             for document_id, slots in title.long:
                 if document_id != owner:
-                    some, values = self._chunks_linked(slots, strength * weight, rest, scale)
+                    some, values = self._chunks_linked(slots, strength * weight, rest.at(np.full(len(slots), row), slots))
                     links.add(some, values, np.full(len(some), row), np.full(len(some), self._number(title.key)))
             if len(title.short):
                 ends.append(title.short)
@@ -226,9 +260,9 @@ class Hops:
             values = np.float32(strength) * np.repeat(np.array(weights, np.float32), lengths)
             links.add(found, values, np.full(len(found), row), np.repeat(names, lengths))
 
-    def _chunks_linked(self, slots: Slots, value: float, rest: Values, scale: np.float32) -> tuple[Slots, Values]:
+    def _chunks_linked(self, slots: Slots, value: float, rest: Values) -> tuple[Slots, Values]:
         """A linked document of several passages: the one that fits best has the whole value."""
-        fit = 0.3 * self.on.dense[slots] + 0.7 * (rest[slots] * scale).round(4)
+        fit = 0.3 * self.on.dense[slots] + 0.7 * rest
         order = np.argsort(-fit, kind="stable")[:_MOST_CHUNKS]
         slots, fit = slots[order], fit[order]
         part = fit / fit[0] if fit[0] > 0 else np.ones(len(fit))
@@ -255,9 +289,7 @@ class Hops:
                 for title in self._called_by(short):
                     yield title, 0.8
 
-    def _names_from(
-        self, passages: Sequence[int], strength: Values, rest: Values, scale: Values, links: _Links
-    ) -> None:
+    def _names_from(self, passages: Sequence[int], strength: Values, rest: _Uncovered, links: _Links) -> None:
         """Add the links of passages to others that share a rare name with them."""
         on = self.on
         count = on.count
@@ -281,9 +313,8 @@ class Hops:
         if not parts:
             return
         lengths = np.fromiter(map(len, parts), np.intp, len(parts))
-        targets, cells = np.unique(
-            np.repeat(rows, lengths) * rest.shape[1] + np.concatenate(parts), return_inverse=True
-        )
+        width = len(on.ids)
+        targets, cells = np.unique(np.repeat(rows, lengths) * width + np.concatenate(parts), return_inverse=True)
         g = np.repeat(np.array(rarity, np.float32), lengths)
         best_g, best_k = np.zeros((2, len(targets)), np.float32)
         np.maximum.at(best_g, cells, g)
@@ -291,8 +322,8 @@ class Hops:
         by = np.zeros(len(targets), np.intp)
         rarest = np.flatnonzero(g == best_g[cells])
         by[cells[rarest]] = np.repeat(names, lengths)[rarest]  # the rarest name speaks for a target
-        row_of, slots = np.divmod(targets, rest.shape[1])
-        fit = 0.3 * on.dense[slots] + 0.7 * (rest[row_of, slots] * scale[row_of]).round(4)
+        row_of, slots = np.divmod(targets, width)
+        fit = 0.3 * on.dense[slots] + 0.7 * rest.at(row_of, slots)
         links.add(slots, strength[row_of] * (best_g * fit + best_k), row_of, by)
 
     def _follow(self, keys: Sequence[str], count: int) -> None:

@@ -74,9 +74,9 @@ def stem(token: str) -> str:
         return ""
     with _stemmer_lock:  # the stemmer keeps the word that it works on
         if _stemmer is None:
-            import snowballstemmer
+            import Stemmer
 
-            _stemmer = snowballstemmer.stemmer("english")
+            _stemmer = Stemmer.Stemmer("english")
         stemmed: str = _stemmer.stemWord(token)
     return stemmed
 
