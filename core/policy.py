@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -332,6 +332,14 @@ class MergeCandidate:
     score: float
 
 
+class Merge(NamedTuple):
+    """A name that is surely the entity ``into``: both are keys."""
+
+    name: str
+    into: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbourhood:
     """Entities and relations around one entity, nearest first; ``truncated``: there are more than asked for."""
@@ -402,6 +410,20 @@ class ContextRetriever(Retriever, Protocol):
         self, pairs: Sequence[tuple[str, str]], *, matches: Callable[[Mapping[str, Any]], bool] | None
     ) -> list[ScoredRelation]:
         """Describe relations, with all chunks that support them; those that no document supports are left out."""
+        ...
+
+
+@runtime_checkable
+class NameMerger(Protocol):
+    """Says which names are surely one entity, so that the service merges them by events of its own."""
+
+    @property
+    def merges_by_itself(self) -> bool:
+        """Whether it is set to; nothing is asked of it otherwise."""
+        ...
+
+    def merges(self, document_id: str) -> Sequence[Merge]:
+        """Which of the names in a document are surely the same as others; bounded work."""
         ...
 
 

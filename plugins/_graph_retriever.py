@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from streamfold.core import (
+    Merge,
     Neighbourhood,
     Retrieval,
     RetrievedContext,
@@ -52,11 +53,13 @@ class GraphRetriever(VectorRetriever):
         *,
         hop_weight: float = 1.3,
         suggest_merges: bool = True,
+        merge_from: float | None = None,
         single_valued: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(view)
         self._hop_weight = hop_weight
         self._suggest_merges = suggest_merges
+        self._merge_from = merge_from
         self._single_valued = single_valued
         self._places = Places()
 
@@ -168,6 +171,32 @@ class GraphRetriever(VectorRetriever):
         relations = [facts.relation(fact) for fact in found.values()]
         same = merge_candidates(facts, entity_id) if self._suggest_merges else []
         return Neighbourhood(entities=entities, relations=relations, truncated=truncated, merge_candidates=same)
+
+    @property
+    def merges_by_itself(self) -> bool:
+        """Whether candidates with a high score are merged."""
+        return self._merge_from is not None
+
+    def merges(self, document_id: str) -> list[Merge]:
+        """Return which names in a document are surely one with others: the rarer goes into the commoner.
+
+        A name is looked at when it is in 1, 2, 4, 8 … passages, so a mention costs the less the more there are.
+        """
+        facts = Facts(Passages.of(self._view, Retrieval(query="", sources=("bm25",)), self._places))
+        on = facts.on
+        named = (on.graph.targets(int(on.ids[slot]))[0] for slot in on.chunks_of(document_id))
+        keys = [end[2:] for ends in named for end in ends if isinstance(end, str) and end.startswith("e:")]
+        keys = list(dict.fromkeys(on.who.canonical_many(keys)))
+        found: list[Merge] = []
+        for key, mentions in zip(keys, on.sources_many("e:", keys), strict=True):
+            if mentions & (mentions - 1) == 0 and on.is_name(key):
+                for one in merge_candidates(facts, key):
+                    if self._merge_from is not None and one.score >= self._merge_from:
+                        names = [key, one.entity_id]
+                        many = on.sources_many("e:", names)
+                        name, into = sorted(names, key=lambda k: (many[names.index(k)], -len(k), k))
+                        found.append(Merge(name, into, one.reason))
+        return found
 
     def names(self) -> list[tuple[str, int]]:
         """Return every name and in how many chunks it stands."""

@@ -248,7 +248,8 @@ class Hops:
             weight = factor * title.weight
             for document_id, slots in title.long:
                 if document_id != owner:
-                    some, values = self._chunks_linked(slots, strength * weight, rest.at(np.full(len(slots), row), slots))
+                    left = rest.at(np.full(len(slots), row), slots)
+                    some, values = self._chunks_linked(slots, strength * weight, left)
                     links.add(some, values, np.full(len(some), row), np.full(len(some), self._number(title.key)))
             if len(title.short):
                 ends.append(title.short)

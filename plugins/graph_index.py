@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -69,18 +69,25 @@ class GraphConfig:
     Parameters
     ----------
     hop_weight : what a link from a good passage adds, against the passage's own score.
-    suggest_merges : whether the graph shows which names may be one entity.
+    merges : what is done about names that may be one entity: nothing (``off``), the graph shows them (``suggest``), or
+        those with a score of ``merge_from`` are merged too (``auto``), by events that can be taken back.
+    merge_from : 1 is the same normal form, .9 an acronym, .8 first and last name, below what company and spelling say.
     single_valued : keywords of relations that a subject has one of at a time, as an extractor writes them: a later one
         with another object ends the earlier one.
     """
 
     hop_weight: float = 1.3
-    suggest_merges: bool = True
+    merges: Literal["off", "suggest", "auto"] = "suggest"
+    merge_from: float = 0.9
     single_valued: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.hop_weight <= 10:
             raise ConfigError(f"hop_weight is {self.hop_weight}: it must be in 0…10")
+        if self.merges not in ("off", "suggest", "auto"):
+            raise ConfigError(f"merges is {self.merges!r}: it must be off, suggest or auto")
+        if not 0 < self.merge_from <= 1:
+            raise ConfigError(f"merge_from is {self.merge_from}: it must be above 0 and at most 1")
         if any(not one or one != one.lower() for one in self.single_valued):
             raise ConfigError(f"single_valued is {list(self.single_valued)}: write keywords in lower case")
 
@@ -209,7 +216,8 @@ class GraphIndex(VectorIndex):
         return GraphRetriever(
             view,
             hop_weight=config.hop_weight,
-            suggest_merges=config.suggest_merges,
+            suggest_merges=config.merges != "off",
+            merge_from=config.merge_from if config.merges == "auto" else None,
             single_valued=frozenset(config.single_valued),
         )
 

@@ -17,6 +17,7 @@ from streamfold.core.policy import Budget
 from streamfold.core.spending import Spending
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import Call, Endpoint, answer, page, rfc3339
+from streamfold.pipelines.serve.merging import INTAKE as MERGES
 from streamfold.pipelines.serve.problems import Problem
 
 
@@ -39,8 +40,12 @@ def _status(call: Call) -> dict[str, Any]:
     }
 
 
+_OWN = {INTAKE: "extract", MERGES: "merge"}
+"""Intakes that read the log itself, by how their names begin."""
+
+
 def _kafka(call: Call) -> list[dict[str, Any]]:
-    """Return the Kafka intakes, one line per topic, and how far extraction is.
+    """Return the Kafka intakes, one line per topic, and how far extraction and merging are.
 
     The broker's end offsets are known to the intake process only.
     """
@@ -51,7 +56,7 @@ def _kafka(call: Call) -> list[dict[str, Any]]:
             name,
             {
                 "name": name,
-                "kind": "extract" if name.startswith(INTAKE) else "kafka",
+                "kind": next((kind for prefix, kind in _OWN.items() if name.startswith(prefix)), "kafka"),
                 "offsets": {},
                 "lag_events": None,
                 "rate_per_s": None,

@@ -24,6 +24,7 @@ from streamfold.pipelines.serve.fair import FairPool
 from streamfold.pipelines.serve.helping import Helpers
 from streamfold.pipelines.serve.jobs import Jobs
 from streamfold.pipelines.serve.logs import logger
+from streamfold.pipelines.serve.merging import Merging
 from streamfold.pipelines.serve.metrics import Metrics
 from streamfold.pipelines.serve.pressure import Pressure
 from streamfold.pipelines.serve.problems import rate_limited, unavailable
@@ -59,6 +60,7 @@ class Service:
         self._refuses = bool(node.registry.hook.refuse_event.get_hookimpls())
         self._wakes = ThreadPoolExecutor(1, "wake")
         self.exposures = Exposures(self.accept, self.append, self.metrics.registry)
+        self.merging = Merging(node, self.accept)
         self._wakes_waiting = 0
         self._waiters: dict[str, Waiters] = {}
 
@@ -66,6 +68,7 @@ class Service:
     def start(self) -> None:
         """Recover the views in a thread: the port answers meanwhile, ``/readyz`` says 503."""
         self.access.start()
+        self.merging.start()
         if self.node.views is not None:
             self.ready = True
             return
@@ -84,6 +87,7 @@ class Service:
     def close(self) -> None:
         for waiters in self._waiters.values():
             waiters.close()
+        self.merging.close()
         self.exposures.close()
         self.jobs.close()
         self.access.close()

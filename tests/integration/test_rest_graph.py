@@ -12,6 +12,7 @@ import pytest
 
 from streamfold.core.settings import Settings
 from tests.integration.test_rest import BACKENDS, is_problem, serving
+from tests.waiting import until
 
 DOCUMENTS = {
     "goose": ("The Goose Woman", "The Goose Woman is a 1925 film directed by Clarence Brown. It stars Louise Dresser."),
@@ -165,3 +166,52 @@ def test_a_new_encoder_is_built_beside_the_old_and_then_promoted(tmp_path: Path)
         live = next(row for row in client.get("/v1/status").json()["policies"] if row["slot"] == "live")
         assert live["label"] == rows["shadow"]["label"]
         assert "late" in [chunk["document_id"] for chunk in ask(client, "What is Santa Monica?")["chunks"]]
+
+
+def test_sure_merges_are_made_by_events_of_our_own_and_whoever_takes_one_back_is_not_overruled(tmp_path: Path) -> None:
+    texts = {
+        "a": "International Business Machines opened in Armonk. IBM hired many people there.",
+        "b": "Acme Inc sued Zenith in Boston.",
+        "c": "Peter Miller wrote to Acme about chairs. Acme answered.",
+    }
+    policies: dict[str, dict[str, Any]] = {"graph_index": {"merges": "auto"}}
+
+    def known(client: httpx.Client, name: str) -> set[str]:
+        found = client.get("/v1/graph", params={"entity": name})
+        return {one["entity_id"] for one in found.json()["entities"]} if found.status_code == 200 else set()
+
+    def merged(client: httpx.Client) -> list[Any]:
+        items = client.get("/v1/events", params={"type": "entity.merged"}).json()["items"]
+        return [one["event"] for one in items]
+
+    with serving(Settings(backends=BACKENDS, data=tmp_path, policies=policies)) as client:
+        for id_, text in texts.items():
+            client.put(f"/v1/documents/{id_}?wait=visible", json={"text": text})
+        until(lambda: "peter miller" in known(client, "Acme Inc") and "armonk" in known(client, "IBM"))
+        events = merged(client)
+        assert {(one["data"]["entity_id"], one["data"]["into"], one["source"]) for one in events} == {
+            ("acme", "acme inc", "/streamfold/merges"),
+            ("ibm", "international business machines", "/streamfold/merges"),
+        }
+        assert "zenith" in known(client, "acme")
+        kinds = {one["kind"]: one for one in client.get("/v1/status").json()["intakes"]}
+        assert "merge" in kinds
+        undo = {"entity_id": "acme", "into": "acme inc", "undo": True}
+        event = {"specversion": "1.0", "id": "no", "source": "/desk", "type": "entity.merged", "data": undo}
+        assert client.post("/v1/events?wait=visible", json=event).json()["visible"]
+        assert "peter miller" not in known(client, "Acme Inc")
+        client.put("/v1/documents/d?wait=visible", json={"text": "Acme Inc hired Paula Price. Zora Quell left IBM."})
+        client.put(
+            "/v1/documents/e?wait=visible", json={"text": "International Business Machines honoured Zora Quell."}
+        )
+        head = client.get("/v1/status").json()["position"]
+        until(lambda: next(iter(merge_line(client)["offsets"].values())) >= head)
+        assert len(merged(client)) == 3, "two of our own, and the one that takes back"
+        assert "zenith" not in known(client, "acme")
+    with serving(Settings(backends=BACKENDS, data=tmp_path, policies=policies)) as client:
+        assert "armonk" in known(client, "IBM"), "after a restart"
+        assert "zenith" not in known(client, "acme")
+
+
+def merge_line(client: httpx.Client) -> dict[str, Any]:
+    return next(one for one in client.get("/v1/status").json()["intakes"] if one["kind"] == "merge")

@@ -3,8 +3,8 @@
 A source's edges are set as a whole and removed as a whole; a node is there as long as an edge touches it. Each edge
 knows its place in its target's list, so taking it out is a swap with the last one: putting or removing a source costs
 O(its edges), whatever else is stored, also where a target has 10,000 sources. An edge takes 20 bytes and two entries
-of 4 bytes. A node's edges are raw int32 in ``bytes`` and ``bytearray``, not in ``array``: those are objects that Python's
-garbage collector goes through, a million of them in a second during which nothing is answered.
+of 4 bytes. A node's edges are raw int32 in ``bytes`` and ``bytearray``, not in ``array``: those are objects that
+Python's garbage collector goes through, a million of them in a second during which nothing is answered.
 """
 
 from __future__ import annotations

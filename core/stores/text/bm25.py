@@ -37,10 +37,10 @@ class BM25:
     """Postings by term over documents given as term counts.
 
     A document gets the next slot; each term has the slots and frequencies of its documents as raw int32 and float32 in
-    two ``bytearray`` (8 bytes a posting; no ``array``, which the garbage collector would go through), each slot its list of terms (4 bytes), by which a delete finds the counts to lower. A deleted
-    document stays in the postings, scored 0, until a fifth of the slots is dead; then all is renumbered. Insert and
-    delete are O(terms of the document) amortised, a search O(slots + postings of its terms). A lock makes calls from
-    several threads safe.
+    two ``bytearray`` (8 bytes a posting; no ``array``, which the garbage collector would go through), each slot its
+    list of terms (4 bytes), by which a delete finds the counts to lower. A deleted document stays in the postings,
+    scored 0, until a fifth of the slots is dead; then all is renumbered. Insert and delete are O(terms of the document)
+    amortised, a search O(slots + postings of its terms). A lock makes calls from several threads safe.
 
     Parameters
     ----------
