@@ -42,8 +42,8 @@ serve: setup ## serve the REST interface and the console
 	$(BIN)/streamfold serve $(ARGS)
 
 .PHONY: test
-test: setup ## run all tests (ARGS="-k word" for some)
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## run all tests, files side by side (ARGS="-k word" for some, ARGS="-n 0" one after the other)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: setup types ## check style, format, types and import contracts

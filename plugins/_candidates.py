@@ -45,7 +45,7 @@ def variants(key: str) -> Iterator[str]:
     """Yield names with the same normal form: with a title, a legal form, a plural's s, and without any.
 
     >>> list(variants("acme inc"))[:4]
-    ['acme', 'acmes', 'the acme', 'mr acme']
+    ['acme', 'acmes', 'the acme', 'dr acme']
     """
     bare = normal_form(key)
     yield bare

@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -123,17 +124,21 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--rate", type=int, default=50)
     parser.add_argument("--mode", default="mix")
+    parser.add_argument("--filled", type=Path, help="a data folder that holds the documents already; it is copied")
     options = parser.parse_args()
     print(json.dumps(harness.machine()))
     corpus = common.Corpus()
     with tempfile.TemporaryDirectory(prefix="streamfold-graph-") as folder:
+        if options.filled:
+            shutil.copytree(options.filled, Path(folder) / "data")
         service = EmbeddedService(Path(folder), policies={"graph_index": {}})
         try:
-            started = time.monotonic()
-            cpu = load(service, corpus, options.documents)
-            took = time.monotonic() - started
-            per_cpu, per_s = options.documents / cpu, options.documents / took
-            print(f"loaded {options.documents:,} documents: {per_cpu:.0f} per CPU second of the service, {per_s:.0f}/s")
+            if not options.filled:
+                started = time.monotonic()
+                cpu = load(service, corpus, options.documents)
+                took = time.monotonic() - started
+                rates = f"{options.documents / cpu:.0f} per CPU second of the service, {options.documents / took:.0f}/s"
+                print(f"loaded {options.documents:,} documents: {rates}")
             process = psutil.Process(service._process.pid)
             print(f"resident {process.memory_info().rss / 2**20:.0f} MB", flush=True)
             seen = Seen(end=time.monotonic() + options.seconds)

@@ -428,6 +428,29 @@ def test_names_that_may_be_one_are_suggested_with_the_reason(bench: Any, make_ev
     assert suggested("IBM") == {}
 
 
+def test_names_that_look_alike_are_suggested_where_they_share_some_company(bench: Any, make_event: Any) -> None:
+    made = bench(GraphIndex())
+    texts = [
+        "Katarzyna Nowakowska met Babbage. Katarzyna Nowakowska knew Somerville. Katarzyna Nowakowska read Menabrea.",
+        "Katarzyna Nowakowski met Babbage. Katarzyna Nowakowski knew Somerville. Katarzyna Nowakowski saw Paris.",
+        "Katarzyna Nowakowski read Menabrea. Katarzyna Nowakowski saw Vienna. Katarzyna Nowakowski saw Milan.",
+        "Katarzyna Nowakowski left Lisbon.",
+        "Babbage met Adam Zielinski. Somerville met Adam Zielinski. Menabrea met Adam Zielinski.",
+        "Adam Zielinski saw Oslo. Adam Zielinski saw Riga. Adam Zielinski saw Cork. Adam Zielinski saw Bonn.",
+        "Zenith Corporation built radios in Chicago.",
+        "Detroit admired the Zenith towers.",
+    ]
+    made.send(*(upsert(make_event, seq, f"d{seq}", None, text) for seq, text in enumerate(texts)))
+
+    def suggested(name: str) -> dict[str, str]:
+        near = made.server.graph(name, depth=1, limit=50)
+        return {one.entity_id: one.reason for one in near.merge_candidates}
+
+    assert suggested("Katarzyna Nowakowska").get("katarzyna nowakowski") == "embedding"
+    assert "adam zielinski" not in suggested("Katarzyna Nowakowska"), "as much company, another name"
+    assert suggested("Zenith Corporation") == {"zenith": "normal form"}, "without a common neighbour"
+
+
 def test_an_alias_leads_to_the_document_of_that_title(bench: Any, make_event: Any) -> None:
     made = bench(GraphIndex())
     made.send(
