@@ -362,6 +362,8 @@ class StoredDocument:
     updated_us: int
     chunks: tuple[Chunk, ...] = ()
     chunk_ids: tuple[str, ...] = ()
+    text_position: int | None = None
+    """Where its text was sent: what is told of a chunk names it (``document.extracted``)."""
 
 
 @runtime_checkable

@@ -198,4 +198,5 @@ def _stored(document_id: str, row: Document, more: dict[str, Any], chunks: tuple
         updated_us=row.updated_us,
         chunks=chunks,
         chunk_ids=row.ids,
+        text_position=row.text_position,
     )

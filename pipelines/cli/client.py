@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
 
 from streamfold.pipelines.cli.state import FAILED, TIMED_OUT, UNREACHABLE, CliError
 
+T = TypeVar("T")
 READ_TIMEOUT_S = 60.0
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.2, 8.0
 _POLL_FIRST_S, _POLL_LAST_S = 0.05, 1.0
@@ -134,15 +135,31 @@ class Client:
         """
         params: dict[str, Any] = {"wait": "visible", "wait_ms": wait_ms} if wait_ms else {}
         options = {"content": b"\n".join(lines), "headers": {"Content-Type": "application/x-ndjson"}, "params": params}
+
+        def send() -> Mapping[str, Any]:
+            try:
+                body = _body(self.request("POST", "/v1/events", **options))
+            except Problem as problem:
+                if problem.status == 422 and problem.body and "results" in problem.body:
+                    return problem.body
+                raise
+            return body if isinstance(body, dict) else {}
+
+        return self._patiently(send, retry_for_s, on_retry)
+
+    def get_patiently(self, path: str, *, retry_for_s: float = 60.0, **params: Any) -> Any:
+        """Read one of many: what may pass is waited for."""
+        return self._patiently(lambda: self.get(path, **params), retry_for_s)
+
+    def _patiently(
+        self, ask: Callable[[], T], retry_for_s: float, on_retry: Callable[[str], None] = lambda reason: None
+    ) -> T:
         give_up = time.monotonic() + retry_for_s
         backoff_s = FIRST_BACKOFF_S
         while True:
             try:
-                body = _body(self.request("POST", "/v1/events", **options))
-                return body if isinstance(body, dict) else {}
+                return ask()
             except Problem as problem:
-                if problem.status == 422 and problem.body and "results" in problem.body:
-                    return problem.body
                 if not problem.may_pass or time.monotonic() > give_up:
                     raise
                 on_retry(problem.code)
@@ -154,6 +171,16 @@ class Client:
                 pause_s = backoff_s
             self._sleep(min(pause_s, LAST_BACKOFF_S * 4))
             backoff_s = min(backoff_s * 2, LAST_BACKOFF_S)
+
+    def has_graph(self) -> bool:
+        """Whether a policy here keeps entities and relations."""
+        try:
+            self.get("/v1/entities", limit=1)
+        except Problem as problem:
+            if problem.code != "not-found":
+                raise
+            return False
+        return True
 
     # -- jobs and pages -----------------------------------------------------------------------------------------------
     def wait_job(

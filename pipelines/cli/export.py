@@ -103,7 +103,7 @@ class _Export:
                 progress.update(task, description=", ".join(f"{n} {what}" for what, n in counts.items()))
 
             self._documents(count)
-            if self._has_graph():
+            if self._client.has_graph():
                 self._write("entities", self._entities(graph, count))
                 self._write("relations", self._relations(graph, count))
         nx.write_graphml(graph, self._folder / "graph.graphml")
@@ -113,17 +113,6 @@ class _Export:
 
     def _position(self) -> int:
         return int(self._client.get("/v1/documents", limit=1)["version"]["position"])
-
-    def _has_graph(self) -> bool:
-        from streamfold.pipelines.cli.client import Problem
-
-        try:
-            self._client.get("/v1/entities", limit=1)
-        except Problem as problem:
-            if problem.code != "not-found":
-                raise
-            return False
-        return True
 
     def _documents(self, count: Any) -> None:
         with self._opened("documents") as documents, self._opened("chunks") as chunks:

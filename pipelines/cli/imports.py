@@ -11,19 +11,24 @@ import typer
 from streamfold.pipelines.cli.state import FAILED, CliError, Globals
 
 if TYPE_CHECKING:
+    from streamfold.pipelines.cli.client import Client
+    from streamfold.pipelines.cli.lightrag_store import LightRAGStore
     from streamfold.pipelines.cli.peer_files import PeerFile
     from streamfold.pipelines.cli.rows import Line
+    from streamfold.pipelines.cli.send import Tally
 
-LIGHTRAG_HELP = """Import the documents of a LightRAG working folder (its JSON files).
+LIGHTRAG_HELP = """Import a LightRAG working folder (its JSON files): the documents, and what its model found in them.
 
 Each document of kv_store_full_docs.json is sent with its id, text and file path; one without a text is put together
-from its chunks. Entities and relations are found anew in the texts, and vectors made anew: the graph file, the vector
-files and the cache of LLM answers are left out.
+from its chunks. When they are visible, the entities and relations of the graph file are told of the chunks here that
+hold their names where LightRAG's chunks did, as document.extracted events (--no-facts leaves them out); what no chunk
+is found for is counted. Vectors are made anew: the vector files and the cache of LLM answers are left out.
 
 \b
 Examples:
   streamfold import lightrag ./rag_storage --wait
   streamfold import lightrag ./rag_storage/my_workspace --dry-run
+  streamfold import lightrag ./rag_storage --no-facts
 """
 GRAPH_HELP = """Import a knowledge graph: GraphML, JSON lines, or a folder of `streamfold export`.
 
@@ -63,6 +68,7 @@ Examples:
 Source = Annotated[Path, typer.Argument(metavar="SRC", exists=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything here; send nothing.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Return when answers show the documents (up to 30 s).")]
+NoFacts = Annotated[bool, typer.Option("--no-facts", help="Leave out LightRAG's entities and relations.")]
 Rate = Annotated[float, typer.Option(min=0, help="At most so many documents a second; 0: no limit.")]
 
 
@@ -75,14 +81,45 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="import")
 
 
-def lightrag(ctx: typer.Context, source: Source, dry_run: DryRun = False, wait: Wait = False, rate: Rate = 0) -> None:
+def lightrag(
+    ctx: typer.Context, source: Source, no_facts: NoFacts = False, dry_run: DryRun = False, wait: Wait = False,
+    rate: Rate = 0,
+) -> None:  # fmt: skip
     from streamfold.pipelines.cli.lightrag_store import LightRAGStore
-    from streamfold.pipelines.cli.send import deliver
+    from streamfold.pipelines.cli.send import Tally, conclude, deliver, send_all
 
     options: Globals = ctx.obj
-    store = LightRAGStore.open(source)
+    store = LightRAGStore.open(source, with_facts=not no_facts)
     options.note(store.told())
-    deliver(options, store.lines(), size=None, rate=rate, dry_run=dry_run, wait=wait)
+    with_facts = bool(store.facts) and not dry_run
+    if with_facts:
+        with options.client() as client:
+            with_facts = client.has_graph()
+        if not with_facts:
+            options.note("no policy here keeps entities and relations: LightRAG's are left out")
+    if not with_facts:
+        deliver(options, store.lines(), size=None, rate=rate, dry_run=dry_run, wait=wait)
+        return
+    tally = Tally()
+    with options.client() as client:
+        send_all(options, client, store.lines(), tally, size=None, rate=rate, wait=True, patient=True)
+        late = bool(tally.position) and not tally.visible
+        if late:
+            options.note("the documents are not visible yet: import again then, for their entities and relations")
+        elif tally.position:
+            _tell(options, client, store, tally, rate=rate, wait=wait)
+    conclude(options, tally, wait=late or wait)
+
+
+def _tell(options: Globals, client: Client, store: LightRAGStore, tally: Tally, *, rate: float, wait: bool) -> None:
+    """Send what LightRAG found in the documents, which are visible."""
+    from streamfold.pipelines.cli.lightrag_facts import Telling
+    from streamfold.pipelines.cli.send import send_all
+
+    telling = Telling(store, client)
+    size = len(store.facts_by_document())
+    send_all(options, client, telling.lines(tally.position), tally, size=size, rate=rate, wait=wait)
+    options.note(telling.said())
 
 
 def graph(
@@ -132,9 +169,6 @@ def _peer(
 
 def as_lines(documents: Iterable[Mapping[str, Any]], source: str) -> Iterator[Line]:
     """Make an event of each document; its id follows from the content. ``time`` and ``problem`` are not the data's."""
-    import json
-    from hashlib import blake2b
-
     from streamfold.pipelines.cli.rows import Line
 
     for number, document in enumerate(documents, 1):
@@ -142,12 +176,24 @@ def as_lines(documents: Iterable[Mapping[str, Any]], source: str) -> Iterator[Li
         name = str(document["document_id"])
         if document.get("problem"):
             yield Line(number=number, problem=document["problem"], name=name)
-            continue
-        digest = blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=16).hexdigest()
-        event = {"specversion": "1.0", "id": digest, "source": source, "type": "document.upserted", "data": data}
-        if document.get("time"):
-            event["time"] = document["time"]
-        yield Line(number=number, event=json.dumps(event).encode(), name=name)
+        else:
+            yield as_line("document.upserted", data, source, document.get("time"), number=number, name=name)
+
+
+def as_line(
+    type_: str, data: Mapping[str, Any], source: str, time: str | None, *, number: int, name: str, bytes_read: int = 0
+) -> Line:
+    """Make an event of data; its id follows from them."""
+    import json
+    from hashlib import blake2b
+
+    from streamfold.pipelines.cli.rows import Line
+
+    digest = blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=16).hexdigest()
+    event = {"specversion": "1.0", "id": digest, "source": source, "type": type_, "data": data}
+    if time:
+        event["time"] = time
+    return Line(number=number, event=json.dumps(event).encode(), name=name, bytes_read=bytes_read)
 
 
 def _check(options: Globals, source: Path, lines: Iterable[Line]) -> None:

@@ -1,14 +1,16 @@
-"""The JSON files of a LightRAG working folder, read as documents."""
+"""The files of a LightRAG working folder: documents, and what its model found in them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamfold.pipelines.cli.lightrag_facts import SOURCE, Fact, counted, read_facts
 from streamfold.pipelines.cli.state import FAILED, USAGE, CliError
 from streamfold.pipelines.texts import SUFFIXES, media_type_of, title_of
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from streamfold.pipelines.cli.rows import Line
 
 _DOCUMENTS = "kv_store_full_docs.json"
+_GRAPH = "graph_chunk_entity_relation.graphml"
 _OVERLAP = 4_000
 """Characters of two chunks in a row that are looked at for what both hold."""
 _NO_PATHS = (None, "", "unknown_source", "no-file-path")
@@ -24,46 +27,61 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LightRAGStore:
-    """A working folder: documents, their states, their chunks, and how large the graph is that is left out."""
+    """A working folder: documents, their states, their chunks, and the entities and relations of its graph.
+
+    ``problem``: why there are none of these.
+    """
 
     folder: Path
     documents: Rows
     states: Rows
     chunks: Rows
-    nodes: int
-    edges: int
+    facts: Sequence[Fact]
+    problem: str
 
     @classmethod
-    def open(cls, source: Path) -> LightRAGStore:
+    def open(cls, source: Path, *, with_facts: bool) -> LightRAGStore:
         """Read a working folder, or the one workspace below it."""
         folder = _folder(source)
-        graph = folder / "graph_chunk_entity_relation.graphml"
-        nodes, edges = _counted(graph) if graph.exists() else (0, 0)
+        facts, problem = _facts(folder) if with_facts else ([], "--no-facts")
         return cls(
             folder=folder,
             documents=_rows(folder / _DOCUMENTS),
             states=_rows(folder / "kv_store_doc_status.json"),
             chunks=_rows(folder / "kv_store_text_chunks.json"),
-            nodes=nodes,
-            edges=edges,
+            facts=facts,
+            problem=problem,
         )
 
     def told(self) -> str:
         """Say what is imported and what is not."""
-        left = (
-            f"; its {self.nodes} entities and {self.edges} relations are found anew in the texts" if self.nodes else ""
-        )
-        return f"{self.folder}: {len(self.documents)} documents{left}"
+        known = f"; {counted(self.facts)} go with their chunks"
+        anew = f"; entities and relations are found anew in the texts: {self.problem}"
+        return f"{self.folder}: {len(self.documents)} documents{anew if self.problem else known}"
 
     def lines(self) -> Iterator[Line]:
         """Make an event of each document."""
         from streamfold.pipelines.cli.imports import as_lines
 
-        return as_lines((self._document(id_) for id_ in self.documents), "/import/lightrag")
+        return as_lines((self._document(id_) for id_ in self.documents), SOURCE)
+
+    def facts_by_document(self) -> dict[str, dict[Fact, list[str]]]:
+        """Return what is said in each document, and in which of LightRAG's chunks."""
+        found: defaultdict[str, defaultdict[Fact, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for fact in self.facts:
+            for chunk_id in fact.sources:
+                document_id = str(self.chunks.get(chunk_id, {}).get("full_doc_id"))
+                if document_id in self.documents:
+                    found[document_id][fact].append(chunk_id)
+        return {document_id: dict(facts) for document_id, facts in found.items()}
+
+    def text(self, document_id: str) -> Any:
+        """Return a document's text."""
+        return self.documents[document_id].get("content") or self._joined(document_id)
 
     def _document(self, document_id: str) -> dict[str, Any]:
         row, state = self.documents[document_id], self.states.get(document_id, {})
-        text = row.get("content") or self._joined(document_id)
+        text = self.text(document_id)
         if not isinstance(text, str) or not text.strip():
             return {"document_id": document_id, "problem": f"{_DOCUMENTS} has no text for it, nor are there chunks"}
         path = next((p for p in (row.get("file_path"), state.get("file_path")) if p not in _NO_PATHS), None)
@@ -116,20 +134,17 @@ def _rows(file: Path) -> Rows:
     return rows
 
 
-def _counted(file: Path) -> tuple[int, int]:
-    """Count the nodes and edges of a graph without holding it; a broken one counts as none, it is not imported."""
-    from xml.etree.ElementTree import ParseError, iterparse
-
-    counts = {"node": 0, "edge": 0}
+def _facts(folder: Path) -> tuple[list[Fact], str]:
+    """Read the graph; a folder without one, or with a broken one, is imported all the same."""
+    graph = folder / _GRAPH
+    if not graph.exists():
+        return [], f"there is no {_GRAPH}"
+    lists = (_rows(folder / f"kv_store_{what}_chunks.json") for what in ("entity", "relation"))
     try:
-        for _, element in iterparse(file):
-            tag = element.tag.rpartition("}")[2]
-            if tag in counts:
-                counts[tag] += 1
-                element.clear()
-    except (ParseError, OSError):
-        return 0, 0
-    return counts["node"], counts["edge"]
+        facts = read_facts(graph, *lists)
+    except ValueError as error:
+        return [], f"{_GRAPH} is not valid GraphML ({error})"
+    return facts, "" if facts else f"{_GRAPH} holds none"
 
 
 def _time(value: Any) -> str | None:

@@ -123,7 +123,12 @@ def deliver(
         _check(options, lines, tally)
     else:
         with options.client() as client:
-            _send_all(options, client, lines, tally, size=size, rate=rate, wait=wait, retry_for_s=retry_for_s)
+            send_all(options, client, lines, tally, size=size, rate=rate, wait=wait, retry_for_s=retry_for_s)
+    conclude(options, tally, wait=wait and not dry_run)
+
+
+def conclude(options: Globals, tally: Tally, *, wait: bool) -> None:
+    """Say what became of what was sent; ``wait``: it was to be visible."""
     for result in tally.results[:_SHOWN]:
         problem = result["problem"]
         pointer = next((f" {e['pointer']}" for e in problem.get("errors") or () if e.get("pointer")), "")
@@ -134,7 +139,7 @@ def deliver(
     options.print(tally.summary(), tally.body())
     if tally.rejected:
         raise typer.Exit(SOME_REJECTED)
-    if wait and not dry_run and not tally.visible:
+    if wait and not tally.visible:
         raise CliError("accepted, but not yet visible: see `streamfold status`", TIMED_OUT)
 
 
@@ -154,7 +159,7 @@ def _opened(path: str, type_: str, mapping: Path | None, source: str) -> tuple[I
     return lines, sum(file.size for file in files)
 
 
-def _send_all(
+def send_all(
     options: Globals,
     client: Client,
     lines: Iterator[Line],
@@ -163,8 +168,10 @@ def _send_all(
     size: int | None,
     rate: float,
     wait: bool,
-    retry_for_s: float,
+    patient: bool = False,
+    retry_for_s: float = 60,
 ) -> None:
+    """Send lines in batches with a progress bar; ``patient``: wait for as long as the service gets on with them."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     from streamfold.pipelines.cli.state import console
@@ -191,14 +198,19 @@ def _send_all(
             progress.update(task, completed=batch[-1].bytes_read, description=done)
         if wait and answered:
             progress.update(task, description="waiting until answers show it")
-            tally.visible = wait_visible(client, tally.position, WAIT_MS / 1000)
+            tally.visible = wait_visible(client, tally.position, WAIT_MS / 1000, patient=patient)
 
 
-def wait_visible(client: Client, position: int, timeout_s: float) -> bool:
-    """Wait until the view of the answering process has passed ``position``."""
+def wait_visible(client: Client, position: int, timeout_s: float, *, patient: bool = False) -> bool:
+    """Wait until the view of the answering process has passed ``position``.
+
+    With ``patient`` the time counts from its last move on.
+    """
     end = time.monotonic() + timeout_s
-    pause_s = 0.05
-    while client.get("/v1/status")["view"]["position"] < position:
+    pause_s, before = 0.05, -1
+    while (here := client.get_patiently("/v1/status")["view"]["position"]) < position:
+        if patient and here > before:
+            end, before = time.monotonic() + timeout_s, here
         if time.monotonic() > end:
             return False
         time.sleep(pause_s)

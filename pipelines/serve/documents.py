@@ -149,6 +149,8 @@ def _shown(document: StoredDocument, *, chunks: bool) -> dict[str, Any]:
         "position": document.position,
         "updated_at": rfc3339(document.updated_us),
     }
+    if document.text_position is not None:
+        value["text_position"] = document.text_position
     if chunks:
         value["chunks"] = [
             {"chunk_id": chunk_id, "text": chunk.text, "start": chunk.start, "end": chunk.end}

@@ -65,6 +65,7 @@ _STORED = {
     "event_id": "rest-5b0c",
     "position": 1042,
     "updated_at": "2026-01-31T12:00:00.120000Z",
+    "text_position": 1042,
 }
 _TEXT = "The pump is started by the green lever."
 DOCUMENT = _STORED | {

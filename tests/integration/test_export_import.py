@@ -206,7 +206,10 @@ def test_a_lightrag_working_folder_is_imported(api: httpx.Client, run: Run, tmp_
     code, sent, said = run("import", "lightrag", "rag", "--wait")
     assert (code, sent["accepted"], sent["rejected"]) == (3, 4, 1)
     assert [one["file"] for one in sent["results"]] == ["doc-4"]
-    assert "5 documents; its 2 entities and 1 relations are found anew" in said
+    assert "5 documents; 2 entities and 1 relations go with their chunks" in said
+    assert "0 entities and 0 relations were told of 0 chunks; left out: 2 entities and 1 relations" in said, (
+        "no sources"
+    )
     documents = {one["document_id"]: one for one in api.get("/v1/documents?include=text").json()["items"]}
     assert set(documents) == {"doc-1", "doc-2", "doc-3", "doc-5"}
     assert documents["doc-1"]["text"] == CURIE
@@ -234,6 +237,139 @@ def test_what_is_no_working_folder_is_refused(api: httpx.Client, run: Run, tmp_p
     Path("two/a/kv_store_full_docs.json").write_text('{"doc-1": ')
     assert run("import", "lightrag", "two/a")[0] == 1
     assert api.get("/v1/documents").json()["items"] == []
+
+
+PARTS = ("Marie Curie studied radium in Paris. ", "Lise Meitner worked with Otto Hahn. ", "The prize came late. ")
+PARTED = "\n\n".join(part * 20 for part in PARTS)
+FORESEEN = "A chemist whom nobody named in the text foresaw it."
+
+
+def folder_with_facts(folder: Path, name: str) -> Path:
+    """Write a working folder in which a model told of three documents (``name``-1 …); the third has no text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    one, two, three = (f"{name}-{i}" for i in (1, 2, 3))
+    middle = PARTED.index("The prize")
+    rows = {
+        "full_docs": {one: {"content": PARTED}, two: {"content": CURIE}, three: {"content": ""}},
+        "text_chunks": {
+            "chunk-1": {"content": PARTED[:middle].strip(), "full_doc_id": one},
+            "chunk-2": {"content": PARTED[middle:].strip(), "full_doc_id": one},
+            "chunk-3": {"content": CURIE, "full_doc_id": two},
+            "chunk-4": {"content": "", "full_doc_id": three},
+        },
+        "entity_chunks": {"Marie Curie": {"chunk_ids": ["chunk-1", "chunk-3"], "count": 2}},
+    }
+    for store_, content in rows.items():
+        (folder / f"kv_store_{store_}.json").write_text(json.dumps(content))
+    graph = nx.Graph()
+    for entity, kind, description, source in (
+        ("Marie Curie", "person", "She won two prizes.<SEP>A physicist.", "chunk-1"),
+        ("Radium", "concept", "A metal that glows.", "chunk-1<SEP>chunk-3"),
+        ("Otto Hahn", "UNKNOWN", "He shared the work.", "chunk-1"),
+        ("Ida Noddack", "person", FORESEEN, "chunk-2"),
+        ("Nobody", "person", "Without a text.", "chunk-4<SEP>chunk-9"),
+    ):
+        graph.add_node(entity, entity_id=entity, entity_type=kind, description=description, source_id=source)
+    told = {"description": "She found out what radium does.", "keywords": "research,physics", "weight": 2.0}
+    graph.add_edge("Marie Curie", "Radium", source_id="chunk-1<SEP>chunk-3", **told)
+    graph.add_edge("Nobody", "Radium", description="Nothing.", keywords="none", weight=1.0, source_id="chunk-9")
+    nx.write_graphml(graph, folder / "graph_chunk_entity_relation.graphml")
+    return folder
+
+
+def told_of(api: httpx.Client, document_id: str) -> list[dict[str, Any]]:
+    items = api.get("/v1/events", params={"subject": document_id, "limit": 1000}).json()["items"]
+    return [one["event"]["data"] for one in items if one["event"]["type"] == "document.extracted"]
+
+
+def test_what_lightrags_model_found_goes_with_the_chunks_that_say_it(
+    api: httpx.Client, run: Run, tmp_path: Path
+) -> None:
+    folder_with_facts(tmp_path / "rag", "told")
+    code, sent, said = run("import", "lightrag", "rag", "--wait")
+    texts = {
+        one["chunk_id"].partition("#")[2].partition(".")[0]: one["text"]
+        for id_ in ("told-1", "told-2") for one in api.get(f"/v1/documents/{id_}").json()["chunks"]
+    }  # fmt: skip
+    told = told_of(api, "told-1") + told_of(api, "told-2")
+    assert (code, sent["accepted"], sent["rejected"]) == (3, 2 + len(told), 1), "told-3 has no text"
+    assert f"4 entities and 1 relations were told of {len(told)} chunks; left out: 1 entities and 1 relations" in said
+    assert {one["extractor"] for one in told} == {"lightrag"}
+    for one in told:
+        text, names = texts[one["chunk_hash"]], {entity["name"] for entity in one["entities"]}
+        assert ("Marie Curie" in names, "Otto Hahn" in names) == ("Marie Curie" in text, "Otto Hahn" in text)
+        assert bool(one.get("relations")) == ("Marie Curie" in text and "radium" in text)
+    [unnamed] = [one for one in told if "Ida Noddack" in {entity["name"] for entity in one["entities"]}]
+    assert "The prize came late" in texts[unnamed["chunk_hash"]], "where LightRAG's chunk lies"
+
+    found = api.get("/v1/graph", params={"entity": "Marie Curie"}).json()
+    entities = {one["entity_id"]: one for one in found["entities"]}
+    assert entities["marie curie"]["type"] == "person"
+    assert "She won two prizes.\nA physicist." in entities["marie curie"]["description"]
+    assert "glows" in entities["radium"]["description"]
+    [relation] = [one for one in found["relations"] if {"Marie Curie", "Radium"} == {one["source"], one["target"]}]
+    assert relation["description"] == "She found out what radium does."
+    assert set(relation["keywords"]) == {"research", "physics"}
+    assert {id_.partition("#")[0] for id_ in relation["chunk_ids"]} == {"told-1", "told-2"}
+
+    api.patch("/v1/documents/told-1?wait=visible", json={"metadata": {"year": 1903}})
+    again = run("import", "lightrag", "rag", "--wait")[1]
+    assert (again["accepted"], again["duplicates"]) == (0, sent["accepted"]), (
+        "a patch leaves the text where it was sent"
+    )
+
+    assert FORESEEN in api.post("/v1/query", json={"query": "Ida Noddack", "mode": "local"}).text
+    for id_ in ("told-1", "told-2"):
+        api.delete(f"/v1/documents/{id_}?wait=visible")
+    assert "ida noddack" not in {one["entity_id"] for one in paged(api, "/v1/entities", 1000)}
+    assert FORESEEN not in api.post("/v1/query", json={"query": "Ida Noddack", "mode": "local"}).text
+    said = run("import", "lightrag", "rag")[2]
+    assert "3 documents are not stored here with this text" in said
+
+
+def test_facts_stay_with_the_text_that_they_were_found_in(api: httpx.Client, run: Run, tmp_path: Path) -> None:
+    folder_with_facts(tmp_path / "rag", "kept")
+    assert run("import", "lightrag", "rag", "--wait")[0] == 3
+    before = api.get("/v1/documents/kept-1").json()
+    count = len(told_of(api, "kept-1"))
+    changed = before["text"].replace("The prize came late. ", "The prize never came. ")
+    store(api, "kept-1", changed)
+    entities = {one["entity_id"]: one for one in paged(api, "/v1/entities", 1000)}
+    assert "ida noddack" not in entities, "her chunk is gone"
+    api.delete("/v1/documents/kept-2?wait=visible")
+    found = api.get("/v1/graph", params={"entity": "Radium"}).json()
+    assert "glows" in next(one["description"] for one in found["entities"] if one["entity_id"] == "radium")
+    assert "3 documents are not stored here with this text" in run("import", "lightrag", "rag")[2]
+    assert len(told_of(api, "kept-1")) == count
+
+    store(api, "kept-1", before["text"])
+    sent = run("import", "lightrag", "rag", "--wait")[1]
+    assert sent["accepted"] == count, "told again, of the text at its new position"
+    assert "ida noddack" in {one["entity_id"] for one in paged(api, "/v1/entities", 1000)}
+
+
+@pytest.mark.parametrize(
+    ("graph", "options", "said"),
+    [
+        ("<graphml><node", [], "is not valid GraphML"),
+        (None, [], "there is no graph_chunk_entity_relation.graphml"),
+        ("", ["--no-facts"], "found anew in the texts: --no-facts"),
+    ],
+)
+def test_documents_are_imported_without_facts(
+    api: httpx.Client, run: Run, tmp_path: Path, graph: str | None, options: list[str], said: str
+) -> None:
+    name = f"bare{len(said)}"
+    file = folder_with_facts(tmp_path / "rag", name) / "graph_chunk_entity_relation.graphml"
+    if graph is None:
+        file.unlink()
+    elif graph:
+        file.write_text(graph)
+    _, sent, error = run("import", "lightrag", "rag", "--wait", *options)
+    assert sent["accepted"] == 2
+    assert said in error
+    assert api.get(f"/v1/documents/{name}-1").json()["text"] == PARTED
+    assert told_of(api, f"{name}-1") == []
 
 
 # -- graphs ------------------------------------------------------------------------------------------------------------
