@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +115,7 @@ class Telling:
         number = 0
         for count, (document_id, facts) in enumerate(self.store.facts_by_document().items(), 1):
             document = self._document(document_id, position)
-            if document is None or document["text"] != self.store.text(document_id):
+            if document is None or document.get("text") != self.store.text(document_id):
                 self.elsewhere += 1
                 continue
             for chunk_hash, found in self._placed(document, facts).items():
@@ -134,11 +136,11 @@ class Telling:
     def said(self) -> str:
         """Say how much was told of how many chunks, and what was left out."""
         told = f"{counted(self._told)} were told of {self.chunks} chunks"
-        left = [fact for fact in self.store.facts if fact not in self._told]
-        if not left:
-            return told
-        why = f"; {self.elsewhere} documents are not stored here with this text" if self.elsewhere else ""
-        return f"{told}; left out: {counted(left)}, which no chunk was found for{why}"
+        if left := [fact for fact in self.store.facts if fact not in self._told]:
+            told += f"; left out: {counted(left)}, which no chunk was found for"
+        if self.elsewhere:
+            told += f"; {self.elsewhere} documents are not stored here with this text"
+        return told
 
     def _document(self, document_id: str, position: int) -> Mapping[str, Any] | None:
         path = f"/v1/documents/{segment(document_id)}"
@@ -158,12 +160,15 @@ class Telling:
             source: _span(text, str(self.store.chunks[source].get("content") or ""))
             for source in dict.fromkeys(chain.from_iterable(facts.values()))
         }
+        entities = {fact.names[0]: fact for fact in facts if len(fact.names) == 1}
         found: defaultdict[str, dict[Fact, None]] = defaultdict(dict)
-        for fact in sorted(facts, key=lambda fact: fact.names):
-            for chunk in chunks_saying(fact.names, chunks, [spans[source] for source in facts[fact]]):
-                found[chunk.hash][fact] = None
-                self._told.add(fact)
-        return {hash_: list(some) for hash_, some in found.items()}
+        for fact, sources in facts.items():
+            for chunk in chunks_saying(fact.names, chunks, [spans[source] for source in sources]):
+                # A relation brings its ends along: they need not stand in its chunk.
+                ends = (entities[name] for name in fact.names if name in entities)
+                found[chunk.hash].update(dict.fromkeys((fact, *ends)))
+        self._told.update(*found.values())
+        return {hash_: sorted(some, key=lambda fact: fact.names) for hash_, some in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +190,11 @@ class Chunk:
 def chunks_saying(names: Sequence[str], chunks: Sequence[Chunk], spans: Sequence[Span | None]) -> list[Chunk]:
     """Return the chunks that say a fact: those with its names, else the first with one, else the one that shares most.
 
-    Only chunks that share text with LightRAG's are looked at, unless one of these is not found in the text.
+    ``chunks`` are in order of the text. Only those that share text with LightRAG's (``spans``) are looked at, unless
+    one of these is not found in the text.
     """
     known = [span for span in spans if span is not None]
-    near = chunks if len(known) < len(spans) else [chunk for chunk in chunks if _shared(chunk, known)]
+    near = chunks if len(known) < len(spans) else _lying_in(known, chunks)
     wanted = [_standing(name) for name in names]
     if both := [chunk for chunk in near if all(name in chunk.words for name in wanted)]:
         return both
@@ -196,6 +202,14 @@ def chunks_saying(names: Sequence[str], chunks: Sequence[Chunk], spans: Sequence
         return [one]
     most = max(near, key=lambda chunk: _shared(chunk, known), default=None)
     return [most] if most is not None and _shared(most, known) else []
+
+
+def _lying_in(spans: Sequence[Span], chunks: Sequence[Chunk]) -> list[Chunk]:
+    found: set[int] = set()
+    for start, end in spans:
+        first = bisect_right(chunks, start, key=attrgetter("end"))
+        found.update(range(first, bisect_left(chunks, end, key=attrgetter("start"))))
+    return [chunks[i] for i in sorted(found)]
 
 
 def _shared(chunk: Chunk, spans: Sequence[Span]) -> int:
