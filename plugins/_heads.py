@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -170,15 +170,30 @@ class SpaceState:
         return self._head
 
 
+class State(Protocol):
+    """What a head knows from its rows in one space of vectors."""
+
+    rows: dict[str, Any]
+
+    @property
+    def lift(self) -> Callable[[Floats], Floats]: ...
+    def update(self, gone: Sequence[str], come: Mapping[str, Row]) -> None: ...
+    def head(self) -> Head: ...
+
+
+MakeState = Callable[[Any, str, int], State]
+"""Make a state from the configuration, the space and its dimension."""
+
+
 class HeadState:
     """One head, in all spaces that its labels are of, as of a mark."""
 
-    def __init__(self, config: Any, name: str) -> None:
-        self._config, self._prefix = config, f"{name}\0"
+    def __init__(self, config: Any, name: str, make: MakeState) -> None:
+        self._config, self._prefix, self._make = config, f"{name}\0", make
         self._seen = HeadRow()
         self._known: dict[str, Row] = {}
         self._read_as: dict[str, str | None] = {}
-        self.spaces: dict[str, SpaceState] = {}
+        self.spaces: dict[str, State] = {}
         self.names: dict[str, str] = {}
 
     def follow(self, view: View, row: HeadRow) -> None:
@@ -259,7 +274,7 @@ class HeadState:
             rows = come.get(space, {})
             if space not in self.spaces:
                 size = len(next(iter(rows.values())).phi) // (4 if space == TEXT else 8)
-                self.spaces[space] = SpaceState(self._config, space, size)
+                self.spaces[space] = self._make(self._config, space, size)
             self.spaces[space].update(out.get(space, ()), rows)
             if not self.spaces[space].rows:
                 del self.spaces[space]
@@ -281,10 +296,10 @@ def _read_as(label: str, classes: Mapping[str, ClassRow]) -> str | None:
 
 
 class HeadsServer:
-    """A ``Classifier`` over the view."""
+    """A ``Classifier`` over the view; ``make``: what is known of a head in a space."""
 
-    def __init__(self, config: Any, view: View) -> None:
-        self._config, self._view = config, view
+    def __init__(self, config: Any, view: View, make: MakeState = SpaceState) -> None:
+        self._config, self._view, self._make = config, view, make
         self._lock = threading.Lock()
         self._states: OrderedDict[str, HeadState] = OrderedDict()
 
@@ -312,13 +327,13 @@ class HeadsServer:
                 found[index] = one
         return [found[index] for index in range(len(vectors))]
 
-    def _solved(self, name: str, space: str, index: int) -> tuple[Lift, Head, Mapping[str, str]]:
+    def _solved(self, name: str, space: str, index: int) -> tuple[Callable[[Floats], Floats], Head, Mapping[str, str]]:
         row = self._view["heads"].get(name)
         with self._lock:
             if row is None:
                 self._states.pop(name, None)
                 raise WrongTarget(index, f"head {name[:64]!r} has no labels")
-            state = self._states.pop(name, None) or HeadState(self._config, name)
+            state = self._states.pop(name, None) or HeadState(self._config, name, self._make)
             self._states[name] = state
             if len(self._states) > _HEADS:
                 self._states.popitem(last=False)
@@ -366,6 +381,7 @@ class HeadsServer:
                     "distance": round(float(distances[i]), _DIGITS),
                     "usual_distance": round(float(np.median(head.usual)), _DIGITS) if len(head.usual) else None,
                     "temperature": round(1 / head.sharpness, _DIGITS),
+                    **{name: round(value, _DIGITS) for name, value in head.notes.items()},
                     "weights": {head.names[s]: round(float(head.n[s]), _DIGITS) for s in best[:_EVIDENCE]},
                 }
             yield Prediction(labels=labels, unknown=round(float(unknown[i]), _DIGITS), explain=explain)

@@ -15,7 +15,8 @@ mean a row usually lies, by which a target is said to be unknown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,12 @@ class Scores(Protocol):
     """Scores of rows, ``(n, C)``."""
 
     def of(self, phi: Floats) -> Floats: ...
+
+
+class Distances(Protocol):
+    """Distances of rows from what is known, ``(n,)``, and the class that each is nearest to."""
+
+    def distances(self, phi: Floats) -> tuple[Floats, Codes]: ...
 
 
 class Means:
@@ -121,11 +128,13 @@ class Head:
     names: list[str]
     n: Floats
     scores: Scores
-    means: Means
+    means: Distances
     usual: Floats
     """Sorted distances of labelled rows from their class."""
     sharpness: float
     """Inverse temperature."""
+    notes: Mapping[str, float] = field(default_factory=dict)
+    """What more an explanation says."""
 
     def probabilities(self, phi: Floats) -> Floats:
         """``(n, C)``; rows sum up to 1."""

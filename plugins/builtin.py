@@ -12,6 +12,7 @@ from streamfold.plugins.factorization import Factorization
 from streamfold.plugins.graph_index import GraphIndex
 from streamfold.plugins.implicit_ftrl import ImplicitFtrl
 from streamfold.plugins.item_vectors import ItemVectors
+from streamfold.plugins.kalman_head import KalmanHead
 from streamfold.plugins.label_statistics import LabelStatistics
 from streamfold.plugins.newest import Newest
 from streamfold.plugins.quality import Quality
@@ -42,6 +43,7 @@ def register_policies() -> list[type[Policy]]:
         Reloop2Lsh,
         Reloop2Topk,
         LabelStatistics,
+        KalmanHead,
     ]
 
 
