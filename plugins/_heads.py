@@ -15,11 +15,11 @@ from zlib import crc32
 
 import numpy as np
 
-from streamfold.core import ClassifyRequest, EventError, Prediction, ScoredLabel, Target, View, WrongTarget, best_slots
+from streamfold.core import ClassifyRequest, Prediction, ScoredLabel, View, WrongTarget, best_slots
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
 from streamfold.plugins._readouts import Head, solve
 from streamfold.plugins._sums import Floats, Sums, relu_expansion
-from streamfold.plugins._targets import TEXT, thing_of, unpacked, vector_of
+from streamfold.plugins._targets import TEXT, unpacked, vectors_of
 
 _HEADS = 64
 """Heads whose sums are held; the one asked for longest ago goes first."""
@@ -345,24 +345,7 @@ class HeadsServer:
             return state.spaces[space].lift, state.spaces[space].head(), state.names
 
     def _vectors(self, request: ClassifyRequest) -> list[tuple[str, Floats]]:
-        texts = [one.text for one in request.targets if one.text]
-        rows = dict(zip(texts, self._view.tools.encoder.encode(texts), strict=True)) if texts else {}
-        return [self._vector(index, one, rows) for index, one in enumerate(request.targets)]
-
-    def _vector(self, index: int, target: Target, rows: Mapping[str, Any]) -> tuple[str, Floats]:
-        if target.features is not None:
-            try:
-                return vector_of(target.features)
-            except EventError as error:
-                raise WrongTarget(index, str(error)) from error
-        if (thing := thing_of(target)) is not None:
-            stored = self._view["things"].get(thing)
-            if stored is None:
-                raise WrongTarget(index, f"nothing is known of {thing.replace(':', ' ', 1)[:80]!r}, or it has no text")
-            return TEXT, unpacked(stored, TEXT)
-        if not target.text:
-            raise WrongTarget(index, "the text is empty")
-        return TEXT, np.asarray(rows[target.text], np.float64)
+        return vectors_of(self._view, request.targets)
 
     def _predicted(
         self, head: Head, names: Mapping[str, str], phi: Floats, request: ClassifyRequest

@@ -19,31 +19,26 @@ out; ``class.upserted`` takes both back. None of them rewrites labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import msgspec
-import numpy as np
 
 from streamfold.core import (
     Batch,
-    Blobs,
     ConfigError,
     Event,
     EventError,
     NeedsRebuild,
-    Policy,
     Stores,
     Subject,
     Table,
-    Target,
-    Tools,
     View,
 )
 from streamfold.plugins._heads import HeadsServer
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow, label_name, mixed
-from streamfold.plugins._targets import KINDS, TEXT, packed, text_of, thing_of, vector_of
+from streamfold.plugins._of_targets import THINGS, THINGS_STORE, OfTargets, key_of
+from streamfold.plugins._targets import KINDS, packed
 
 _MOST_WEIGHT = 1e6
 _MOST_HEADS = 10_000
@@ -85,7 +80,7 @@ class LabelStatisticsConfig:
                 raise ConfigError(f"label_statistics: {name} is {value}: it must be in {least:g}…{most:g}")
 
 
-class LabelStatistics(Policy):
+class LabelStatistics(OfTargets):
     """Labelled rows, from which heads are read out."""
 
     name = "label_statistics"
@@ -93,11 +88,8 @@ class LabelStatistics(Policy):
     handles: ClassVar[tuple[str, ...]] = (
         "label.observed",
         *("class.upserted", "class.merged", "class.retired"),
-        *("document.upserted", "document.deleted", "document.erased"),
-        *("item.upserted", "item.deleted", "item.erased"),
-        *("user.upserted", "user.erased"),
+        *THINGS,
     )
-    backends = ("encoder",)
     Config: ClassVar[type] = LabelStatisticsConfig
 
     def __init__(self, config: Any = None) -> None:
@@ -108,16 +100,14 @@ class LabelStatistics(Policy):
             Table("classes", key=str, value=ClassRow, max_rows=classes, on_full="refuse"),
             Table("labels", key=str, value=LabelRow, max_rows=labels, on_full="refuse"),
             Table("phi", key=str, value=bytes, max_rows=labels, on_full="refuse", fold_reads=False),
-            Blobs("things", fold_reads=True),
+            THINGS_STORE,
         )
 
-    # -- prepare ------------------------------------------------------------------------------------------------------
-    def prepare_batch(self, events: Sequence[Event], tools: Tools) -> list[Any]:
-        """Embed all texts of a batch in one call; features become float64 vectors."""
-        texts = [_embedded(event) for event in events]
-        distinct = list(dict.fromkeys(text for text in texts if text))
-        rows = dict(zip(distinct, tools.encoder.encode(distinct), strict=True)) if distinct else {}
-        return [np.asarray(rows[text], np.float32) if text else None for text in texts]
+    def text_in(self, event: Event) -> str:
+        """Return what a label's target or a class's name says."""
+        if event.type == "label.observed":
+            return (event.data.target.text or "") if event.data.label is not None else ""
+        return (event.data.name or "") if event.type == "class.upserted" else ""
 
     # -- fold ---------------------------------------------------------------------------------------------------------
     def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
@@ -126,14 +116,12 @@ class LabelStatistics(Policy):
             self._label(event, prepared, stores)
         elif event.type.startswith("class."):
             self._class(event, prepared, stores)
-        elif prepared is None:
-            stores["things"].delete(_key(event.subject))
         else:
-            stores["things"].put(_key(event.subject), packed(prepared))
+            self.fold_thing(event, prepared, stores)
 
     def _label(self, event: Event, prepared: Any, stores: Stores) -> None:
         data = event.data
-        key = f"{data.head}\0{_key(event.subject)}"
+        key = f"{data.head}\0{key_of(event.subject)}"
         if data.label is None:
             self._replace(data.head, key, None, b"", stores)
             return
@@ -143,25 +131,6 @@ class LabelStatistics(Policy):
         name = label_name(data.label)
         space, phi = self._phi(data.target, prepared, stores)
         self._replace(data.head, key, LabelRow(name, weight, event.seq, space, event.at_us), phi, stores)
-
-    def _phi(self, target: Target, prepared: Any, stores: Stores) -> tuple[str, bytes]:
-        """The target's space and vector."""
-        if target.features is not None:
-            space, vector = vector_of(target.features)
-            return space, packed(vector)
-        if (thing := thing_of(target)) is not None:
-            stored: bytes | None = stores["things"].get(thing)
-            if stored is None:
-                kind, _, id_ = thing.partition(":")
-                raise EventError(
-                    f"nothing is known of {kind} {id_[:64]!r}, or it has no text: send {kind}.upserted, then retry "
-                    "this label",
-                    code="unknown-target",
-                )
-            return TEXT, stored
-        if prepared is None:
-            raise EventError("the text is empty: there is nothing to embed", code="empty-text")
-        return TEXT, packed(prepared)
 
     def _replace(self, head: str, key: str, new: LabelRow | None, phi: bytes, stores: Stores) -> None:
         labels = stores["labels"]
@@ -218,34 +187,16 @@ class LabelStatistics(Policy):
         mark = mixed(event.seq) ^ (mixed(old.seq) if old.seq else 0)
         self._mark(data.head, 0 if old.seq else 1, mark, stores)
 
-    def skipped(self, event: Event, stores: Stores) -> None:
-        """What a thing's text said before is not what it says now."""
-        if event.type.endswith(".upserted") and event.subject.kind in KINDS:
-            stores["things"].delete(_key(event.subject))
-
     def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
         """Delete the rows of a target, exactly; classes and exposures are no targets."""
         labelled = [event for event, _ in events if event.type == "label.observed"]
         if any(event.subject != subject for event in labelled) or subject.kind == "class":
             raise NeedsRebuild(f"labels of others rest on {subject.kind} {subject.id!r}: they are folded afresh")
         for head in sorted({event.data.head for event in labelled}):
-            self._replace(head, f"{head}\0{_key(subject)}", None, b"", stores)
+            self._replace(head, f"{head}\0{key_of(subject)}", None, b"", stores)
         if subject.kind in KINDS:
-            stores["things"].delete(_key(subject))
+            stores["things"].delete(key_of(subject))
 
     def serve(self, view: View) -> HeadsServer:
         """Classify from the view."""
         return HeadsServer(self.config, view)
-
-
-def _key(subject: Subject) -> str:
-    return f"{subject.kind}:{subject.id}"
-
-
-def _embedded(event: Event) -> str:
-    """Return the text that an event brings; empty: none."""
-    if event.type == "label.observed":
-        return (event.data.target.text or "") if event.data.label is not None else ""
-    if event.type == "class.upserted":
-        return event.data.name or ""
-    return text_of(event) if event.type.endswith(".upserted") else ""

@@ -166,7 +166,11 @@ class LabelObserved(Data, frozen=True, kw_only=True):
 
 
 class FeedbackGiven(Data, frozen=True, kw_only=True):
-    """A judgement of one response."""
+    """A judgement of one response.
+
+    With ``head`` and ``target`` of a classification ``correction`` is the right label, or ``None``: there is none to
+    be held to any more.
+    """
 
     exposure_id: Id
     value: float
@@ -175,6 +179,8 @@ class FeedbackGiven(Data, frozen=True, kw_only=True):
     user_id: Id | None = None
     comment: str | None = None
     correction: str | None = None
+    head: Id | None = None
+    target: LabelTarget | None = None
 
 
 class ClassChanged(Data, frozen=True, kw_only=True, rename={"class_": "class"}):
@@ -277,30 +283,45 @@ def _exposure_check(data: ExposureRecorded) -> None:
         check_text(getattr(shown, name), f"/data/items/{i}/{name}")
 
 
-def _label_subjects(data: LabelObserved) -> tuple[Subject, ...]:
-    target = data.target
+def target_subject(target: LabelTarget) -> Subject:
+    """Return what a target is: a thing, or a text or features, named by their content."""
     for kind in ("document", "item", "user"):
         if (id_ := getattr(target, f"{kind}_id")) is not None:
-            main = Subject(kind, id_)
-            break
-    else:  # a target without an id is named by its content
-        kind, content = ("text", target.text) if target.text is not None else ("features", target.features)
-        packed = msgspec.json.encode(content, order="deterministic")
-        main = Subject(kind, blake2b(packed, digest_size=16).hexdigest())
+            return Subject(kind, id_)
+    kind, content = ("text", target.text) if target.text is not None else ("features", target.features)
+    return Subject(kind, blake2b(msgspec.json.encode(content, order="deterministic"), digest_size=16).hexdigest())
+
+
+def _target_check(target: LabelTarget) -> None:
+    name = exactly_one(target, LabelTarget.__struct_fields__, "/data/target")
+    if name.endswith("_id"):
+        check_text(getattr(target, name), f"/data/target/{name}")
+
+
+def _label_subjects(data: LabelObserved) -> tuple[Subject, ...]:
+    main = target_subject(data.target)
     return (main,) if data.exposure_id is None else (main, Subject("exposure", data.exposure_id))
 
 
 def _label_check(data: LabelObserved) -> None:
-    name = exactly_one(data.target, ("document_id", "item_id", "user_id", "text", "features"), "/data/target")
-    if name.endswith("_id"):
-        check_text(getattr(data.target, name), f"/data/target/{name}")
+    _target_check(data.target)
     if data.weight is not None and data.weight < 0:
         raise InvalidEvent("invalid-value", "/data/weight is negative", "/data/weight")
+
+
+def _feedback_subjects(data: FeedbackGiven) -> tuple[Subject, ...]:
+    named = _subjects(exposure="exposure_id", user="user_id", item="item_id", chunk="chunk_id")(data)
+    target = () if data.target is None else (target_subject(data.target),)
+    return tuple(dict.fromkeys((*named, *target)))
 
 
 def _feedback_check(data: FeedbackGiven) -> None:
     if not -1.0 <= data.value <= 1.0:
         raise InvalidEvent("invalid-value", f"/data/value is {data.value}: it must be in -1…1", "/data/value")
+    if (data.head is None) != (data.target is None):
+        raise InvalidEvent("invalid-event", "/data/head and /data/target come together", "/data/head")
+    if data.target is not None:
+        _target_check(data.target)
 
 
 def _class_subjects(data: ClassChanged) -> tuple[Subject, ...]:
@@ -351,8 +372,7 @@ def builtin_types(actions: Iterable[str] = ()) -> tuple[EventType, ...]:
     document_id, item_id, user_id = id_check("document_id"), id_check("item_id"), id_check("user_id")
     interaction = _subjects(user="user_id", session="session_id", item="item_id", exposure="exposure_id")
     exposure_check = id_check("exposure_id", "user_id", "session_id", rest=_exposure_check)
-    feedback = _subjects(exposure="exposure_id", user="user_id", item="item_id", chunk="chunk_id")
-    feedback_check = id_check("exposure_id", "item_id", "chunk_id", "user_id", rest=_feedback_check)
+    feedback_check = id_check("exposure_id", "item_id", "chunk_id", "user_id", "head", rest=_feedback_check)
     label_check = id_check("head", "exposure_id", rest=_label_check)
     entity = _entity_subjects
     return (
@@ -377,7 +397,7 @@ def builtin_types(actions: Iterable[str] = ()) -> tuple[EventType, ...]:
         _type("interaction.observed", InteractionObserved, interaction, _interaction_check(actions), "Behaviour."),
         _type("exposure.recorded", ExposureRecorded, _exposure_subjects, exposure_check, "One served response."),
         _type("label.observed", LabelObserved, _label_subjects, label_check, "Ground truth for a head."),
-        _type("feedback.given", FeedbackGiven, feedback, feedback_check, "A judgement of one response."),
+        _type("feedback.given", FeedbackGiven, _feedback_subjects, feedback_check, "A judgement of one response."),
         _type("class.upserted", ClassChanged, _class_subjects, _class_check(False), "A class exists."),
         _type("class.merged", ClassChanged, _class_subjects, _class_check(True), "A class goes into another."),
         _type("class.retired", ClassChanged, _class_subjects, _class_check(False), "A class is used no more."),

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ from streamfold.core import ClassifyRequest, Event, Target
 from streamfold.core.codec import pack, unpack
 from streamfold.core.events import builtin_types
 from streamfold.core.stores import open_store
+from streamfold.plugins._filtered import FilteredState
 from streamfold.plugins._heads import Row, SpaceState
 from streamfold.plugins._readouts import solve
 from streamfold.plugins._sums import Sums, relu_expansion
+from streamfold.plugins._targets import TEXT
 from streamfold.plugins.hashing import Hashing
+from streamfold.plugins.kalman_head import KalmanHeadConfig
 from streamfold.plugins.label_statistics import LabelStatistics, LabelStatisticsConfig
 
 TYPES = {kind.name: kind for kind in builtin_types()}
@@ -124,10 +128,9 @@ SPREAD, TURN = 0.57, 1.6
 """Fixed on streams of seeds from 100 on, so that ridge alone is right about as often as in the issue's table."""
 
 
-def drift_accuracy(kind: str, seed: int, half_life_s: float) -> float:
+def drift_accuracy(kind: str, seed: int, state: Any) -> float:
     """Test, then train: one label a second; solved anew every fifth."""
     phi, names = drifting(kind, seed)
-    state = SpaceState(LabelStatisticsConfig(half_life_s=half_life_s), "features", WIDTH)
     right = 0
     for i in range(0, EVENTS, SOLVE_EVERY):
         part = range(i, i + SOLVE_EVERY)
@@ -143,17 +146,77 @@ def drift_accuracy(kind: str, seed: int, half_life_s: float) -> float:
     return right / (EVENTS - SOLVE_EVERY)
 
 
+def ridge(half_life_s: float = 0.0) -> SpaceState:
+    return SpaceState(LabelStatisticsConfig(half_life_s=half_life_s), "features", WIDTH)
+
+
+def kalman(*gammas: float) -> FilteredState:
+    config = KalmanHeadConfig(gammas=gammas) if gammas else KalmanHeadConfig()
+    return FilteredState(config, "features", WIDTH)
+
+
+def river_accuracy(kind: str, seed: int, name: str) -> float:
+    """Test, then train by one of river's classifiers, label by label."""
+    from river import linear_model, naive_bayes, preprocessing
+
+    phi, names = drifting(kind, seed)
+    model: Any = naive_bayes.GaussianNB()
+    if name == "SoftmaxRegression":
+        model = preprocessing.StandardScaler() | linear_model.SoftmaxRegression()
+    right = 0
+    for i, (row, label) in enumerate(zip(phi.tolist(), names, strict=True)):
+        features = dict(enumerate(row))
+        right += i >= SOLVE_EVERY and model.predict_one(features) == label
+        model.learn_one(features, label)
+    return right / (EVENTS - SOLVE_EVERY)
+
+
 def drift(first: int = 0, seeds: int = 5) -> None:
     kinds = ("stationary", "abrupt", "gradual")
-    found = {
-        what: [statistics.mean(drift_accuracy(kind, first + s, half) for s in range(seeds)) for kind in kinds]
-        for what, half in (("ridge", 0.0), (f"ridge, half-life {HALF_LIFE:g} labels", HALF_LIFE))
+    ours: dict[str, Callable[[], Any]] = {
+        "ridge": ridge,
+        f"ridge, half-life {HALF_LIFE:g} labels": lambda: ridge(HALF_LIFE),
+        "Kalman, gamma .999": lambda: kalman(0.999),
+        "Kalman, gamma learned (as set)": kalman,
     }
-    one, other = found.values()
-    found["difference"] = [b - a for a, b in zip(one, other, strict=True)]
+
+    def mean(run: Callable[[str, int], float]) -> list[float]:
+        return [statistics.mean(run(kind, first + s) for s in range(seeds)) for kind in kinds]
+
     print(f"| {seeds} streams each, from seed {first} | stationary | abrupt | gradual |\n|---|---|---|---|")
-    for what, row in found.items():
-        print(f"| {what} | " + " | ".join(f"{value:.3f}" for value in row) + " |")
+    base: list[float] = []
+    for what, make in ours.items():
+        found = mean(lambda kind, seed, make=make: drift_accuracy(kind, seed, make()))  # type: ignore[misc]
+        base = base or found
+        told = [f"{one:.3f}" + (f" ({one - other:+.3f})" if what != "ridge" else "")
+                for one, other in zip(found, base, strict=True)]  # fmt: skip
+        print(f"| {what} | " + " | ".join(told) + " |", flush=True)
+    if find_spec("river") is None:
+        print("| river is not installed: pip install river | | | |")
+        return
+    for name in ("SoftmaxRegression", "GaussianNB"):
+        found = mean(lambda kind, seed, name=name: river_accuracy(kind, seed, name))  # type: ignore[misc]
+        print(f"| river's {name} | " + " | ".join(f"{one:.3f}" for one in found) + " |", flush=True)
+
+
+def filtering(dim: int = 384, n: int = 5120) -> None:
+    """Filter labels of texts, then answer after each of some more."""
+    rng = np.random.default_rng(0)
+    phi = rng.normal(size=(n + 20, dim)).astype(np.float32)
+    phi /= np.linalg.norm(phi, axis=1, keepdims=True)
+    rows = [Row(None, f"c{i % 100}", 1.0, TEXT, row.tobytes(), 0, i) for i, row in enumerate(phi)]
+    state = FilteredState(KalmanHeadConfig(), TEXT, dim)
+    state.update((), {str(i): row for i, row in enumerate(rows[:n])})
+    print(f"kalman: {n / timed(state.head):,.0f} labels/s filtered in blocks (d = {dim}, 100 classes, 3 gammas)")
+    after, back = [], []
+    for i in range(n, n + 20):
+        state.update((), {str(i): rows[i]})
+        after.append(timed(state.head))
+    for i in range(20):
+        state.update([str(n - 1 - i)], {})
+        back.append(timed(state.head))
+    print(f"  answer after one more label: {1e3 * statistics.median(after):.1f} ms; "
+          f"after one of the last ones went: {1e3 * statistics.median(back):.0f} ms")  # fmt: skip
 
 
 # -- speed -------------------------------------------------------------------------------------------------------------
@@ -343,6 +406,7 @@ def main() -> None:
         sums()
         speed()
         solves()
+        filtering()
     if "http" in options.parts:
         http()
 
