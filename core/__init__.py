@@ -6,6 +6,7 @@ A policy is a class with ``name``, ``version``, ``handles``, ``stores`` and ``fo
 from streamfold.core.classifying import (
     Classifier,
     ClassifyRequest,
+    Corrector,
     Prediction,
     ScoredLabel,
     Target,
@@ -109,6 +110,7 @@ __all__ = [
     "CloudEvent",
     "ConfigError",
     "ContextRetriever",
+    "Corrector",
     "Declaration",
     "Encoder",
     "Event",

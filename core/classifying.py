@@ -1,7 +1,7 @@
 """The contract of policies that classify: labels of texts, features, documents, items and users, by head.
 
 ``POST /v1/classify`` asks the first :class:`Classifier` that knows the head. Labels come in as ``label.observed``
-events; what a head has learned is whatever its policy keeps of them.
+events; what a head has learned is whatever its policy keeps of them. Then each live :class:`Corrector` may overrule.
 """
 
 from __future__ import annotations
@@ -68,4 +68,13 @@ class Classifier(Protocol):
 
     def classify(self, request: ClassifyRequest) -> list[Prediction]:
         """Classify by a head that has labels. Raises ``WrongTarget``."""
+        ...
+
+
+@runtime_checkable
+class Corrector(Protocol):
+    """Knows better than any head what some targets are; a pure read."""
+
+    def corrections(self, request: ClassifyRequest) -> Mapping[int, Prediction]:
+        """Which targets of a request, by their place in it, are something else than a head says: this."""
         ...

@@ -463,7 +463,7 @@ class Candidates:
 
 
 Server = Any
-"""Retriever, CandidateSource, Catalogue, Ranker, SimilarItems or Classifier (one object may be several)."""
+"""Retriever, CandidateSource, Catalogue, Ranker, SimilarItems, Classifier or Corrector (one object may be several)."""
 
 Batch = Sequence[tuple[Event, Prepared]]
 

@@ -6,6 +6,7 @@ from streamfold.core import Backend, Policy, hookimpl
 from streamfold.plugins import hashing, llm, minilm, names, sentences
 from streamfold.plugins.activity import Activity
 from streamfold.plugins.cooccurrence import Cooccurrence
+from streamfold.plugins.corrections import Corrections
 from streamfold.plugins.count_stack import CountStack
 from streamfold.plugins.ensemble import Ensemble
 from streamfold.plugins.factorization import Factorization
@@ -44,6 +45,7 @@ def register_policies() -> list[type[Policy]]:
         Reloop2Topk,
         LabelStatistics,
         KalmanHead,
+        Corrections,
     ]
 
 

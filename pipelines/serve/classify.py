@@ -1,19 +1,19 @@
 """Classifying: labels with calibrated probabilities, by heads that learn from ``label.observed`` events.
 
-The first live classifier that knows the head answers, or the policy named. What is answered is logged as an exposure,
-one item per label, so that feedback can name it.
+The first live classifier that knows the head answers, or the policy named; labels that somebody pinned go before. What
+is answered is logged as an exposure, one item per label, so that feedback can name it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import msgspec
 from starlette.responses import Response
 
-from streamfold.core.classifying import Classifier, ClassifyRequest, Prediction, Target, WrongTarget
+from streamfold.core.classifying import Classifier, ClassifyRequest, Corrector, Prediction, Target, WrongTarget
 from streamfold.core.errors import InvalidEvent, nearest
 from streamfold.core.events import Subject, check_text
 from streamfold.core.events.fields import exactly_one
@@ -45,14 +45,17 @@ async def classify(call: Call) -> Response:
     """Say what targets are."""
     body, view = await call.struct(Classify), call.view
     _check(body)
-    await wait_fresh(call, view, [group for group, _ in _classifiers(view, body.policy)])
+    await wait_fresh(call, view, [group for group, _ in (*_classifiers(view, body.policy), *view.servers(Corrector))])
     exposure_id = new_id()
 
     def work() -> dict[str, Any]:
         served = _classifiers(view, body.policy)
         group, member = _who_knows(view, served, body.head)
-        with view.reading([group]) as cut:
+        correctors = view.servers(Corrector)
+        with view.reading([group, *(one for one, _ in correctors)]) as cut:
             predictions = _predicted(view, group, member, body)
+            for _, corrector in correctors:
+                predictions = _corrected(predictions, corrector, body)
         exposed = [
             Exposed(label=one.label, score=one.score, rank=rank)
             for prediction in predictions
@@ -117,11 +120,28 @@ def _predicted(view: WorkspaceView, group: GroupView, member: MemberView, body: 
                 id_ = getattr(target, name)
                 if id_ is not None and view.hidden(group, (Subject(kind, id_),)):
                     raise at(f"/targets/{i}", "invalid-value", f"{kind} '{id_[:64]}' was deleted")
-    request = ClassifyRequest(head=body.head, targets=body.targets, top_k=body.top_k, explain=body.explain)
     try:
-        found: list[Prediction] = member.server.classify(request)
+        found: list[Prediction] = member.server.classify(_request(body))
     except WrongTarget as error:
         raise at(f"/targets/{error.index}", "invalid-value", str(error)) from error
+    return found
+
+
+def _request(body: Classify) -> ClassifyRequest:
+    return ClassifyRequest(head=body.head, targets=body.targets, top_k=body.top_k, explain=body.explain)
+
+
+def _corrected(said: Sequence[Prediction], corrector: MemberView, body: Classify) -> list[Prediction]:
+    """Put what is known better in the place of what a head said; an explanation tells both."""
+    pinned: Mapping[int, Prediction] = corrector.server.corrections(_request(body))
+    found = list(said)
+    for index, one in pinned.items():
+        names = {label.label: label.name for label in found[index].labels}
+        labels = [label._replace(name=names.get(label.label, label.name)) for label in one.labels]
+        explain = one.explain
+        if explain is not None:
+            explain = {**explain, "head": {label.label: label.score for label in found[index].labels}}
+        found[index] = replace(one, labels=labels, explain=explain)
     return found
 
 
