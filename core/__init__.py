@@ -88,11 +88,13 @@ from streamfold.core.stores._top import best_slots
 from streamfold.core.stores.declare import Array, Blobs, Declaration, Graph, Table, Text, Vectors
 from streamfold.core.stores.text.analyser import STOP_WORDS, plain_characters, stem, tokens
 from streamfold.core.stores.text.store import TermScores
+from streamfold.core.watching import Alarm, Watcher
 
 __all__ = [
     "LEARNED_FROM",
     "STOP_WORDS",
     "Acted",
+    "Alarm",
     "Array",
     "Backend",
     "BackendUnavailable",
@@ -177,6 +179,7 @@ __all__ = [
     "Usage",
     "Vectors",
     "View",
+    "Watcher",
     "WrongTarget",
     "best_slots",
     "hookimpl",

@@ -8,6 +8,7 @@ from streamfold.plugins.activity import Activity
 from streamfold.plugins.cooccurrence import Cooccurrence
 from streamfold.plugins.corrections import Corrections
 from streamfold.plugins.count_stack import CountStack
+from streamfold.plugins.drift import Drift
 from streamfold.plugins.ensemble import Ensemble
 from streamfold.plugins.factorization import Factorization
 from streamfold.plugins.graph_index import GraphIndex
@@ -46,6 +47,7 @@ def register_policies() -> list[type[Policy]]:
         LabelStatistics,
         KalmanHead,
         Corrections,
+        Drift,
     ]
 
 

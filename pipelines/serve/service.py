@@ -17,6 +17,7 @@ from streamfold.core.views import Views, WorkspaceView
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.quota import FULL_RETRY_S, Limits, Rate
 from streamfold.pipelines.serve.access import Access
+from streamfold.pipelines.serve.alarms import AlarmLog
 from streamfold.pipelines.serve.answers import Answers
 from streamfold.pipelines.serve.auth import Keys
 from streamfold.pipelines.serve.exposures import Exposures
@@ -61,6 +62,7 @@ class Service:
         self._wakes = ThreadPoolExecutor(1, "wake")
         self.exposures = Exposures(self.accept, self.append, self.metrics.registry)
         self.merging = Merging(node, self.accept)
+        self.alarms = AlarmLog(self._opened, self.accept, self.append, self.metrics.registry)
         self._wakes_waiting = 0
         self._waiters: dict[str, Waiters] = {}
 
@@ -88,6 +90,7 @@ class Service:
         for waiters in self._waiters.values():
             waiters.close()
         self.merging.close()
+        self.alarms.close()
         self.exposures.close()
         self.jobs.close()
         self.access.close()
@@ -97,6 +100,10 @@ class Service:
         self.metrics.close()
 
     # -- views ------------------------------------------------------------------------------------
+    def _opened(self) -> Sequence[WorkspaceView]:
+        views = self.node.views
+        return views.opened() if self.ready and views is not None else ()
+
     def view(self, workspace: str) -> WorkspaceView:
         """Return a workspace's view; 503 while it is being recovered."""
         views = self.node.views

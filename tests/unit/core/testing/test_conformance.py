@@ -68,6 +68,35 @@ SMALL: dict[str, dict[str, Any]] = {
 """Configurations of policies whose default arrays are large: the checks copy and compare them many times."""
 
 
+EVENTS: dict[str, tuple[Any, ...]] = {
+    "drift": tuple(
+        event
+        for n in range(8)
+        for event in (
+            (
+                "exposure.recorded",
+                {
+                    "exposure_id": f"exposure-shown-{n}",
+                    "kind": "classify",
+                    "items": [{"label": "a", "rank": 1}],
+                    "context": {"head": "topic"},
+                },
+            ),
+            (
+                "label.observed",
+                {
+                    "head": "topic",
+                    "target": {"text": f"t{n}"},
+                    "label": "ab"[n % 2],
+                    "exposure_id": f"exposure-shown-{n // 2}",
+                },
+            ),
+        )
+    ),
+}
+"""What generated events seldom hit: labels of an answer that was given."""
+
+
 def small(kind: type[Policy]) -> Callable[[], Policy]:
     """Make a policy with few rows."""
 
@@ -82,7 +111,7 @@ def case(kind: type[Policy]) -> Case:
     """A policy with few rows, as those are that it reads."""
     make = small(kind)
     reads = {name: SMALL[name] for name in make().reads if name in SMALL}
-    return Case(make=make, plugins=(builtin,), backends=QUICK, policies=reads)
+    return Case(make=make, plugins=(builtin,), backends=QUICK, policies=reads, events=EVENTS.get(kind.name, ()))
 
 
 @parametrize_with_checks([case(kind) for kind in builtin.register_policies()])

@@ -1,0 +1,126 @@
+"""Policy ``drift``: watches the errors that live heads make, and raises an alarm when they change.
+
+What a head said is in the exposures of its answers, what was right comes later, as ``label.observed`` with the
+``exposure_id`` or as a correction; the two make an error of 0 or 1, of the score that was served, from before the head
+knew the label. The errors of each policy and head go through the detectors of ``_detectors.py``. An alarm becomes a
+``drift.detected`` event, a line in the log of the service and a count in its metrics; weights it changes never.
+
+Of answers about several targets the exposure does not tell which label was whose: these are passed over.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import msgspec
+
+from streamfold.core import Alarm, ConfigError, Event, Policy, Stores, Table, View
+from streamfold.plugins._detectors import Adwin, Cusum, PageHinkley
+from streamfold.plugins._labels import label_name
+
+DETECTORS = ("adwin", "page_hinkley", "cusum")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftConfig:
+    """Who watches, and bounds; past a bound what was written longest ago goes.
+
+    Parameters
+    ----------
+    detectors : of ``adwin``, ``page_hinkley``, ``cusum`` (of rising errors alone).
+    max_answers : that may still be labelled. max_heads, max_alarms : that are kept.
+    """
+
+    detectors: tuple[str, ...] = ("adwin", "page_hinkley")
+    max_answers: int = 50_000
+    max_heads: int = 1000
+    max_alarms: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.detectors or set(self.detectors) - set(DETECTORS):
+            raise ConfigError(f"drift: detectors is {self.detectors}: some of {', '.join(DETECTORS)}")
+        for name in ("max_answers", "max_heads", "max_alarms"):
+            if not 1 <= getattr(self, name) <= 10_000_000:
+                raise ConfigError(f"drift: {name} is {getattr(self, name)}: it must be in 1…10000000")
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """What was said: by whom, of which head."""
+
+    policy: str
+    head: str
+    label: str
+
+
+class Watched(msgspec.Struct):
+    """The detectors of one policy and head."""
+
+    adwin: Adwin = msgspec.field(default_factory=Adwin)
+    page_hinkley: PageHinkley = msgspec.field(default_factory=PageHinkley)
+    cusum: Cusum = msgspec.field(default_factory=Cusum)
+
+
+class Drift(Policy):
+    """Detectors over errors of heads."""
+
+    name = "drift"
+    version = 1
+    handles: ClassVar[tuple[str, ...]] = ("exposure.recorded", "label.observed", "feedback.given")
+    Config = DriftConfig
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        c: DriftConfig = self.config
+        self.stores = (
+            Table("answers", key=str, value=Answer, max_rows=c.max_answers),
+            Table("watched", key=str, value=Watched, max_rows=c.max_heads),
+            Table("alarms", key=str, value=Alarm, max_rows=c.max_alarms),
+        )
+
+    def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
+        """Keep what was said, or hold it against what was right."""
+        data = event.data
+        if event.type == "exposure.recorded":
+            first = [one.label for one in data.items if one.rank == 1 and one.label is not None]
+            head = (data.context or {}).get("head")
+            if data.kind == "classify" and len(first) == 1 and isinstance(head, str):
+                stores["answers"].put(data.exposure_id, Answer(_who(data.policies or {}), head, first[0]))
+            return
+        label = data.label if event.type == "label.observed" else data.correction
+        said: Answer | None = stores["answers"].get(data.exposure_id) if data.exposure_id is not None else None
+        if said is None or label is None or data.head != said.head:
+            return
+        wrong = float(label_name(label) != said.label)
+        stores["answers"].delete(data.exposure_id)
+        key = f"{said.policy}\0{said.head}"
+        watched = copy.deepcopy(stores["watched"].get(key) or Watched())
+        for name in self.config.detectors:
+            if (fired := getattr(watched, name).update(wrong)) is not None:
+                alarm = Alarm(
+                    said.policy, f"{name}:{said.head}", fired.statistic, fired.threshold, event.seq, event.at_us
+                )
+                stores["alarms"].put(f"{event.seq}:{name}", alarm)
+        stores["watched"].put(key, watched)
+
+    def serve(self, view: View) -> Alarms:
+        """Tell the alarms from the view."""
+        return Alarms(view)
+
+
+class Alarms:
+    """A ``Watcher`` over the view."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def alarms(self) -> list[Alarm]:
+        """Oldest first."""
+        return sorted((row for _, row in self._view["alarms"].items()), key=lambda one: (one.at_position, one.detector))
+
+
+def _who(policies: dict[str, str]) -> str:
+    """Name who answered; corrections are no head."""
+    named = [f"{name}@{version}" for name, version in sorted(policies.items()) if name != "corrections"]
+    return "+".join(named)[:256] or "unknown"
