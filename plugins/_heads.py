@@ -188,7 +188,7 @@ class HeadState:
         start = len(self._prefix)
         classes = {key[start:]: found for key, found in view["classes"].items() if key.startswith(self._prefix)}
         self.names = {label: found.name for label, found in classes.items() if found.name}
-        read_as = {label: _read_as(label, classes) for label in classes}
+        read_as = {label: merged_into(label, classes) for label in classes}
         changed = self._changed(view, read_as)
         changed |= self._priors(classes, read_as)
         declared = sum(found.seq > 0 for found in classes.values())
@@ -269,7 +269,7 @@ def _hash(key: str) -> int:
     return crc32(key.encode("utf-8", "surrogatepass"))
 
 
-def _read_as(label: str, classes: Mapping[str, ClassRow]) -> str | None:
+def merged_into(label: str, classes: Mapping[str, ClassRow]) -> str | None:
     """Follow merges; None: retired. In a circle of merges everything is what was merged last."""
     path = [label]
     while (row := classes.get(path[-1])) is not None and row.into is not None:

@@ -9,6 +9,7 @@ from streamfold.plugins.cooccurrence import Cooccurrence
 from streamfold.plugins.count_stack import CountStack
 from streamfold.plugins.ensemble import Ensemble
 from streamfold.plugins.factorization import Factorization
+from streamfold.plugins.gradient_head import GradientHead
 from streamfold.plugins.graph_index import GraphIndex
 from streamfold.plugins.implicit_ftrl import ImplicitFtrl
 from streamfold.plugins.item_vectors import ItemVectors
@@ -42,6 +43,7 @@ def register_policies() -> list[type[Policy]]:
         Reloop2Lsh,
         Reloop2Topk,
         LabelStatistics,
+        GradientHead,
     ]
 
 

@@ -60,6 +60,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "count_stack": {"ids": 256, "crosses": 256},
     "factorization": {"rows": 256},
     "implicit_ftrl": {"rows": 256},
+    "gradient_head": {"max_classes": 512, "dim": 256, "replay": 8, "replayed": 8},
     "quality": {"ranker": "count_stack", "ring": 256},
     "residual_table": {"base": "count_stack", "rows": 256},
     "reloop2_lsh": {"base": "count_stack", "bits": 6},
