@@ -37,7 +37,11 @@ def _layer(dim: int, size: int, seed: int) -> tuple[Floats, Floats]:
 
 
 class Lift:
-    """φ as the head sees it: through the random layer if there is one, with a 1 for the bias, of length 1."""
+    """φ as the head sees it: through the random layer if there is one, with a 1 for the bias, of length 1.
+
+    Units of the layer are taken less their mean: they are all positive, and a direction that all rows share slows every
+    step down.
+    """
 
     def __init__(self, config: Any) -> None:
         self._config = config
@@ -48,6 +52,7 @@ class Lift:
         if c.expansion:
             weights, bias = _layer(phi.shape[1], c.expansion, c.seed)
             phi = np.maximum(phi @ weights + bias, 0.0)
+            phi -= phi.mean(axis=1, keepdims=True)
         rows = np.zeros((len(phi), c.width))
         rows[:, 0] = 1.0
         rows[:, 1 : 1 + phi.shape[1]] = phi
@@ -130,7 +135,7 @@ class GradientServer(HeadsServer):
         new = np.array([steps.steps - one.birth <= self._config.new_for for one in states.values()])
         names = sorted({str(read_as[label]) for label in states})
         groups = np.array([names.index(str(read_as[label])) for label in states])
-        n = np.bincount(groups, [float(one.rows + one.prior) for one in states.values()])
+        n = np.bincount(groups, [float(one.rows + one.prior) for one in states.values()]).astype(np.float64)
         rows = self._rows(states, space)
         scores = self._scores(self.weights(prefix, states), groups, new, rows)
         shown = {label: row.name for label, row in known.items() if row.name}

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -69,7 +69,7 @@ class GradientHeadConfig:
 
     loss: Literal["batch", "softmax"] = "batch"
     optimiser: Literal["sgd", "upgd"] = "sgd"
-    rate: float = 1.0
+    rate: float = 4.0
     utility_decay: float = 0.999
     sigma: float = 0.001
     replay: int = 20
@@ -97,7 +97,7 @@ class GradientHeadConfig:
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"gradient_head: {name} is {value!r}: {' or '.join(known)}")
         for name, least, most in (
-            ("rate", 1e-6, 4.0), ("utility_decay", 0.0, 0.999999), ("sigma", 0.0, 1.0), ("replay", 0, 1000),
+            ("rate", 1e-6, 16.0), ("utility_decay", 0.0, 0.999999), ("sigma", 0.0, 1.0), ("replay", 0, 1000),
             ("replayed", 0, 1000), ("anchor", 0.0, 1.0), ("shrink", 0.5, 1.0), ("perturb", 0.0, 1.0),
             ("exemplars", 1, 1000), ("new_for", 0, 2**40), ("expansion", 0, 8192), ("seed", 0, 2**63),
             ("dim", 1, 65536), ("prior_weight", 1e-6, 1e6), ("max_labels", 1, 2**40), ("max_classes", 1, 2**20),
@@ -118,7 +118,7 @@ class GradientHead(LabelStatistics):
 
     name = "gradient_head"
     version = 1
-    Config = GradientHeadConfig
+    Config: ClassVar[type] = GradientHeadConfig
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)

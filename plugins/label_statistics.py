@@ -98,7 +98,7 @@ class LabelStatistics(Policy):
         *("user.upserted", "user.erased"),
     )
     backends = ("encoder",)
-    Config = LabelStatisticsConfig
+    Config: ClassVar[type] = LabelStatisticsConfig
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)

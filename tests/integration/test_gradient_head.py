@@ -1,0 +1,66 @@
+"""Gradient heads over REST: labels of a moment ago, a shadow beside sums, and an erasure by folding afresh."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from streamfold.core.testing.service import EmbeddedService
+
+SPAM = ["cheap pills now", "win cheap money now", "cheap loans, pills, money", "you win a prize now"]
+HAM = ["the meeting is on monday", "minutes of the meeting", "notes for monday's review", "the review is done"]
+
+
+def label(value: Any, head: str = "mail", **target: Any) -> tuple[str, dict[str, Any]]:
+    return "label.observed", {"head": head, "target": target, "label": value}
+
+
+@pytest.fixture(scope="module")
+def mail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedService]:
+    policies = {"label_statistics": {}, "gradient_head": {}}
+    service = EmbeddedService(tmp_path_factory.mktemp("mail"), policies=policies)
+    service.send([label("spam", text=text) for text in SPAM] + [label("ham", text=text) for text in HAM])
+    yield service
+    service.stop()
+
+
+def ask(mail: EmbeddedService, status: int = 200, **body: Any) -> Any:
+    answer = mail.client.post("/v1/classify", json={"head": "mail", "policy": "gradient_head"} | body)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def test_the_policy_that_is_named_answers(mail: EmbeddedService) -> None:
+    answer = ask(mail, targets=[{"text": "cheap pills"}, {"text": "monday's meeting"}], explain=True)
+    one, other = answer["predictions"]
+    assert (one["labels"][0]["label"], other["labels"][0]["label"]) == ("spam", "ham")
+    assert one["explain"]["read_out"] == "linear"
+    assert answer["version"]["policies"] == {"gradient_head": "1"}
+    assert "did you mean 'mail'" in ask(mail, 404, head="mial", targets=[{"text": "t"}])["detail"]
+    ask(mail, 422, targets=[{"features": {"x": 1}}])
+
+
+def test_who_is_erased_is_unlearned_by_folding_afresh(mail: EmbeddedService) -> None:
+    mail.send([
+        ("user.upserted", {"user_id": "ann", "properties": {"about": "violins and cellos"}}),
+        ("user.upserted", {"user_id": "bob", "properties": {"about": "cellos and violins"}}),
+        label("music", "interest", user_id="ann"),
+        label("sport", "interest", text="football and tennis"),
+    ])  # fmt: skip
+    asked = {"head": "interest", "targets": [{"user_id": "bob"}]}
+    assert ask(mail, **asked)["predictions"][0]["labels"][0]["label"] == "music"
+    erasure = mail.client.post("/v1/erasures", json={"user_id": "ann"}).json()["erasure_id"]
+    for _ in range(1500):
+        found = mail.get(f"/v1/erasures/{erasure}")
+        if found["state"] == "complete":
+            break
+        time.sleep(0.02)
+    methods = {one["policy"]: (one["method"], one["removed"]) for one in found["policies"]}
+    assert methods == {"label_statistics@1": ("exact", 2), "gradient_head@1": ("rebuild", 2)}
+    assert not any(one["residue"] for one in found["stores"])
+    [told] = ask(mail, **asked)["predictions"][0]["labels"]
+    assert told["label"] == "sport"
+    assert ask(mail, targets=[{"text": "cheap pills"}])["predictions"][0]["labels"][0]["label"] == "spam"
