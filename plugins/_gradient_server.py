@@ -97,11 +97,15 @@ class GradientServer(HeadsServer):
     def __init__(self, config: Any, view: View) -> None:
         super().__init__(config, view)
         self._lift = Lift(config)
-        self._read: OrderedDict[tuple[str, str], tuple[HeadRow, Head, dict[str, str]]] = OrderedDict()
+        self._read: OrderedDict[tuple[str, str], tuple[Any, Head, dict[str, str]]] = OrderedDict()
 
-    def weights(self, prefix: str, states: Mapping[str, ClassState]) -> Floats:
-        """Rows of classes' weights, as they are served; ``prefix``: of the head and its space."""
-        found: Floats = self._view["weights"].get([one.slot for one in states.values()]).astype(np.float64)
+    def weights(self, states: Mapping[str, ClassState], steps: int) -> Floats:
+        """Rows of classes' weights, as they are served after so many steps."""
+        slots = [one.slot for one in states.values()]
+        if (averages := self._config.averages) is not None:
+            averaged: Floats = averages.read(slots, steps, self._config.blend, self._view)
+            return averaged
+        found: Floats = self._view["weights"].get(slots).astype(np.float64)
         return found
 
     def _solved(self, name: str, space: str, index: int) -> tuple[Any, Head, Mapping[str, str]]:
@@ -110,12 +114,14 @@ class GradientServer(HeadsServer):
             held = self._read.pop((name, space), None)
             if row is None:
                 raise WrongTarget(index, f"head {name[:64]!r} has no labels")
-            if held is None or held[0] != row:
+            # a label that came and was retracted leaves the head's row as it was, and another number of steps
+            now = (row, self._view["spaces"].get(f"{name}\0{space}"))
+            if held is None or held[0] != now:
                 found = self._head(name, space)
                 if found is None:
                     what = "texts" if space == TEXT else f"{space.rsplit(' ', 1)[0]} of these names"
                     raise WrongTarget(index, f"head {name[:64]!r} has no labels of {what}")
-                held = (row, *found)
+                held = (now, *found)
             self._read[name, space] = held
             if len(self._read) > _SPACES:
                 self._read.popitem(last=False)
@@ -131,13 +137,14 @@ class GradientServer(HeadsServer):
         states = {label: states[label] for label, target in read_as.items() if target is not None}
         if not states:
             return None
-        steps: SpaceState = self._view["spaces"].get(prefix)
-        new = np.array([steps.steps - one.birth <= self._config.new_for for one in states.values()])
+        space_state: SpaceState = self._view["spaces"].get(prefix)
+        steps = space_state.steps
+        new = np.array([steps - one.birth <= self._config.new_for for one in states.values()])
         names = sorted({str(read_as[label]) for label in states})
         groups = np.array([names.index(str(read_as[label])) for label in states])
         n = np.bincount(groups, [float(one.rows + one.prior) for one in states.values()]).astype(np.float64)
         rows = self._rows(states, space)
-        scores = self._scores(self.weights(prefix, states), groups, new, rows)
+        scores = self._scores(self.weights(states, steps), groups, new, rows)
         shown = {label: row.name for label, row in known.items() if row.name}
         return _calibrated(names, n, scores, groups, rows), shown
 

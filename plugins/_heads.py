@@ -15,7 +15,17 @@ from zlib import crc32
 
 import numpy as np
 
-from streamfold.core import ClassifyRequest, EventError, Prediction, ScoredLabel, Target, View, WrongTarget, best_slots
+from streamfold.core import (
+    ClassifyRequest,
+    Encoder,
+    EventError,
+    Prediction,
+    ScoredLabel,
+    Target,
+    View,
+    WrongTarget,
+    best_slots,
+)
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
 from streamfold.plugins._readouts import Head, solve
 from streamfold.plugins._sums import Floats, Sums, relu_expansion
@@ -280,6 +290,29 @@ def merged_into(label: str, classes: Mapping[str, ClassRow]) -> str | None:
     return None if row is not None and row.retired else path[-1]
 
 
+def vectors_of(request: ClassifyRequest, encoder: Encoder, things: Any) -> list[tuple[str, Floats]]:
+    """Each target's space and vector. Raises ``WrongTarget``."""
+    texts = [one.text for one in request.targets if one.text]
+    rows = dict(zip(texts, encoder.encode(texts), strict=True)) if texts else {}
+    return [_vector(index, one, rows, things) for index, one in enumerate(request.targets)]
+
+
+def _vector(index: int, target: Target, rows: Mapping[str, Any], things: Any) -> tuple[str, Floats]:
+    if target.features is not None:
+        try:
+            return vector_of(target.features)
+        except EventError as error:
+            raise WrongTarget(index, str(error)) from error
+    if (thing := thing_of(target)) is not None:
+        stored = things.get(thing)
+        if stored is None:
+            raise WrongTarget(index, f"nothing is known of {thing.replace(':', ' ', 1)[:80]!r}, or it has no text")
+        return TEXT, unpacked(stored, TEXT)
+    if not target.text:
+        raise WrongTarget(index, "the text is empty")
+    return TEXT, np.asarray(rows[target.text], np.float64)
+
+
 class HeadsServer:
     """A ``Classifier`` over the view."""
 
@@ -300,7 +333,7 @@ class HeadsServer:
 
     def classify(self, request: ClassifyRequest) -> list[Prediction]:
         """Classify targets of any mixture of spaces."""
-        vectors = self._vectors(request)
+        vectors = vectors_of(request, self._view.tools.encoder, self._view["things"])
         by_space: dict[str, list[int]] = {}
         for index, (space, _) in enumerate(vectors):
             by_space.setdefault(space, []).append(index)
@@ -311,6 +344,15 @@ class HeadsServer:
             for index, one in zip(indices, self._predicted(head, names, phi, request), strict=True):
                 found[index] = one
         return [found[index] for index in range(len(vectors))]
+
+    def chances(self, name: str, space: str, phi: Floats) -> tuple[list[str], Floats, Floats] | None:
+        """Classes, their probabilities ``(n, classes)`` and ``unknown (n,)``; None: nothing like it is labelled."""
+        try:
+            lift, head, _ = self._solved(name, space, 0)
+        except WrongTarget:
+            return None
+        rows = lift(phi)
+        return head.names, head.probabilities(rows), head.unknown(rows)[0]
 
     def _solved(self, name: str, space: str, index: int) -> tuple[Lift, Head, Mapping[str, str]]:
         row = self._view["heads"].get(name)
@@ -328,26 +370,6 @@ class HeadsServer:
                 what = _told(space) + ("" if space == TEXT else " of these names")
                 raise WrongTarget(index, f"head {name[:64]!r} has no labels of {what}; it has: {known or 'none'}")
             return state.spaces[space].lift, state.spaces[space].head(), state.names
-
-    def _vectors(self, request: ClassifyRequest) -> list[tuple[str, Floats]]:
-        texts = [one.text for one in request.targets if one.text]
-        rows = dict(zip(texts, self._view.tools.encoder.encode(texts), strict=True)) if texts else {}
-        return [self._vector(index, one, rows) for index, one in enumerate(request.targets)]
-
-    def _vector(self, index: int, target: Target, rows: Mapping[str, Any]) -> tuple[str, Floats]:
-        if target.features is not None:
-            try:
-                return vector_of(target.features)
-            except EventError as error:
-                raise WrongTarget(index, str(error)) from error
-        if (thing := thing_of(target)) is not None:
-            stored = self._view["things"].get(thing)
-            if stored is None:
-                raise WrongTarget(index, f"nothing is known of {thing.replace(':', ' ', 1)[:80]!r}, or it has no text")
-            return TEXT, unpacked(stored, TEXT)
-        if not target.text:
-            raise WrongTarget(index, "the text is empty")
-        return TEXT, np.asarray(rows[target.text], np.float64)
 
     def _predicted(
         self, head: Head, names: Mapping[str, str], phi: Floats, request: ClassifyRequest

@@ -11,6 +11,7 @@ from streamfold.plugins.ensemble import Ensemble
 from streamfold.plugins.factorization import Factorization
 from streamfold.plugins.gradient_head import GradientHead
 from streamfold.plugins.graph_index import GraphIndex
+from streamfold.plugins.head_ensemble import HeadEnsemble
 from streamfold.plugins.implicit_ftrl import ImplicitFtrl
 from streamfold.plugins.item_vectors import ItemVectors
 from streamfold.plugins.label_statistics import LabelStatistics
@@ -44,6 +45,7 @@ def register_policies() -> list[type[Policy]]:
         Reloop2Topk,
         LabelStatistics,
         GradientHead,
+        HeadEnsemble,
     ]
 
 

@@ -35,6 +35,7 @@ from streamfold.core import (
     View,
 )
 from streamfold.plugins import _gradient
+from streamfold.plugins._averages import Averages
 from streamfold.plugins._gradient import Anchor, Hook, Learner, Optimiser, Rows, Sgd, ShrinkPerturb, State, Upgd
 from streamfold.plugins._gradient_server import GradientServer, Lift
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
@@ -61,6 +62,8 @@ class GradientHeadConfig:
     read_out : ``linear``, or ``herding``: the nearest mean of ``exemplars`` herded rows per class.
     align : how ``linear`` is corrected for classes of the last ``new_for`` steps: ``none``, ``norm``, ``bias`` or
         ``gaussian``.
+    average : what is served: ``none`` (the weights), or their ``ema``, ``swa`` or ``lawa`` over checkpoints, one every
+        ``every`` steps. decay : of ``ema``. keep : of ``lawa``. blend : how much the average counts beside the weights.
     expansion : units of a fixed random ReLU layer; 0: none. seed : of that layer and of all chance.
     dim : the longest vector without an expansion.
     prior_weight : how much the name of a class counts in its step.
@@ -82,6 +85,11 @@ class GradientHeadConfig:
     exemplars: int = 10
     align: Literal["none", "norm", "bias", "gaussian"] = "none"
     new_for: int = 500
+    average: Literal["none", "ema", "swa", "lawa"] = "none"
+    every: int = 50
+    decay: float = 0.9
+    keep: int = 5
+    blend: float = 1.0
     expansion: int = 0
     seed: int = 0
     dim: int = 384
@@ -93,13 +101,16 @@ class GradientHeadConfig:
         for name, known in (
             ("loss", ("batch", "softmax")), ("optimiser", ("sgd", "upgd")), ("init", ("mean", "zero")),
             ("read_out", ("linear", "herding")), ("align", ("none", "norm", "bias", "gaussian")),
+            ("average", ("none", "ema", "swa", "lawa")),
         ):  # fmt: skip
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"gradient_head: {name} is {value!r}: {' or '.join(known)}")
         for name, least, most in (
             ("rate", 1e-6, 16.0), ("utility_decay", 0.0, 0.999999), ("sigma", 0.0, 1.0), ("replay", 0, 1000),
             ("replayed", 0, 1000), ("anchor", 0.0, 1.0), ("shrink", 0.5, 1.0), ("perturb", 0.0, 1.0),
-            ("exemplars", 1, 1000), ("new_for", 0, 2**40), ("expansion", 0, 8192), ("seed", 0, 2**63),
+            ("exemplars", 1, 1000), ("every", 1, 2**40), ("decay", 0.0, 0.999999), ("keep", 1, 100),
+            ("blend", 0.0, 1.0),
+            ("new_for", 0, 2**40), ("expansion", 0, 8192), ("seed", 0, 2**63),
             ("dim", 1, 65536), ("prior_weight", 1e-6, 1e6), ("max_labels", 1, 2**40), ("max_classes", 1, 2**20),
         ):  # fmt: skip
             if not least <= getattr(self, name) <= most:
@@ -111,6 +122,13 @@ class GradientHeadConfig:
     def width(self) -> int:
         """Of a row of weights, with the bias."""
         return (self.expansion or self.dim) + 1
+
+    @property
+    def averages(self) -> Averages | None:
+        """The average that is kept."""
+        if self.average == "none":
+            return None
+        return Averages(kind=self.average, every=self.every, decay=self.decay, keep=self.keep)
 
 
 class GradientHead(LabelStatistics):
@@ -124,6 +142,7 @@ class GradientHead(LabelStatistics):
         super().__init__(config)
         c: GradientHeadConfig = self.config
         shape = (c.max_classes, c.width)
+        self._averages = c.averages
         self.stores = (
             Table("heads", key=str, value=HeadRow, max_rows=_MOST_HEADS, on_full="refuse"),
             Table("classes", key=str, value=ClassRow, max_rows=c.max_classes, on_full="refuse"),
@@ -137,6 +156,7 @@ class GradientHead(LabelStatistics):
             Array("weights", shape=shape),
             *((Array("utility", shape=shape),) if c.optimiser == "upgd" else ()),
             *((Array("anchors", shape=shape),) if c.anchor else ()),
+            *(self._averages.stores(*shape) if self._averages else ()),
         )
 
     @cached_property
@@ -256,6 +276,8 @@ class GradientHead(LabelStatistics):
         for name in ("weights", "anchors", "utility"):
             if any(declared.name == name for declared in self.stores):
                 stores[name].put([slot], np.zeros_like(row) if name == "utility" else row)
+        if self._averages:
+            self._averages.begin(slot, was.steps, stores)
         return state
 
     def _step(
@@ -280,6 +302,8 @@ class GradientHead(LabelStatistics):
         if c.optimiser == "upgd" or c.perturb:
             state.noise = rng.standard_normal(state.weights.shape, np.float32)
         self._learner.step(state, batch)
+        if self._averages:
+            self._averages.follow(rows, was.steps, stores)
         stores["weights"].put(rows, state.weights)
         if state.utility is not None:
             stores["utility"].put(rows, state.utility)
@@ -302,6 +326,8 @@ class GradientHead(LabelStatistics):
         for name in ("weights", "anchors", "utility"):
             if any(declared.name == name for declared in self.stores):
                 stores[name].put([state.slot], np.zeros((1, self.config.width), np.float32))
+        if self._averages:
+            self._averages.begin(state.slot, 0, stores)
         stores["states"].delete(f"{prefix}\0{label}")
         stores["free"].put(len(stores["free"]), state.slot)
         space: SpaceState = stores["spaces"].get(prefix)

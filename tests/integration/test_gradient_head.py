@@ -20,7 +20,12 @@ def label(value: Any, head: str = "mail", **target: Any) -> tuple[str, dict[str,
 
 @pytest.fixture(scope="module")
 def mail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedService]:
-    policies = {"label_statistics": {}, "gradient_head": {}}
+    policies: dict[str, dict[str, Any]] = {
+        "label_statistics": {},
+        "gradient_head": {},
+        "averaged": {"use": "gradient_head", "average": "swa", "every": 2},
+        "head_ensemble": {"members": ["gradient_head", "averaged"]},
+    }
     service = EmbeddedService(tmp_path_factory.mktemp("mail"), policies=policies)
     service.send([label("spam", text=text) for text in SPAM] + [label("ham", text=text) for text in HAM])
     yield service
@@ -38,9 +43,20 @@ def test_the_policy_that_is_named_answers(mail: EmbeddedService) -> None:
     one, other = answer["predictions"]
     assert (one["labels"][0]["label"], other["labels"][0]["label"]) == ("spam", "ham")
     assert one["explain"]["read_out"] == "linear"
-    assert answer["version"]["policies"] == {"gradient_head": "1"}
+    assert answer["version"]["policies"]["gradient_head"] == "1"
     assert "did you mean 'mail'" in ask(mail, 404, head="mial", targets=[{"text": "t"}])["detail"]
-    ask(mail, 422, targets=[{"features": {"x": 1}}])
+    for policy in ("gradient_head", "averaged", "head_ensemble"):
+        ask(mail, 422, targets=[{"features": {"x": 1}}], policy=policy)
+        ask(mail, 422, targets=[{"text": ""}], policy=policy)
+
+
+def test_averaged_weights_and_a_mixture_answer_by_name(mail: EmbeddedService) -> None:
+    for policy in ("averaged", "head_ensemble"):
+        [found] = ask(mail, targets=[{"text": "cheap pills"}], policy=policy, explain=True)["predictions"]
+        assert found["labels"][0]["label"] == "spam"
+        assert sum(one["score"] for one in found["labels"]) == pytest.approx(1, abs=1e-5)
+    assert set(found["explain"]["members"]) == {"gradient_head", "averaged"}
+    assert sum(found["explain"]["members"].values()) == pytest.approx(1, abs=1e-5)
 
 
 def test_who_is_erased_is_unlearned_by_folding_afresh(mail: EmbeddedService) -> None:
@@ -59,7 +75,9 @@ def test_who_is_erased_is_unlearned_by_folding_afresh(mail: EmbeddedService) -> 
             break
         time.sleep(0.02)
     methods = {one["policy"]: (one["method"], one["removed"]) for one in found["policies"]}
-    assert methods == {"label_statistics@1": ("exact", 2), "gradient_head@1": ("rebuild", 2)}
+    assert methods.pop("label_statistics@1") == ("exact", 2)
+    assert set(methods) == {"gradient_head@1", "averaged@1", "head_ensemble@1"}
+    assert set(methods.values()) == {("rebuild", 2)}
     assert not any(one["residue"] for one in found["stores"])
     [told] = ask(mail, **asked)["predictions"][0]["labels"]
     assert told["label"] == "sport"

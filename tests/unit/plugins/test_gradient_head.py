@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamfold.core import ClassifyRequest, ConfigError, EventError, NeedsRebuild, StoreFull, Target, WrongTarget
-from streamfold.plugins import _alignment, _gradient
+from streamfold.core.testing import parametrize_with_checks
+from streamfold.core.testing.lab import Case
+from streamfold.plugins import _alignment, _gradient, builtin
 from streamfold.plugins._gradient import Anchor, Batch, Learner, Sgd, ShrinkPerturb, State, Upgd
 from streamfold.plugins._replay import admitted, held_out
 from streamfold.plugins.gradient_head import GradientHead, GradientHeadConfig
@@ -31,6 +34,10 @@ VARIANTS: list[dict[str, Any]] = [
     {"align": "norm", "new_for": 4},
     {"align": "bias", "new_for": 4},
     {"align": "gaussian"},
+    {"average": "ema", "every": 2, "decay": 0.5},
+    {"average": "swa", "every": 2},
+    {"average": "lawa", "every": 1, "keep": 3},
+    {"average": "lawa", "every": 2, "keep": 1, "blend": 0.5},
 ]
 
 
@@ -137,6 +144,17 @@ def test_a_later_label_replaces_null_retracts_and_an_empty_class_disappears(stre
     assert mail.best(text="lamp") == "w"
 
 
+def test_an_answer_is_of_the_weights_as_they_are_also_when_the_labels_are_those_of_before(stream: Any) -> None:
+    asked, fresh = stream(), stream()
+    for one in (asked, fresh):
+        one.send(*one.mail())
+    asked.ask(text="cheap")
+    for one in (asked, fresh):
+        one.send(one.label("ham", text="cheap money"))
+        one.send(one.label(None, text="cheap money"))
+    assert asked.ask(text="cheap") == fresh.ask(text="cheap")
+
+
 def test_a_label_of_more_weight_moves_more_one_of_none_nothing(stream: Any) -> None:
     def after(weight: float) -> float:
         mail = stream(replay=0, loss="softmax")
@@ -225,6 +243,20 @@ def test_torch_is_imported_by_the_first_step_only() -> None:
         "GradientHead(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def every_extra() -> GradientHead:
+    """A small head with everything that has a store of its own."""
+    how: dict[str, Any] = {"optimiser": "upgd", "anchor": 0.01, "perturb": 0.01, "average": "ema", "every": 2}
+    return GradientHead(GradientHeadConfig(max_classes=512, dim=64, replay=8, replayed=8, **how))
+
+
+QUICK = {"encoder": {"use": "hashing", "dim": 64}}
+
+
+@parametrize_with_checks([Case(make=every_extra, plugins=(builtin,), backends=QUICK)])
+def test_a_head_with_every_extra_passes_the_conformance_kit(check: Callable[[], None]) -> None:
+    check()
 
 
 # -- replay (arXiv:1902.10486) -----------------------------------------------------------------------------------------
@@ -417,6 +449,44 @@ def test_herded_rows_have_nearly_the_mean_of_all(seed: int) -> None:
     assert off(chosen) < by_chance / 2
     means = _alignment.herded_means(rows, np.zeros(60, int), 2, 10)
     assert np.linalg.norm(means, axis=1).tolist() == pytest.approx([1.0, 0.0])
+
+
+# -- serving weights ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["ema", "swa", "lawa", "bcwi"])
+def test_an_average_is_the_mean_of_its_checkpoints_of_one_base(stream: Any, kind: str) -> None:
+    """EMA (arXiv:1610.02242), SWA (arXiv:1803.05407), LAWA (arXiv:2209.14981), BCWI (arXiv:2301.10546)."""
+    every, keep, decay = 5, 3, 0.8
+    how = {"average": "lawa", "keep": 1, "blend": 0.5} if kind == "bcwi" else {"average": kind, "keep": keep}
+    head, plain = stream(every=every, decay=decay, **how), stream()
+    rows = [*blobs(40), ("late", {f"x{i}": 1.0 for i in range(8)}), *blobs(19, seed=1)]
+    kept: dict[str, list[Any]] = {}
+    for n, (label, features) in enumerate(rows, 1):
+        for one in (head, plain):
+            one.send(one.label(label, features=features))
+        if n % every == 0:
+            for key in plain.replayed():
+                kept.setdefault(key, []).append(plain.weights(key.split("\0")[2], space=_space(plain)))
+    assert head.bench.view["weights"].fingerprint() == plain.bench.view["weights"].fingerprint()
+    states = dict(head.bench.view["states"].items())
+    served = dict(zip(states, head.bench.server.weights(states, len(rows)), strict=True))
+    live = {key: plain.weights(key.split("\0")[2], space=_space(plain)) for key in states}
+    for key, points in kept.items():
+        if kind == "swa":
+            wanted = np.mean(points, axis=0)
+        elif kind == "lawa":
+            wanted = np.mean(points[-keep:], axis=0)
+        elif kind == "bcwi":
+            wanted = (points[-1] + live[key]) / 2
+        else:
+            wanted = points[0]
+            for point in points[1:]:
+                wanted = decay * wanted + (1 - decay) * point
+        assert served[key] == pytest.approx(wanted, abs=1e-6)
+    assert len(kept[next(key for key in kept if key.endswith("late"))]) == 4
+    head.send(head.label(None, features=rows[40][1]), head.label("w", features={f"x{i}": 2.0 for i in range(8)}))
+    late = {key: one for key, one in head.bench.view["states"].items() if key.endswith("\0w")}
+    after = head.bench.server.weights(late, len(rows) + 1)[0]
+    assert after == pytest.approx(head.weights("w", space=_space(head)))  # nothing is left of whose row it was
 
 
 def test_a_fifth_of_the_rows_calibrates_and_is_never_replayed() -> None:

@@ -69,6 +69,18 @@ SMALL: dict[str, dict[str, Any]] = {
 """Configurations of policies whose default arrays are large: the checks copy and compare them many times."""
 
 
+EVENTS: dict[str, tuple[Any, ...]] = {
+    "head_ensemble": tuple(
+        (
+            "label.observed",
+            {"head": "topic", "target": {"features": {"x": x, "y": 1.0}}, "label": "a" if x > 0 else "b"},
+        )
+        for x in (1.0, -1.0, 2.0, -2.0)
+    ),
+}
+"""What generated events seldom hit: labels of a class that is known already."""
+
+
 def small(kind: type[Policy]) -> Callable[[], Policy]:
     """Make a policy with few rows."""
 
@@ -83,7 +95,7 @@ def case(kind: type[Policy]) -> Case:
     """A policy with few rows, as those are that it reads."""
     make = small(kind)
     reads = {name: SMALL[name] for name in make().reads if name in SMALL}
-    return Case(make=make, plugins=(builtin,), backends=QUICK, policies=reads)
+    return Case(make=make, plugins=(builtin,), backends=QUICK, policies=reads, events=EVENTS.get(kind.name, ()))
 
 
 @parametrize_with_checks([case(kind) for kind in builtin.register_policies()])
