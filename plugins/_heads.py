@@ -15,21 +15,11 @@ from zlib import crc32
 
 import numpy as np
 
-from streamfold.core import (
-    ClassifyRequest,
-    Encoder,
-    EventError,
-    Prediction,
-    ScoredLabel,
-    Target,
-    View,
-    WrongTarget,
-    best_slots,
-)
+from streamfold.core import ClassifyRequest, Prediction, ScoredLabel, View, WrongTarget, best_slots
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
 from streamfold.plugins._readouts import Head, solve
 from streamfold.plugins._sums import Floats, Sums, relu_expansion
-from streamfold.plugins._targets import TEXT, thing_of, unpacked, vector_of
+from streamfold.plugins._targets import TEXT, unpacked, vectors_of
 
 _HEADS = 64
 """Heads whose sums are held; the one asked for longest ago goes first."""
@@ -290,29 +280,6 @@ def merged_into(label: str, classes: Mapping[str, ClassRow]) -> str | None:
     return None if row is not None and row.retired else path[-1]
 
 
-def vectors_of(request: ClassifyRequest, encoder: Encoder, things: Any) -> list[tuple[str, Floats]]:
-    """Each target's space and vector. Raises ``WrongTarget``."""
-    texts = [one.text for one in request.targets if one.text]
-    rows = dict(zip(texts, encoder.encode(texts), strict=True)) if texts else {}
-    return [_vector(index, one, rows, things) for index, one in enumerate(request.targets)]
-
-
-def _vector(index: int, target: Target, rows: Mapping[str, Any], things: Any) -> tuple[str, Floats]:
-    if target.features is not None:
-        try:
-            return vector_of(target.features)
-        except EventError as error:
-            raise WrongTarget(index, str(error)) from error
-    if (thing := thing_of(target)) is not None:
-        stored = things.get(thing)
-        if stored is None:
-            raise WrongTarget(index, f"nothing is known of {thing.replace(':', ' ', 1)[:80]!r}, or it has no text")
-        return TEXT, unpacked(stored, TEXT)
-    if not target.text:
-        raise WrongTarget(index, "the text is empty")
-    return TEXT, np.asarray(rows[target.text], np.float64)
-
-
 class HeadsServer:
     """A ``Classifier`` over the view."""
 
@@ -331,9 +298,18 @@ class HeadsServer:
             found[head] += bool(row.prior)
         return {head: found[head] + row.rows - declared[head] for head, row in self._view["heads"].items()}
 
+    def chances(self, name: str, space: str, phi: Floats) -> tuple[list[str], Floats, Floats] | None:
+        """Classes, their probabilities ``(n, classes)`` and ``unknown (n,)``; None: nothing like it is labelled."""
+        try:
+            lift, head, _ = self._solved(name, space, 0)
+        except WrongTarget:
+            return None
+        rows = lift(phi)
+        return head.names, head.probabilities(rows), head.unknown(rows)[0]
+
     def classify(self, request: ClassifyRequest) -> list[Prediction]:
         """Classify targets of any mixture of spaces."""
-        vectors = vectors_of(request, self._view.tools.encoder, self._view["things"])
+        vectors = self._vectors(request)
         by_space: dict[str, list[int]] = {}
         for index, (space, _) in enumerate(vectors):
             by_space.setdefault(space, []).append(index)
@@ -344,15 +320,6 @@ class HeadsServer:
             for index, one in zip(indices, self._predicted(head, names, phi, request), strict=True):
                 found[index] = one
         return [found[index] for index in range(len(vectors))]
-
-    def chances(self, name: str, space: str, phi: Floats) -> tuple[list[str], Floats, Floats] | None:
-        """Classes, their probabilities ``(n, classes)`` and ``unknown (n,)``; None: nothing like it is labelled."""
-        try:
-            lift, head, _ = self._solved(name, space, 0)
-        except WrongTarget:
-            return None
-        rows = lift(phi)
-        return head.names, head.probabilities(rows), head.unknown(rows)[0]
 
     def _solved(self, name: str, space: str, index: int) -> tuple[Lift, Head, Mapping[str, str]]:
         row = self._view["heads"].get(name)
@@ -370,6 +337,9 @@ class HeadsServer:
                 what = _told(space) + ("" if space == TEXT else " of these names")
                 raise WrongTarget(index, f"head {name[:64]!r} has no labels of {what}; it has: {known or 'none'}")
             return state.spaces[space].lift, state.spaces[space].head(), state.names
+
+    def _vectors(self, request: ClassifyRequest) -> list[tuple[str, Floats]]:
+        return vectors_of(self._view, request.targets)
 
     def _predicted(
         self, head: Head, names: Mapping[str, str], phi: Floats, request: ClassifyRequest

@@ -10,13 +10,13 @@ state for each space that its labels are of.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
-from streamfold.core import Event, EventError, Target
+from streamfold.core import Event, EventError, Target, View, WrongTarget
 from streamfold.plugins._sums import Floats
 from streamfold.plugins.item_vectors import item_text
 
@@ -66,6 +66,29 @@ def vector_of(features: Mapping[str, Any]) -> tuple[str, Floats]:
         raise EventError("all features are 0: such a vector has no direction", code="zero-vector")
     digest = blake2b("\0".join(names).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     return f"{len(names)} features {digest}", np.array(values)
+
+
+def vectors_of(view: View, targets: Sequence[Target]) -> list[tuple[str, Floats]]:
+    """Return spaces and vectors of targets to be classified; texts are embedded in one call. Raises ``WrongTarget``."""
+    texts = [one.text for one in targets if one.text]
+    rows = dict(zip(texts, view.tools.encoder.encode(texts), strict=True)) if texts else {}
+    return [_vector(view, index, one, rows) for index, one in enumerate(targets)]
+
+
+def _vector(view: View, index: int, target: Target, rows: Mapping[str, Any]) -> tuple[str, Floats]:
+    if target.features is not None:
+        try:
+            return vector_of(target.features)
+        except EventError as error:
+            raise WrongTarget(index, str(error)) from error
+    if (thing := thing_of(target)) is not None:
+        stored = view["things"].get(thing)
+        if stored is None:
+            raise WrongTarget(index, f"nothing is known of {thing.replace(':', ' ', 1)[:80]!r}, or it has no text")
+        return TEXT, unpacked(stored, TEXT)
+    if not target.text:
+        raise WrongTarget(index, "the text is empty")
+    return TEXT, np.asarray(rows[target.text], np.float64)
 
 
 def packed(vector: Any) -> bytes:

@@ -35,6 +35,7 @@ from streamfold.core import (
     NeedsRebuild,
     Policy,
     Prediction,
+    ReadOnly,
     ScoredLabel,
     Stores,
     Subject,
@@ -43,10 +44,9 @@ from streamfold.core import (
     View,
     WrongTarget,
 )
-from streamfold.plugins._heads import vectors_of
 from streamfold.plugins._labels import label_name
 from streamfold.plugins._sums import Floats
-from streamfold.plugins._targets import TEXT, thing_of, unpacked, vector_of
+from streamfold.plugins._targets import TEXT, thing_of, unpacked, vector_of, vectors_of
 
 _SMOOTH = 1e-4
 _DIGITS = 6
@@ -172,6 +172,16 @@ def mixable(servers: Sequence[Any], head: str, space: str, phi: Floats) -> tuple
     return names, (1 - _SMOOTH) * chances + _SMOOTH / max(len(names), 1), unknown
 
 
+class _Seen:
+    """The ensemble's view, with the things that a member knows."""
+
+    def __init__(self, view: View, member: ReadOnly) -> None:
+        self.tools, self.of, self._member = view.tools, view.of, member
+
+    def __getitem__(self, name: str) -> Any:
+        return self._member[name]
+
+
 class HeadEnsembleServer:
     """A ``Classifier`` over members."""
 
@@ -199,7 +209,7 @@ class HeadEnsembleServer:
             members = dict(zip(self._config.members, weights.round(_DIGITS).tolist(), strict=True))
             explain = {"read_out": "mixture", "members": members, "labels": believed.labels}
         found = []
-        for index, (space, vector) in enumerate(vectors_of(request, self._view.tools.encoder, first["things"])):
+        for index, (space, vector) in enumerate(vectors_of(_Seen(self._view, first), request.targets)):
             names, chances, unknown = mixable(servers, request.head, space, vector[None])
             if not names:
                 raise WrongTarget(index, f"no member has labels of head {request.head[:64]!r} and of such targets")
