@@ -43,9 +43,9 @@ def register_policies() -> list[type[Policy]]:
         ResidualTable,
         Reloop2Lsh,
         Reloop2Topk,
-        LabelStatistics,
         GradientHead,
         HeadEnsemble,
+        LabelStatistics,
     ]
 
 
