@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamfold.core import ConfigError
+from streamfold.plugins._sums import Floats
 
 Rows = npt.NDArray[np.float32]
 """``(classes, width)``."""
@@ -73,6 +74,14 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         t.set_num_threads(before)
+
+
+def product(a: Floats, b: Floats) -> Floats:
+    """Multiply two matrices in one thread; numpy's threads are the process's and cannot be set here."""
+    t = torch()
+    with one_thread():
+        found: Floats = (t.from_numpy(a) @ t.from_numpy(b)).numpy()
+    return found
 
 
 def gradient(weights: Rows, batch: Batch) -> Rows:

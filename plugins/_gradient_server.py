@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.special import logsumexp
 
 from streamfold.core import View, WrongTarget
-from streamfold.plugins import _alignment
+from streamfold.plugins import _alignment, _gradient
 from streamfold.plugins._heads import HeadsServer, merged_into
 from streamfold.plugins._labels import HeadRow
 from streamfold.plugins._readouts import Codes, Head, Means, fit_sharpness
@@ -51,7 +51,7 @@ class Lift:
         c = self._config
         if c.expansion:
             weights, bias = _layer(phi.shape[1], c.expansion, c.seed)
-            phi = np.maximum(phi @ weights + bias, 0.0)
+            phi = np.maximum(_gradient.product(phi, weights) + bias, 0.0)
             phi -= phi.mean(axis=1, keepdims=True)
         rows = np.zeros((len(phi), c.width))
         rows[:, 0] = 1.0

@@ -1,9 +1,9 @@
 """Policy ``gradient_head``: classify by a linear head that takes one gradient step per label.
 
-Its memory is bounded, whatever the stream: a row of weights per class and a few replayed rows per class, where
-``label_statistics`` keeps each label's vector. A step learns the new label and some replayed ones (``_replay.py``), by
-a loss, an optimiser and hooks (``_gradient.py``); what is served reads the weights, corrected for classes that are new
-(``_alignment.py``).
+Of vectors it keeps a row of weights and a few replayed rows per class, however many labels come, where
+``label_statistics`` keeps each label's; of every target it keeps what it is labelled. A step learns the new label and
+some replayed ones (``_replay.py``), by a loss, an optimiser and hooks (``_gradient.py``); what is served reads the
+weights, or their average (``_averages.py``), corrected for classes that are new (``_alignment.py``).
 
 Each label is a step of its own and takes its chance from a hash of its event, so the size of a transaction does not
 matter and folding again gives the same bits. The price of gradients: what a label taught cannot be taken back. A later
