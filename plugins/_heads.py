@@ -203,7 +203,7 @@ class HeadState:
         start = len(self._prefix)
         classes = {key[start:]: found for key, found in view["classes"].items() if key.startswith(self._prefix)}
         self.names = {label: found.name for label, found in classes.items() if found.name}
-        read_as = {label: _read_as(label, classes) for label in classes}
+        read_as = {label: merged_into(label, classes) for label in classes}
         changed = self._changed(view, read_as)
         changed |= self._priors(classes, read_as)
         declared = sum(found.seq > 0 for found in classes.values())
@@ -284,7 +284,7 @@ def _hash(key: str) -> int:
     return crc32(key.encode("utf-8", "surrogatepass"))
 
 
-def _read_as(label: str, classes: Mapping[str, ClassRow]) -> str | None:
+def merged_into(label: str, classes: Mapping[str, ClassRow]) -> str | None:
     """Follow merges; None: retired. In a circle of merges everything is what was merged last."""
     path = [label]
     while (row := classes.get(path[-1])) is not None and row.into is not None:
@@ -312,6 +312,15 @@ class HeadsServer:
             declared[head] += bool(row.seq)
             found[head] += bool(row.prior)
         return {head: found[head] + row.rows - declared[head] for head, row in self._view["heads"].items()}
+
+    def chances(self, name: str, space: str, phi: Floats) -> tuple[list[str], Floats, Floats] | None:
+        """Classes, their probabilities ``(n, classes)`` and ``unknown (n,)``; None: nothing like it is labelled."""
+        try:
+            lift, head, _ = self._solved(name, space, 0)
+        except WrongTarget:
+            return None
+        rows = lift(phi)
+        return head.names, head.probabilities(rows), head.unknown(rows)[0]
 
     def classify(self, request: ClassifyRequest) -> list[Prediction]:
         """Classify targets of any mixture of spaces."""

@@ -11,7 +11,9 @@ from streamfold.plugins.count_stack import CountStack
 from streamfold.plugins.drift import Drift
 from streamfold.plugins.ensemble import Ensemble
 from streamfold.plugins.factorization import Factorization
+from streamfold.plugins.gradient_head import GradientHead
 from streamfold.plugins.graph_index import GraphIndex
+from streamfold.plugins.head_ensemble import HeadEnsemble
 from streamfold.plugins.implicit_ftrl import ImplicitFtrl
 from streamfold.plugins.item_vectors import ItemVectors
 from streamfold.plugins.kalman_head import KalmanHead
@@ -44,6 +46,8 @@ def register_policies() -> list[type[Policy]]:
         ResidualTable,
         Reloop2Lsh,
         Reloop2Topk,
+        GradientHead,
+        HeadEnsemble,
         LabelStatistics,
         KalmanHead,
         Corrections,

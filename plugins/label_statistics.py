@@ -145,11 +145,17 @@ class LabelStatistics(OfTargets):
             if old is None or new.label != old.label:
                 self._count(head, new.label, 1, stores)
             labels.put(key, new)
-            stores["phi"].put(key, phi)
         elif old is not None:
             labels.delete(key)
-            stores["phi"].delete(key)
+        self._keep(key, phi if new is not None else None, stores)
         self._mark(head, (new is not None) - (old is not None), mark, stores)
+
+    def _keep(self, key: str, phi: bytes | None, stores: Stores) -> None:
+        """Keep a label's vector; None: let go of it."""
+        if phi is not None:
+            stores["phi"].put(key, phi)
+        else:
+            stores["phi"].delete(key)
 
     def _count(self, head: str, label: str, change: int, stores: Stores) -> None:
         """One label of a class more or less; a class with neither labels nor a declaration goes."""

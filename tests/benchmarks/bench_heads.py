@@ -1,6 +1,6 @@
 """Heads: accuracy on a class-incremental stream of digits, speed of folding, serving and solving.
 
-``python tests/benchmarks/bench_heads.py [--parts digits speed http]``; nothing here fails for being slow.
+``python tests/benchmarks/bench_heads.py [--parts digits gradient drift speed http]``; nothing fails for being slow.
 
 Digits (inside scikit-learn): 540 rows held out; of the others the classes arrive two at a time, a tenth of the rows
 anywhere; one pass, in batches of 10, no task is told; balanced accuracy over 5 seeds.
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,17 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
-from streamfold.core import ClassifyRequest, Event, Target
+from streamfold.core import ClassifyRequest, Event, Policy, Target
 from streamfold.core.codec import pack, unpack
 from streamfold.core.events import builtin_types
 from streamfold.core.stores import open_store
+from streamfold.plugins import _gradient
 from streamfold.plugins._filtered import FilteredState
 from streamfold.plugins._heads import Row, SpaceState
 from streamfold.plugins._readouts import solve
 from streamfold.plugins._sums import Sums, relu_expansion
 from streamfold.plugins._targets import TEXT
+from streamfold.plugins.gradient_head import GradientHead, GradientHeadConfig
 from streamfold.plugins.hashing import Hashing
 from streamfold.plugins.kalman_head import KalmanHeadConfig
 from streamfold.plugins.label_statistics import LabelStatistics, LabelStatisticsConfig
@@ -47,11 +50,11 @@ BARS = {("prototype", 64): 0.895, ("lda", 64): 0.950, ("lda", UNITS): 0.975, ("r
 
 
 # -- digits ------------------------------------------------------------------------------------------------------------
-def arrival(labels: Any, rng: np.random.Generator) -> Any:
+def arrival(labels: Any, rng: np.random.Generator, anywhere: float = 0.1) -> Any:
     """Order rows by pairs of classes, with a tenth of them anywhere."""
     pairs = rng.permutation(10).reshape(5, 2)
     stage = np.array([next(i for i, pair in enumerate(pairs) if label in pair) for label in labels])
-    blurry = rng.random(len(labels)) < 0.1
+    blurry = rng.random(len(labels)) < anywhere
     stage[blurry] = rng.integers(0, 5, blurry.sum())
     return np.lexsort((rng.random(len(labels)), stage))
 
@@ -95,6 +98,98 @@ def digits() -> None:
         bar = BARS.get((kind, int(width)))
         passed = "–" if bar is None else f"≥ {bar} {'ok' if statistics.mean(values) >= bar else 'MISSED'}"
         print(f"| {kind} | {width} | {statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f}) | {passed} |")
+
+
+# -- digits, by policies ----------------------------------------------------------------------------------------------
+GRADIENT: dict[str, tuple[Any, float | None]] = {
+    "ridge (γ = .1)": (LabelStatisticsConfig(gamma=0.1), 0.975),
+    "plain SGD": (GradientHeadConfig(replay=0, loss="softmax"), None),
+    "SGD + balanced replay of 100": (GradientHeadConfig(replay=10), 0.90),
+    "SGD + balanced replay of 200": (GradientHeadConfig(replay=20), 0.92),
+    "… all classes in each loss": (GradientHeadConfig(replay=20, loss="softmax"), None),
+    "… UPGD": (GradientHeadConfig(replay=20, optimiser="upgd", rate=8.0), None),
+    "… L2 anchor": (GradientHeadConfig(replay=20, anchor=0.001), None),
+    "… shrink and perturb": (GradientHeadConfig(replay=20, shrink=0.9995, perturb=0.001), None),
+    "… new rows from zero": (GradientHeadConfig(replay=20, init="zero"), None),
+    "… Gaussian alignment": (GradientHeadConfig(replay=20, align="gaussian"), None),
+    "… EMA of checkpoints": (GradientHeadConfig(replay=20, average="ema"), None),
+    "… SWA": (GradientHeadConfig(replay=20, average="swa"), None),
+    "… LAWA": (GradientHeadConfig(replay=20, average="lawa"), None),
+    "… interpolation with live (BCWI)": (GradientHeadConfig(replay=20, average="lawa", keep=1, blend=0.5), None),
+    "… herding": (GradientHeadConfig(replay=20, read_out="herding"), None),
+    "as many bytes as ridge": (GradientHeadConfig(replay=100, replayed=40, rate=8.0), None),
+    "as many bytes, Gaussian alignment": (GradientHeadConfig(replay=100, replayed=40, align="gaussian"), None),
+}
+"""Each over 512 ReLU units: read-outs and gradient heads by how they are configured, with the issue's bar."""
+SHARP = {
+    "as it is": GradientHeadConfig(),
+    "weight alignment": GradientHeadConfig(align="norm", new_for=250),
+    "bias correction": GradientHeadConfig(align="bias", new_for=250),
+    "Gaussian alignment": GradientHeadConfig(align="gaussian"),
+}
+"""On a stream in which classes come one pair after the other, none earlier, so that the last are new at its end."""
+PIXELS = [f"p{i:02d}" for i in range(64)]
+
+
+def digits_policy(config: Any, seed: int, anywhere: float = 0.1) -> dict[str, float]:
+    """Fold the stream's labels by a policy; return accuracy, CPU seconds of fold and first answer, bytes kept."""
+    data, target = load_digits(return_X_y=True)
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(data))
+    test, train = shuffled[:540], shuffled[540:]
+    train = train[arrival(target[train], rng, anywhere)]
+    config = replace(config, expansion=UNITS, seed=seed, max_classes=16)
+    kind: Any = GradientHead if isinstance(config, GradientHeadConfig) else LabelStatistics
+    policy = kind(config)
+    told = [Target(features=dict(zip(PIXELS, (row / 16).tolist(), strict=True))) for row in data]
+    label = TYPES["label.observed"]
+    events = []
+    for n, row in enumerate(train.tolist(), 1):
+        value = label.data(head="digits", target=told[row], label=str(target[row]))
+        events.append((Event(n, label.name, "bench", f"e{row}", label.subjects(value)[0], value, n, n), None))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-heads-")))
+        fold, view = opened(policy, folder, stack)
+        if kind is GradientHead:
+            _gradient.torch()  # not to time its import
+        folding = timed(lambda: policy_batch(policy, events, fold))
+        for name, store in fold.items():
+            if (changes := store.drain()) is not None:
+                view[name].apply(changes)
+        server = policy.serve(view)
+        said: list[Any] = []
+        parts = [test[start : start + 90] for start in range(0, len(test), 90)]
+        ask = lambda part: server.classify(  # noqa: E731
+            ClassifyRequest(head="digits", targets=[told[row] for row in part], top_k=1)
+        )
+        first = timed(lambda: ask(parts[0][:1]))
+        for part in parts:
+            said += [int(one.labels[0].label) for one in ask(part)]
+        kept = sum(store.state_bytes() for store in view.values())
+    return {
+        "right": balanced_accuracy_score(target[test], said), "fold": folding, "first": first, "bytes": float(kept)
+    }  # fmt: skip
+
+
+def gradient(seeds: int = SEEDS) -> None:
+    print("| head over 512 units | balanced accuracy: mean (lowest–highest) | beside ridge | labels/s "
+          "| first answer, ms | kB kept | bar |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    base: list[float] = []
+    for name, (config, bar) in GRADIENT.items():
+        runs = [digits_policy(config, seed) for seed in range(seeds)]
+        values = [run["right"] for run in runs]
+        base = base or values
+        beside = [value - other for value, other in zip(values, base, strict=True)]
+        error = statistics.stdev(beside) / seeds**0.5 if seeds > 1 else 0.0
+        fold, first, kept = (statistics.median(run[what] for run in runs) for what in ("fold", "first", "bytes"))
+        passed = "–" if bar is None else f"≥ {bar} {'ok' if statistics.mean(values) >= bar else 'MISSED'}"
+        print(f"| {name} | {statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f}) "
+              f"| {statistics.mean(beside):+.3f} ± {2.78 * error:.3f} | {1257 / fold:,.0f} | {1e3 * first:.0f} "
+              f"| {kept / 1000:,.0f} | {passed} |", flush=True)  # fmt: skip
+    print("| replay of 200, no row anywhere | balanced accuracy |\n|---|---|")
+    for name, config in SHARP.items():
+        values = [digits_policy(config, seed, anywhere=0.0)["right"] for seed in range(seeds)]
+        print(f"| {name} | {statistics.mean(values):.3f} ({min(values):.3f}–{max(values):.3f}) |", flush=True)
 
 
 # -- drift -------------------------------------------------------------------------------------------------------------
@@ -231,7 +326,7 @@ class Sides(dict[str, Any]):
         raise KeyError(policy)
 
 
-def opened(policy: LabelStatistics, folder: Path, stack: ExitStack) -> tuple[Sides, Sides]:
+def opened(policy: Policy, folder: Path, stack: ExitStack) -> tuple[Sides, Sides]:
     fold, view = Sides(), Sides()
     for side, into in (("fold", fold), ("view", view)):
         for declared in policy.stores:
@@ -305,7 +400,7 @@ def speed(dim: int = 384, n: int = 51_200, batch: int = 256) -> None:
         print(f"  answer otherwise: median {1e3 * statistics.median(again):.2f} ms")
 
 
-def policy_batch(policy: LabelStatistics, batch: list[tuple[Event, Any]], stores: Sides) -> None:
+def policy_batch(policy: Policy, batch: list[tuple[Event, Any]], stores: Sides) -> None:
     """Fold as core does: each event kept by itself."""
     live = tuple(stores.values())
     for event, prepared in batch:
@@ -390,7 +485,7 @@ def http(n: int = 1000) -> None:
             service.stop()
 
 
-PARTS = ("digits", "drift", "speed", "http")
+PARTS = ("digits", "gradient", "drift", "speed", "http")
 
 
 def main() -> None:
@@ -400,6 +495,8 @@ def main() -> None:
     print(json.dumps(harness.machine(), ensure_ascii=False), flush=True)
     if "digits" in options.parts:
         digits()
+    if "gradient" in options.parts:
+        gradient()
     if "drift" in options.parts:
         drift()
     if "speed" in options.parts:

@@ -60,6 +60,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "count_stack": {"ids": 256, "crosses": 256},
     "factorization": {"rows": 256},
     "implicit_ftrl": {"rows": 256},
+    "gradient_head": {"max_classes": 512, "dim": 256, "replay": 8, "replayed": 8},
     "quality": {"ranker": "count_stack", "ring": 256},
     "residual_table": {"base": "count_stack", "rows": 256},
     "reloop2_lsh": {"base": "count_stack", "bits": 6},
@@ -93,8 +94,15 @@ EVENTS: dict[str, tuple[Any, ...]] = {
             ),
         )
     ),
+    "head_ensemble": tuple(
+        (
+            "label.observed",
+            {"head": "topic", "target": {"features": {"x": x, "y": 1.0}}, "label": "a" if x > 0 else "b"},
+        )
+        for x in (1.0, -1.0, 2.0, -2.0)
+    ),
 }
-"""What generated events seldom hit: labels of an answer that was given."""
+"""What generated events seldom hit: labels of an answer that was given, of a class that is known."""
 
 
 def small(kind: type[Policy]) -> Callable[[], Policy]:

@@ -1,0 +1,225 @@
+r"""Policy ``head_ensemble``: mixes heads, and learns per label how much each is to be believed.
+
+Every member says what it makes of a label's target before it, or anyone, has learned the label. Served is
+
+.. math:: p_t(c) = \sum_m w_{m,t}\, p_{m,t}(c), \qquad
+          w_{m,t+1} = (1 - \alpha) \frac{w_{m,t}\, p_{m,t}(y_t)}{\sum_k w_{k,t}\, p_{k,t}(y_t)} + \frac{\alpha}{N}
+
+where the p_m are members' probabilities over all classes that any of them knows, mixed with ε = 1e-4 of the uniform
+distribution, so that no member is ever infinitely wrong. With α = 0 the mixture's cumulative log loss is at most that
+of every member plus ln N nats, whatever the stream; with α > 0 (fixed share, Herbster and Warmuth 1998,
+doi:10.1023/A:1007424614876) at most T ln 1/(1 − α) more, and it follows a change of the best. A label of a class that
+no member knows yet says nothing about them.
+
+Members are heads whose stores alone decide what they answer, to the bit: ``gradient_head`` s, not ``label_statistics``,
+whose sums are kept by whoever serves and differ by rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from scipy.special import logsumexp
+
+from streamfold.core import (
+    Batch,
+    ClassifyRequest,
+    ConfigError,
+    Event,
+    EventError,
+    NeedsRebuild,
+    Policy,
+    Prediction,
+    ReadOnly,
+    ScoredLabel,
+    Stores,
+    Subject,
+    Table,
+    Tools,
+    View,
+    WrongTarget,
+)
+from streamfold.plugins._labels import label_name
+from streamfold.plugins._sums import Floats
+from streamfold.plugins._targets import TEXT, thing_of, unpacked, vector_of, vectors_of
+
+_SMOOTH = 1e-4
+_DIGITS = 6
+
+
+class Believed(msgspec.Struct, frozen=True, array_like=True):
+    """Logarithms of a head's members' weights, and by how many labels they were learned."""
+
+    logs: tuple[float, ...]
+    labels: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadEnsembleConfig:
+    """Who is mixed.
+
+    Parameters
+    ----------
+    members : names of ``gradient_head`` s in the settings.
+    share : α.
+    """
+
+    members: tuple[str, ...] = ("gradient_head",)
+    share: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not self.members or len(set(self.members)) < len(self.members):
+            raise ConfigError(f"head_ensemble: members is {self.members}: name one or more heads, each once")
+        if not 0 <= self.share < 1:
+            raise ConfigError(f"head_ensemble: share is {self.share}: it must be at least 0 and below 1")
+
+
+class HeadEnsemble(Policy):
+    """Weights of members, by head."""
+
+    name = "head_ensemble"
+    version = 1
+    handles = ("label.observed",)
+    backends = ("encoder",)
+    Config = HeadEnsembleConfig
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.reads = tuple(self.config.members)
+        self.stores = (Table("believed", key=str, value=Believed, max_rows=10_000, on_full="refuse"),)
+
+    def prepare_batch(self, events: Sequence[Event], tools: Tools) -> list[Any]:
+        """Embed texts, as the members do; the rows are kept by their content."""
+        texts = [(e.data.target.text or "") if e.data.label is not None else "" for e in events]
+        distinct = list(dict.fromkeys(text for text in texts if text))
+        rows = dict(zip(distinct, tools.encoder.encode(distinct), strict=True)) if distinct else {}
+        return [np.asarray(rows[text], np.float32) if text else None for text in texts]
+
+    def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
+        """Reward the members that expected the label."""
+        data, members = event.data, self.config.members
+        found = self._vector(data.target, prepared, stores)
+        if data.label is None or found is None or data.weight == 0:
+            return
+        servers = [stores.of(name).server for name in members]
+        names, chances, _ = mixable(servers, data.head, found[0], found[1][None])
+        label = label_name(data.label)
+        if label not in names:
+            return
+        old: Believed = stores["believed"].get(data.head) or uniform(len(members))
+        logs = rewarded(np.array(old.logs), chances[:, 0, names.index(label)], self.config.share)
+        stores["believed"].put(data.head, Believed(tuple(logs.tolist()), old.labels + 1))
+
+    def _vector(self, target: Any, prepared: Any, stores: Stores) -> tuple[str, Floats] | None:
+        """The target's space and vector; None if the members refuse it too."""
+        if target.features is not None:
+            try:
+                return vector_of(target.features)
+            except EventError:
+                return None
+        if (thing := thing_of(target)) is not None:
+            stored = stores.of(self.config.members[0])["things"].get(thing)
+            return None if stored is None else (TEXT, unpacked(stored, TEXT))
+        return None if prepared is None else (TEXT, np.asarray(prepared, np.float64))
+
+    def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
+        """What a label said of the members cannot be taken back."""
+        raise NeedsRebuild(f"members were weighed by labels of {subject.kind} {subject.id!r}: it is done afresh")
+
+    def serve(self, view: View) -> HeadEnsembleServer:
+        """Classify by the members of the same view."""
+        return HeadEnsembleServer(self.config, view)
+
+
+def uniform(n: int) -> Believed:
+    """What is believed before the first label."""
+    return Believed((-math.log(n),) * n)
+
+
+def rewarded(logs: Floats, likelihoods: Floats, share: float) -> Floats:
+    """Weigh members by the probability that each gave to what came true, then move ``share`` back to uniform.
+
+    >>> np.exp(rewarded(np.log([0.5, 0.5]), np.array([0.9, 0.3]), 0.0)).round(6).tolist()
+    [0.75, 0.25]
+    """
+    joint = logs + np.log(likelihoods)
+    found: Floats = joint - logsumexp(joint)
+    if share:
+        found = np.logaddexp(found + math.log1p(-share), math.log(share / len(logs)))
+    return found
+
+
+def mixable(servers: Sequence[Any], head: str, space: str, phi: Floats) -> tuple[list[str], Floats, Floats]:
+    """Return all members' classes, probabilities ``(members, n, classes)`` over them, smoothed, and ``unknown``.
+
+    A member without labels of the head expects all classes alike.
+    """
+    told = [server.chances(head, space, phi) for server in servers]
+    names = sorted({name for one in told if one is not None for name in one[0]})
+    chances = np.zeros((len(servers), len(phi), len(names)))
+    unknown = np.ones((len(servers), len(phi)))
+    for i, one in enumerate(told):
+        if one is None:
+            chances[i] = 1 / max(len(names), 1)
+            continue
+        chances[i][:, [names.index(name) for name in one[0]]] = one[1]
+        unknown[i] = one[2]
+    return names, (1 - _SMOOTH) * chances + _SMOOTH / max(len(names), 1), unknown
+
+
+class _Seen:
+    """The ensemble's view, with the things that a member knows."""
+
+    def __init__(self, view: View, member: ReadOnly) -> None:
+        self.tools, self.of, self._member = view.tools, view.of, member
+
+    def __getitem__(self, name: str) -> Any:
+        return self._member[name]
+
+
+class HeadEnsembleServer:
+    """A ``Classifier`` over members."""
+
+    def __init__(self, config: HeadEnsembleConfig, view: View) -> None:
+        self._config, self._view = config, view
+
+    def _servers(self) -> list[Any]:
+        return [self._view.of(name).server for name in self._config.members]
+
+    def heads(self) -> Mapping[str, int]:
+        """Every head with how many labels the member has that has most of them."""
+        found: dict[str, int] = {}
+        for server in self._servers():
+            for head, count in server.heads().items():
+                found[head] = max(count, found.get(head, 0))
+        return found
+
+    def classify(self, request: ClassifyRequest) -> list[Prediction]:
+        """Mix what members say. Raises ``WrongTarget``."""
+        servers, first = self._servers(), self._view.of(self._config.members[0])
+        believed: Believed = self._view["believed"].get(request.head) or uniform(len(servers))
+        weights = np.exp(believed.logs)
+        explain = None
+        if request.explain:
+            members = dict(zip(self._config.members, weights.round(_DIGITS).tolist(), strict=True))
+            explain = {"read_out": "mixture", "members": members, "labels": believed.labels}
+        found = []
+        for index, (space, vector) in enumerate(vectors_of(_Seen(self._view, first), request.targets)):
+            names, chances, unknown = mixable(servers, request.head, space, vector[None])
+            if not names:
+                raise WrongTarget(index, f"no member has labels of head {request.head[:64]!r} and of such targets")
+            mixed = (weights @ chances[:, 0]).round(_DIGITS)
+            best = np.lexsort((np.arange(len(names)), -mixed))[: request.top_k].tolist()
+            rows = [first["classes"].get(f"{request.head}\0{names[c]}") for c in best]
+            labels = [
+                ScoredLabel(names[c], float(mixed[c]), row.name if row is not None else None)
+                for c, row in zip(best, rows, strict=True)
+            ]
+            said = round(float(weights @ unknown[:, 0]), _DIGITS)
+            found.append(Prediction(labels=labels, unknown=said, explain=explain))
+        return found

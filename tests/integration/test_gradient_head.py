@@ -1,0 +1,84 @@
+"""Gradient heads over REST: labels of a moment ago, a shadow beside sums, and an erasure by folding afresh."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from streamfold.core.testing.service import EmbeddedService
+
+SPAM = ["cheap pills now", "win cheap money now", "cheap loans, pills, money", "you win a prize now"]
+HAM = ["the meeting is on monday", "minutes of the meeting", "notes for monday's review", "the review is done"]
+
+
+def label(value: Any, head: str = "mail", **target: Any) -> tuple[str, dict[str, Any]]:
+    return "label.observed", {"head": head, "target": target, "label": value}
+
+
+@pytest.fixture(scope="module")
+def mail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedService]:
+    policies: dict[str, dict[str, Any]] = {
+        "label_statistics": {},
+        "gradient_head": {},
+        "averaged": {"use": "gradient_head", "average": "swa", "every": 2},
+        "head_ensemble": {"members": ["gradient_head", "averaged"]},
+    }
+    service = EmbeddedService(tmp_path_factory.mktemp("mail"), policies=policies)
+    service.send([label("spam", text=text) for text in SPAM] + [label("ham", text=text) for text in HAM])
+    yield service
+    service.stop()
+
+
+def ask(mail: EmbeddedService, status: int = 200, **body: Any) -> Any:
+    answer = mail.client.post("/v1/classify", json={"head": "mail", "policy": "gradient_head"} | body)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def test_the_policy_that_is_named_answers(mail: EmbeddedService) -> None:
+    answer = ask(mail, targets=[{"text": "cheap pills"}, {"text": "monday's meeting"}], explain=True)
+    one, other = answer["predictions"]
+    assert (one["labels"][0]["label"], other["labels"][0]["label"]) == ("spam", "ham")
+    assert one["explain"]["read_out"] == "linear"
+    assert answer["version"]["policies"]["gradient_head"] == "1"
+    assert "did you mean 'mail'" in ask(mail, 404, head="mial", targets=[{"text": "t"}])["detail"]
+    for policy in ("gradient_head", "averaged", "head_ensemble"):
+        ask(mail, 422, targets=[{"features": {"x": 1}}], policy=policy)
+        ask(mail, 422, targets=[{"text": ""}], policy=policy)
+
+
+def test_averaged_weights_and_a_mixture_answer_by_name(mail: EmbeddedService) -> None:
+    for policy in ("averaged", "head_ensemble"):
+        [found] = ask(mail, targets=[{"text": "cheap pills"}], policy=policy, explain=True)["predictions"]
+        assert found["labels"][0]["label"] == "spam"
+        assert sum(one["score"] for one in found["labels"]) == pytest.approx(1, abs=1e-5)
+    assert set(found["explain"]["members"]) == {"gradient_head", "averaged"}
+    assert sum(found["explain"]["members"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_who_is_erased_is_unlearned_by_folding_afresh(mail: EmbeddedService) -> None:
+    mail.send([
+        ("user.upserted", {"user_id": "ann", "properties": {"about": "violins and cellos"}}),
+        ("user.upserted", {"user_id": "bob", "properties": {"about": "cellos and violins"}}),
+        label("music", "interest", user_id="ann"),
+        label("sport", "interest", text="football and tennis"),
+    ])  # fmt: skip
+    asked = {"head": "interest", "targets": [{"user_id": "bob"}]}
+    assert ask(mail, **asked)["predictions"][0]["labels"][0]["label"] == "music"
+    erasure = mail.client.post("/v1/erasures", json={"user_id": "ann"}).json()["erasure_id"]
+    for _ in range(1500):
+        found = mail.get(f"/v1/erasures/{erasure}")
+        if found["state"] == "complete":
+            break
+        time.sleep(0.02)
+    methods = {one["policy"]: (one["method"], one["removed"]) for one in found["policies"]}
+    assert methods.pop("label_statistics@1") == ("exact", 2)
+    assert set(methods) == {"gradient_head@1", "averaged@1", "head_ensemble@1"}
+    assert set(methods.values()) == {("rebuild", 2)}
+    assert not any(one["residue"] for one in found["stores"])
+    [told] = ask(mail, **asked)["predictions"][0]["labels"]
+    assert told["label"] == "sport"
+    assert ask(mail, targets=[{"text": "cheap pills"}])["predictions"][0]["labels"][0]["label"] == "spam"
