@@ -232,3 +232,9 @@ def predict(pairs, ids, crosses, head):  # type: ignore[no-untyped-def]
         scores[j] = probability(z)
         known[j] = of_ids[1] >= 0 and ids[of_ids[1], MET] > 0.0
     return scores, known, values, parts
+
+
+@numba.njit(cache=True)
+def score(pairs, ids, crosses, head):  # type: ignore[no-untyped-def]
+    """Return the scores of :func:`predict` alone."""
+    return predict(pairs, ids, crosses, head)[0]

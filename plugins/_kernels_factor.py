@@ -138,3 +138,9 @@ def predict(pairs, table, factors, head):  # type: ignore[no-untyped-def]
         scores[j] = probability(prior + user + item + dot)
         known[j] = rows[split] >= 0 and table[rows[split], MET] > 0.0
     return scores, known, parts
+
+
+@numba.njit(cache=True)
+def score(pairs, table, factors, head):  # type: ignore[no-untyped-def]
+    """Return the scores of :func:`predict` alone."""
+    return predict(pairs, table, factors, head)[0]

@@ -112,3 +112,9 @@ def predict(pairs, table, head, alpha, beta, l1, l2):  # type: ignore[no-untyped
         known[j] = rows[1] >= 0
         scores[j] = probability(z)
     return scores, known, parts
+
+
+@numba.njit(cache=True)
+def score(pairs, table, head, alpha, beta, l1, l2):  # type: ignore[no-untyped-def]
+    """Return the scores of :func:`predict` alone."""
+    return predict(pairs, table, head, alpha, beta, l1, l2)[0]

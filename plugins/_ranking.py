@@ -61,13 +61,14 @@ def code(kind: str, text: str) -> int:
 
 @lru_cache(_CACHED)
 def _codes(kind: str, texts: tuple[str, ...], most: int) -> Codes:
-    """Code some strings. Never written to, but not marked so: for numba that would be another type to compile for."""
+    """Code some strings. Nobody writes to what is kept; marked so it would be another type for numba to compile for."""
     return np.array([code(kind, text) for text in texts[:most]], np.uint64)
 
 
-@lru_cache
-def _ends_of_one(n: int) -> Ends:
-    return np.array([0, n])
+@lru_cache(_CACHED)
+def _side_of_one(kind: str, tokens: tuple[str, ...], most: int) -> tuple[Codes, Ends]:
+    codes = _codes(kind, tokens, most)
+    return codes, np.array([0, len(codes)])
 
 
 class Coded(NamedTuple):
@@ -82,9 +83,9 @@ class Coded(NamedTuple):
 
 
 def _joined(kind: str, most: int, sets: Sequence[tuple[str, ...]]) -> tuple[Codes, Ends]:
+    if len(sets) == 1:
+        return _side_of_one(kind, sets[0], most)
     parts = [_codes(kind, tokens, most) for tokens in sets]
-    if len(parts) == 1:
-        return parts[0], _ends_of_one(len(parts[0]))
     ends = np.zeros(len(parts) + 1, np.int64)
     np.cumsum([len(part) for part in parts], out=ends[1:])
     return np.concatenate(parts) if parts else np.empty(0, np.uint64), ends
@@ -122,13 +123,20 @@ def _coded_one(example: Example) -> Coded:
     return Coded(
         _codes("user", (example.user,), 1),
         _codes("item", (example.item,), 1),
-        *_joined("user_token", _MOST_USER_TOKENS, (example.user_tokens,)),
-        *_joined("item_token", _MOST_ITEM_TOKENS, (example.item_tokens,)),
+        *_side_of_one("user_token", example.user_tokens, _MOST_USER_TOKENS),
+        *_side_of_one("item_token", example.item_tokens, _MOST_ITEM_TOKENS),
     )
+
+
+@lru_cache
+def _outcome(label: float, swaps: bool) -> tuple[Floats, Flags]:
+    return np.array([label]), np.array([swaps])
 
 
 def outcomes(examples: Sequence[Example]) -> tuple[Floats, Flags]:
     """Labels of examples, and which of them take back their opposite."""
+    if len(examples) == 1:
+        return _outcome(examples[0].label, examples[0].swaps)
     return np.array([one.label for one in examples]), np.array([one.swaps for one in examples], bool)
 
 
@@ -185,9 +193,15 @@ class OnlineRanker(Learner):
     def predict(self, pairs: Coded, stores: Any) -> Predicted:
         """Score pairs; a pure read."""
 
+    @abstractmethod
+    def scores(self, pairs: Coded, stores: Any) -> Floats:
+        """As :meth:`predict`, the scores alone: a fold asks for one at a time, where each array that is made counts."""
+
     def serve(self, view: View) -> OnlineServer:
         """Score items for a user; kernels are compiled here, not at the first request."""
-        self.predict(coded((), (), (), ()), view)
+        pairs = coded((), (), (), ())
+        self.predict(pairs, view)
+        self.scores(pairs, view)
         return OnlineServer(self, view)
 
 
@@ -216,7 +230,7 @@ class OnlineServer:
             self._scored = example.seq, {}
         scored = self._scored[1]
         if example.n not in scored:
-            scored[example.n] = float(self._policy.predict(coded_examples([example]), self._view).scores[0])
+            scored[example.n] = float(self._policy.scores(coded_examples([example]), self._view)[0])
         return scored[example.n]
 
 

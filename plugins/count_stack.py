@@ -84,7 +84,7 @@ class CountStack(OnlineRanker):
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Count examples in order, and move the weights."""
         pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
-        ids, crosses, head = (stores[name] for name in ("ids", "crosses", "head"))
+        ids, crosses, head = stores["ids"], stores["crosses"], stores["head"]
         upto = head.values[2, 2] + len(examples)
         keep, keep_crosses = len(ids) / KEEP, len(crosses) / KEEP
         rows, cross_rows = self._kernels.writable(pairs, ids.values, crosses.values, upto, keep, keep_crosses)
@@ -98,8 +98,14 @@ class CountStack(OnlineRanker):
 
     def predict(self, pairs: Coded, stores: Any) -> Predicted:
         """Score pairs."""
-        values = (stores[name].values for name in ("ids", "crosses", "head"))
-        return Predicted(*self._kernels.predict(pairs, *values))
+        return Predicted(*self._kernels.predict(pairs, *self._values(stores)))
+
+    def scores(self, pairs: Coded, stores: Any) -> Floats:
+        scores: Floats = self._kernels.score(pairs, *self._values(stores))
+        return scores
+
+    def _values(self, stores: Any) -> tuple[Floats, Floats, Floats]:
+        return stores["ids"].values, stores["crosses"].values, stores["head"].values
 
 
 _HEAD = np.arange(3)

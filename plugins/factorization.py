@@ -71,7 +71,7 @@ class Factorization(OnlineRanker):
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Move vectors and biases, example by example."""
         pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
-        facts, factors, head = (stores[name] for name in ("facts", "factors", "head"))
+        facts, factors, head = stores["facts"], stores["factors"], stores["head"]
         c = self.config
         keep = len(facts) / KEEP
         rows = self._kernels.writable(pairs, facts.values, head.values[0, 1] + len(examples), keep)
@@ -85,6 +85,12 @@ class Factorization(OnlineRanker):
 
     def predict(self, pairs: Coded, stores: Any) -> Predicted:
         """Score pairs."""
-        values = (stores[name].values for name in ("facts", "factors", "head"))
-        scores, known, parts = self._kernels.predict(pairs, *values)
+        scores, known, parts = self._kernels.predict(pairs, *self._values(stores))
         return Predicted(scores, known, parts, parts)
+
+    def scores(self, pairs: Coded, stores: Any) -> Floats:
+        scores: Floats = self._kernels.score(pairs, *self._values(stores))
+        return scores
+
+    def _values(self, stores: Any) -> tuple[Floats, Any, Floats]:
+        return stores["facts"].values, stores["factors"].values, stores["head"].values

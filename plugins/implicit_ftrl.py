@@ -80,6 +80,11 @@ class ImplicitFtrl(OnlineRanker):
 
     def predict(self, pairs: Coded, stores: Any) -> Predicted:
         """Score pairs."""
-        values = (stores[name].values for name in ("weights", "head"))
+        values = stores["weights"].values, stores["head"].values
         scores, known, parts = self._kernels.predict(pairs, *values, *self._speeds)
         return Predicted(scores, known, parts, parts)
+
+    def scores(self, pairs: Coded, stores: Any) -> Floats:
+        values = stores["weights"].values, stores["head"].values
+        scores: Floats = self._kernels.score(pairs, *values, *self._speeds)
+        return scores
