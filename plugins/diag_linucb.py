@@ -188,7 +188,8 @@ class DiagLinucb(Policy):
         liked = [np.frombuffer(place.near, np.float32) * liking for place, liking in found if liking > 0]
         if not liked:
             return {}
-        near = np.sum(liked, axis=0, dtype=np.float64) / sum(liking for _, liking in found if liking > 0)
+        total = sum(liking for _, liking in found if liking > 0)
+        near: npt.NDArray[np.float64] = np.stack(liked).sum(0, np.float64) / total
         clusters = best(near, self.config.top)
         odds = [math.exp((float(near[one]) - float(near[clusters[0]])) / self.config.temperature) for one in clusters]
         return {one: each / sum(odds) for one, each in zip(clusters, odds, strict=True)}
