@@ -60,6 +60,7 @@ class Due(msgspec.Struct, frozen=True, array_like=True):
 
 
 _QUEUES = ("closing", "leaving", "waiting")
+_ENDS = tuple(f"{queue}.{side}" for queue in _QUEUES for side in ("first", "end"))
 
 
 def tables(max_exposures: int) -> tuple[Table, ...]:
@@ -136,9 +137,8 @@ class Joined:
         self._put(queue, end, Due(key, self._now_us + after_us))
         self._put("ends", f"{queue}.end", end + 1)
 
-    def _due(self, queue: str) -> list[str]:
+    def _due(self, queue: str, first: int, end: int) -> list[str]:
         """Take what is due from the front of a queue; rows that were evicted are passed over."""
-        first, end = (self._get("ends", f"{queue}.{side}") or 0 for side in ("first", "end"))
         taken: list[str] = []
         at = first
         while at < end and at - first < _MOST_CLOSED:
@@ -154,18 +154,20 @@ class Joined:
         return taken
 
     def _close_due(self) -> None:
-        for exposure_id in self._due("closing"):
+        """Do what is due. It comes first, so the queues' ends are those of the table."""
+        ends = self._stores["ends"].get_many(_ENDS, 0)
+        for exposure_id in self._due("closing", *ends[0:2]):
             shown = self._get("shown", exposure_id)
             if shown is not None:
                 self._close(exposure_id, shown)
-        for exposure_id in self._due("leaving"):
+        for exposure_id in self._due("leaving", *ends[2:4]):
             shown = self._get("shown", exposure_id)
             for one in shown.items if shown is not None else ():
                 key = shown.user + SEP + one.item
                 if self._get("shown_to", key) == exposure_id:
                     self._delete("shown_to", key)
             self._delete("shown", exposure_id)
-        for key in self._due("waiting"):
+        for key in self._due("waiting", *ends[4:6]):
             early = self._get("early", key)
             if early is not None:
                 self._delete("early", key)

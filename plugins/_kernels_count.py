@@ -7,7 +7,7 @@ from math import log, sqrt
 import numba
 import numpy as np
 
-from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of, probability
+from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of, probability, rows_to_learn
 
 FEATURES = 23
 _START = np.zeros(FEATURES)
@@ -166,9 +166,16 @@ def _learn_counts(table, rows, likes, n):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def learn(keyed, labels, swaps, ids, crosses, head, rate, keep, keep_crosses):  # type: ignore[no-untyped-def]
-    """Learn pairs in order; return each one's score from before it. ``keyed``: see :func:`keys`."""
-    id_keys, ends, cross_keys, cross_ends, trait_ends, genre_ends = keyed
+def writable(pairs, ids, crosses, upto, keep, keep_crosses):  # type: ignore[no-untyped-def]
+    """Return the rows of both tables that learning pairs until then may write."""
+    id_keys, _, cross_keys, _, _, _ = keys(pairs)
+    return rows_to_learn(ids, id_keys, upto, keep), rows_to_learn(crosses, cross_keys, upto, keep_crosses)
+
+
+@numba.njit(cache=True)
+def learn(pairs, labels, swaps, ids, crosses, head, rate, keep, keep_crosses):  # type: ignore[no-untyped-def]
+    """Learn pairs in order; return each one's score from before it."""
+    id_keys, ends, cross_keys, cross_ends, trait_ends, genre_ends = keys(pairs)
     x, scores = np.empty(FEATURES), np.empty(len(labels))
     for j in range(len(labels)):
         n, m, y = genre_ends[j + 1] - genre_ends[j], trait_ends[j + 1] - trait_ends[j], labels[j]
@@ -205,9 +212,9 @@ def learn(keyed, labels, swaps, ids, crosses, head, rate, keep, keep_crosses):  
 
 
 @numba.njit(cache=True)
-def predict(keyed, ids, crosses, head):  # type: ignore[no-untyped-def]
+def predict(pairs, ids, crosses, head):  # type: ignore[no-untyped-def]
     """Return scores, whether each item was met, features, and what each of them adds; the last is the prior."""
-    id_keys, ends, cross_keys, cross_ends, trait_ends, genre_ends = keyed
+    id_keys, ends, cross_keys, cross_ends, trait_ends, genre_ends = keys(pairs)
     total = len(ends) - 1
     scores, known = np.empty(total), np.empty(total, np.bool_)
     values, parts = np.empty((total, FEATURES + 1)), np.empty((total, FEATURES + 1))
@@ -225,3 +232,9 @@ def predict(keyed, ids, crosses, head):  # type: ignore[no-untyped-def]
         scores[j] = probability(z)
         known[j] = of_ids[1] >= 0 and ids[of_ids[1], MET] > 0.0
     return scores, known, values, parts
+
+
+@numba.njit(cache=True)
+def score(pairs, ids, crosses, head):  # type: ignore[no-untyped-def]
+    """Return the scores of :func:`predict` alone."""
+    return predict(pairs, ids, crosses, head)[0]

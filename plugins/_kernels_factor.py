@@ -7,7 +7,7 @@ from math import sqrt
 import numba
 import numpy as np
 
-from streamfold.plugins._kernels_hash import MET, admit, find_all, key_of, probability
+from streamfold.plugins._kernels_hash import MET, admit, find_all, key_of, probability, rows_to_learn
 
 COLUMNS, BIAS = 4, 3
 ALL, CLOCK = 0, 1
@@ -93,9 +93,15 @@ def _score(rows, split, table, factors, head, of_user, of_item):  # type: ignore
 
 
 @numba.njit(cache=True)
-def learn(keyed, labels, swaps, table, factors, head, rate, pull, spread, keep):  # type: ignore[no-untyped-def]
-    """Learn pairs in order; return each one's score from before it. ``keyed``: see :func:`keys`."""
-    found, ends, trait_ends = keyed
+def writable(pairs, table, upto, keep):  # type: ignore[no-untyped-def]
+    """Return the rows that learning pairs until then may write."""
+    return rows_to_learn(table, keys(pairs)[0], upto, keep)
+
+
+@numba.njit(cache=True)
+def learn(pairs, labels, swaps, table, factors, head, rate, pull, spread, keep):  # type: ignore[no-untyped-def]
+    """Learn pairs in order; return each one's score from before it."""
+    found, ends, trait_ends = keys(pairs)
     k = factors.shape[1]
     of_user, of_item = np.empty(k), np.empty(k)
     scores = np.empty(len(labels))
@@ -117,9 +123,9 @@ def learn(keyed, labels, swaps, table, factors, head, rate, pull, spread, keep):
 
 
 @numba.njit(cache=True)
-def predict(keyed, table, factors, head):  # type: ignore[no-untyped-def]
+def predict(pairs, table, factors, head):  # type: ignore[no-untyped-def]
     """Return scores, whether each item was met, and the parts of the log-odds."""
-    found, ends, trait_ends = keyed
+    found, ends, trait_ends = keys(pairs)
     n, k = len(ends) - 1, factors.shape[1]
     of_user, of_item = np.empty(k), np.empty(k)
     scores, known, parts = np.empty(n), np.empty(n, np.bool_), np.empty((n, 4))
@@ -132,3 +138,9 @@ def predict(keyed, table, factors, head):  # type: ignore[no-untyped-def]
         scores[j] = probability(prior + user + item + dot)
         known[j] = rows[split] >= 0 and table[rows[split], MET] > 0.0
     return scores, known, parts
+
+
+@numba.njit(cache=True)
+def score(pairs, table, factors, head):  # type: ignore[no-untyped-def]
+    """Return the scores of :func:`predict` alone."""
+    return predict(pairs, table, factors, head)[0]

@@ -5,7 +5,7 @@ examples. A key looks in ``WINDOW`` rows from its home on. One that is not there
 expired: not met for ``keep`` examples per example it had been met in. Where there is neither, the key is not admitted:
 it is as unknown as before. So the shape bounds memory, passing ids make way for new ones, and those met often stay.
 
-What rows a call may write is known before (:func:`writable`), as ``Array.touch`` wants it.
+What rows a call may write is known before (:func:`rows_to_learn`), as ``Array.touch`` wants it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def find_all(table, keys, into):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def writable(table, keys, now, keep):  # type: ignore[no-untyped-def]
+def rows_to_learn(table, keys, now, keep):  # type: ignore[no-untyped-def]
     """Return every row that learning these keys until ``now`` may write; a row may come more than once."""
     n = len(table)
     rows = np.empty(len(keys) * WINDOW, np.int64)

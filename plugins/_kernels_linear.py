@@ -7,7 +7,7 @@ from math import log, sqrt
 import numba
 import numpy as np
 
-from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of, probability
+from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of, probability, rows_to_learn
 
 KINDS = 7
 _Z, _N = 3, 4
@@ -55,9 +55,15 @@ def _prior(head):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def learn(keyed, labels, swaps, table, head, alpha, beta, l1, l2, keep):  # type: ignore[no-untyped-def]
-    """Learn pairs in order; return each one's score from before it. ``keyed``: see :func:`keys`."""
-    found, _, ends = keyed
+def writable(pairs, table, upto, keep):  # type: ignore[no-untyped-def]
+    """Return the rows that learning pairs until then may write."""
+    return rows_to_learn(table, keys(pairs)[0], upto, keep)
+
+
+@numba.njit(cache=True)
+def learn(pairs, labels, swaps, table, head, alpha, beta, l1, l2, keep):  # type: ignore[no-untyped-def]
+    """Learn pairs in order; return each one's score from before it."""
+    found, _, ends = keys(pairs)
     scores = np.empty(len(labels))
     for j in range(len(labels)):
         y = labels[j]
@@ -88,9 +94,9 @@ def learn(keyed, labels, swaps, table, head, alpha, beta, l1, l2, keep):  # type
 
 
 @numba.njit(cache=True)
-def predict(keyed, table, head, alpha, beta, l1, l2):  # type: ignore[no-untyped-def]
+def predict(pairs, table, head, alpha, beta, l1, l2):  # type: ignore[no-untyped-def]
     """Return scores, whether each item was met, and the parts of the log-odds by kind of feature; then the prior."""
-    found, kinds, ends = keyed
+    found, kinds, ends = keys(pairs)
     total = len(ends) - 1
     scores, known, parts = np.empty(total), np.zeros(total, np.bool_), np.zeros((total, KINDS + 1))
     for j in range(total):
@@ -106,3 +112,9 @@ def predict(keyed, table, head, alpha, beta, l1, l2):  # type: ignore[no-untyped
         known[j] = rows[1] >= 0
         scores[j] = probability(z)
     return scores, known, parts
+
+
+@numba.njit(cache=True)
+def score(pairs, table, head, alpha, beta, l1, l2):  # type: ignore[no-untyped-def]
+    """Return the scores of :func:`predict` alone."""
+    return predict(pairs, table, head, alpha, beta, l1, l2)[0]

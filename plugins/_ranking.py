@@ -42,8 +42,6 @@ Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 KEEP = 8.0
 """A row that was met n times may make way when n / 8 times its table's rows were learned since."""
-HEAD = np.zeros(1, np.int64)
-"""The row of a store that has one."""
 _CACHED = 1 << 17
 _RECENT = 256
 """Examples are scored and learned by several policies one after the other; so many are coded once."""
@@ -62,10 +60,15 @@ def code(kind: str, text: str) -> int:
 
 
 @lru_cache(_CACHED)
-def _token_codes(kind: str, tokens: tuple[str, ...], most: int) -> Codes:
-    codes = np.array([code(kind, token) for token in tokens[:most]], np.uint64)
-    codes.flags.writeable = False
-    return codes
+def _codes(kind: str, texts: tuple[str, ...], most: int) -> Codes:
+    """Code some strings. Nobody writes to what is kept; marked so it would be another type for numba to compile for."""
+    return np.array([code(kind, text) for text in texts[:most]], np.uint64)
+
+
+@lru_cache(_CACHED)
+def _side_of_one(kind: str, tokens: tuple[str, ...], most: int) -> tuple[Codes, Ends]:
+    codes = _codes(kind, tokens, most)
+    return codes, np.array([0, len(codes)])
 
 
 class Coded(NamedTuple):
@@ -80,11 +83,10 @@ class Coded(NamedTuple):
 
 
 def _joined(kind: str, most: int, sets: Sequence[tuple[str, ...]]) -> tuple[Codes, Ends]:
-    parts = [_token_codes(kind, tokens, most) for tokens in sets]
+    if len(sets) == 1:
+        return _side_of_one(kind, sets[0], most)
+    parts = [_codes(kind, tokens, most) for tokens in sets]
     ends = np.zeros(len(parts) + 1, np.int64)
-    if len(parts) == 1:
-        ends[1] = len(parts[0])
-        return parts[0], ends
     np.cumsum([len(part) for part in parts], out=ends[1:])
     return np.concatenate(parts) if parts else np.empty(0, np.uint64), ends
 
@@ -106,6 +108,8 @@ def coded(
 
 def coded_examples(examples: Sequence[Example]) -> Coded:
     """Code the pairs of examples."""
+    if len(examples) == 1:
+        return _coded_one(examples[0])
     return coded(
         [one.user for one in examples],
         [one.item for one in examples],
@@ -116,16 +120,23 @@ def coded_examples(examples: Sequence[Example]) -> Coded:
 
 @lru_cache(_RECENT)
 def _coded_one(example: Example) -> Coded:
-    return coded([example.user], [example.item], [example.user_tokens], [example.item_tokens])
+    return Coded(
+        _codes("user", (example.user,), 1),
+        _codes("item", (example.item,), 1),
+        *_side_of_one("user_token", example.user_tokens, _MOST_USER_TOKENS),
+        *_side_of_one("item_token", example.item_tokens, _MOST_ITEM_TOKENS),
+    )
 
 
-@lru_cache(_RECENT)
-def _keyed_one(kernels: str, example: Example) -> Any:
-    return import_module(kernels).keys(_coded_one(example))
+@lru_cache
+def _outcome(label: float, swaps: bool) -> tuple[Floats, Flags]:
+    return np.array([label]), np.array([swaps])
 
 
 def outcomes(examples: Sequence[Example]) -> tuple[Floats, Flags]:
     """Labels of examples, and which of them take back their opposite."""
+    if len(examples) == 1:
+        return _outcome(examples[0].label, examples[0].swaps)
     return np.array([one.label for one in examples]), np.array([one.swaps for one in examples], bool)
 
 
@@ -178,32 +189,19 @@ class OnlineRanker(Learner):
     def _kernels(self) -> ModuleType:
         return import_module(self.kernels)
 
-    @cached_property
-    def _tables(self) -> ModuleType:
-        return import_module("streamfold.plugins._kernels_hash")
-
-    def keyed(self, examples: Sequence[Example]) -> Any:
-        """Make the keys of examples' rows."""
-        if len(examples) == 1:
-            return _keyed_one(self.kernels, examples[0])
-        return self.keys(coded_examples(examples))
-
-    def keys(self, pairs: Coded) -> Any:
-        """Make the keys of pairs' rows."""
-        return self._kernels.keys(pairs)
-
-    def touch(self, store: Any, keys: Codes, upto: float) -> tuple[Ends, float]:
-        """Say which rows of a table learning these keys until then may write; they, and how long rows are kept."""
-        keep = len(store) / KEEP
-        return store.touch(self._tables.writable(store.values, keys, upto, keep)), keep
+    @abstractmethod
+    def predict(self, pairs: Coded, stores: Any) -> Predicted:
+        """Score pairs; a pure read."""
 
     @abstractmethod
-    def predict(self, keyed: Any, stores: Any) -> Predicted:
-        """Score pairs by their keys; a pure read."""
+    def scores(self, pairs: Coded, stores: Any) -> Floats:
+        """As :meth:`predict`, the scores alone: a fold asks for one at a time, where each array that is made counts."""
 
     def serve(self, view: View) -> OnlineServer:
         """Score items for a user; kernels are compiled here, not at the first request."""
-        self.predict(self.keys(coded((), (), (), ())), view)
+        pairs = coded((), (), (), ())
+        self.predict(pairs, view)
+        self.scores(pairs, view)
         return OnlineServer(self, view)
 
 
@@ -222,7 +220,7 @@ class OnlineServer:
             return Ranking(scores=np.empty(0), known=np.empty(0, bool))
         of_user, of_items = self._view.of("activity").server.tokens(request.user, request.item_ids)
         pairs = coded([request.user] * n, request.item_ids, [of_user] * n, of_items)
-        found = self._policy.predict(self._policy.keys(pairs), self._view)
+        found = self._policy.predict(pairs, self._view)
         said = explained(self._policy.features, found) if request.explain else ()
         return Ranking(scores=found.scores, known=found.known, features=said)
 
@@ -232,7 +230,7 @@ class OnlineServer:
             self._scored = example.seq, {}
         scored = self._scored[1]
         if example.n not in scored:
-            scored[example.n] = float(self._policy.predict(self._policy.keyed([example]), self._view).scores[0])
+            scored[example.n] = float(self._policy.scores(coded_examples([example]), self._view)[0])
         return scored[example.n]
 
 

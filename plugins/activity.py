@@ -143,6 +143,7 @@ class Activity(Policy):
         super().__init__(config)
         c: ActivityConfig = self.config
         self._labels = labels(c.positive, c.negative)
+        self._last_join: tuple[Event, Any, int, Joined] | None = None
         self.stores = (
             Table("items", key=str, value=Item, max_rows=c.max_items, on_full="refuse"),
             Blobs("texts"),
@@ -161,20 +162,26 @@ class Activity(Policy):
             self._fold_thing(kind, verb, event, stores)
             return
         self.joined(event, stores, stores.now_us).write()
+        self._last_join = None
         if event.type == "interaction.observed":
             self._note(event, stores)
 
     def joined(self, event: Event, stores: Any, now_us: int) -> Joined:
-        """What an event does to the join, from the stores as they are."""
+        """What an event does to the join, from the stores as they are; made once for all who ask before the fold."""
+        last, shown = self._last_join, stores["shown"]
+        if last is not None and last[0] is event and last[1] is shown and last[2] == now_us:
+            return last[3]
 
         def tokens(user: str, item: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
             known, of_user = stores["items"].get(item), stores["users"].get(user[2:]) if user[0] == "u" else None
             return () if of_user is None else of_user.tokens, () if known is None else known.tokens
 
-        return Joined(
+        made = Joined(
             stores, event, now_us, window_us=int(self.config.window_s * _US), late_us=int(self.config.late_s * _US),
             label=self._label(event), tokens=tokens,
         )  # fmt: skip
+        self._last_join = event, shown, now_us, made
+        return made
 
     def _label(self, event: Event) -> float | None:
         data = event.data
@@ -247,7 +254,6 @@ class ActivityServer:
     def __init__(self, policy: Activity, view: Any) -> None:
         self._policy = policy
         self._view = view
-        self._made: tuple[int, Sequence[Example]] = (-1, ())
 
     def items(self, item_ids: Sequence[str]) -> list[StoredItem | None]:
         rows = self._view["items"].get_many(item_ids)
@@ -309,10 +315,8 @@ class ActivityServer:
         return () if of_user is None else of_user.tokens, items
 
     def examples(self, event: Event, now_us: int) -> Sequence[Example]:
-        """What is learned from an event; made once for all who read it."""
-        if self._made[0] != event.seq:
-            self._made = event.seq, tuple(self._policy.joined(event, self._view, now_us).examples)
-        return self._made[1]
+        """What is learned from an event."""
+        return self._policy.joined(event, self._view, now_us).examples
 
 
 def _user(user_id: str, row: User) -> StoredUser:

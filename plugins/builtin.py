@@ -8,6 +8,7 @@ from streamfold.plugins.activity import Activity
 from streamfold.plugins.cooccurrence import Cooccurrence
 from streamfold.plugins.corrections import Corrections
 from streamfold.plugins.count_stack import CountStack
+from streamfold.plugins.diag_linucb import DiagLinucb
 from streamfold.plugins.drift import Drift
 from streamfold.plugins.ensemble import Ensemble
 from streamfold.plugins.factorization import Factorization
@@ -36,6 +37,7 @@ def register_policies() -> list[type[Policy]]:
         Trending,
         Activity,
         Cooccurrence,
+        DiagLinucb,
         ItemVectors,
         Newest,
         Quality,

@@ -101,7 +101,8 @@ class Cooccurrence(Policy):
     def _pair(self, item_id: str, others: Sequence[str], gain: float, stores: Stores) -> None:
         row = self._row(item_id, stores)
         total = stores["total"]
-        total.put([row], [[np.logaddexp(total.values[row, 0], gain)]])
+        total.touch_row(row)
+        total.values[row, 0] = np.logaddexp(total.values[row, 0], gain)
         rows = list(dict.fromkeys(other for one in others if (other := self._row(one, stores)) != row))
         if rows:
             both = np.array([row, *rows])

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from streamfold.core import Array, Example
-from streamfold.plugins._ranking import Floats, OnlineRanker, Predicted, at_least, outcomes
+from streamfold.plugins._ranking import KEEP, Coded, Floats, OnlineRanker, Predicted, at_least, coded_examples, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,21 +83,29 @@ class CountStack(OnlineRanker):
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Count examples in order, and move the weights."""
-        keyed, (labels, swaps) = self.keyed(examples), outcomes(examples)
-        ids, crosses, head = (stores[name] for name in ("ids", "crosses", "head"))
+        pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
+        ids, crosses, head = stores["ids"], stores["crosses"], stores["head"]
         upto = head.values[2, 2] + len(examples)
-        _, keep = self.touch(ids, keyed[0], upto)
-        _, keep_crosses = self.touch(crosses, keyed[2], upto)
+        keep, keep_crosses = len(ids) / KEEP, len(crosses) / KEEP
+        rows, cross_rows = self._kernels.writable(pairs, ids.values, crosses.values, upto, keep, keep_crosses)
+        ids.touch(rows)
+        crosses.touch(cross_rows)
         head.touch(_HEAD)
         scores: Floats = self._kernels.learn(
-            keyed, labels, swaps, ids.values, crosses.values, head.values, self.config.rate, keep, keep_crosses
+            pairs, labels, swaps, ids.values, crosses.values, head.values, self.config.rate, keep, keep_crosses
         )
         return scores
 
-    def predict(self, keyed: Any, stores: Any) -> Predicted:
-        """Score pairs by their keys."""
-        values = (stores[name].values for name in ("ids", "crosses", "head"))
-        return Predicted(*self._kernels.predict(keyed, *values))
+    def predict(self, pairs: Coded, stores: Any) -> Predicted:
+        """Score pairs."""
+        return Predicted(*self._kernels.predict(pairs, *self._values(stores)))
+
+    def scores(self, pairs: Coded, stores: Any) -> Floats:
+        scores: Floats = self._kernels.score(pairs, *self._values(stores))
+        return scores
+
+    def _values(self, stores: Any) -> tuple[Floats, Floats, Floats]:
+        return stores["ids"].values, stores["crosses"].values, stores["head"].values
 
 
 _HEAD = np.arange(3)

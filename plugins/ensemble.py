@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from streamfold.core import Array, ConfigError, Example, Feature, Ranking, RankRequest, View
-from streamfold.plugins._ranking import HEAD, Floats, Learner, at_least, by_size, outcomes
+from streamfold.plugins._ranking import Floats, Learner, at_least, by_size, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class Ensemble(Learner):
         members = [stores.of(name).server for name in self.config.members]
         told = np.array([[member.score(example) for member in members] for example in examples])
         moved, c = stores["moved"], self.config
-        moved.touch(HEAD)
+        moved.touch_row(0)
         scores: Floats = self._kernels.learn(
             told, *outcomes(examples), moved.values[0], c.mix == "bayes", c.rate, c.share
         )

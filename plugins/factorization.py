@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfold.core import Array, Example
-from streamfold.plugins._ranking import HEAD, Floats, OnlineRanker, Predicted, at_least, outcomes
+from streamfold.plugins._ranking import KEEP, Coded, Floats, OnlineRanker, Predicted, at_least, coded_examples, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,19 +70,27 @@ class Factorization(OnlineRanker):
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Move vectors and biases, example by example."""
-        keyed, (labels, swaps) = self.keyed(examples), outcomes(examples)
-        facts, factors, head = (stores[name] for name in ("facts", "factors", "head"))
+        pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
+        facts, factors, head = stores["facts"], stores["factors"], stores["head"]
         c = self.config
-        rows, keep = self.touch(facts, keyed[0], head.values[0, 1] + len(examples))
+        keep = len(facts) / KEEP
+        rows = self._kernels.writable(pairs, facts.values, head.values[0, 1] + len(examples), keep)
+        facts.touch(rows)
         factors.touch(rows)
-        head.touch(HEAD)
+        head.touch_row(0)
         scores: Floats = self._kernels.learn(
-            keyed, labels, swaps, facts.values, factors.values, head.values, c.rate, c.pull, c.spread, keep
+            pairs, labels, swaps, facts.values, factors.values, head.values, c.rate, c.pull, c.spread, keep
         )
         return scores
 
-    def predict(self, keyed: Any, stores: Any) -> Predicted:
-        """Score pairs by their keys."""
-        values = (stores[name].values for name in ("facts", "factors", "head"))
-        scores, known, parts = self._kernels.predict(keyed, *values)
+    def predict(self, pairs: Coded, stores: Any) -> Predicted:
+        """Score pairs."""
+        scores, known, parts = self._kernels.predict(pairs, *self._values(stores))
         return Predicted(scores, known, parts, parts)
+
+    def scores(self, pairs: Coded, stores: Any) -> Floats:
+        scores: Floats = self._kernels.score(pairs, *self._values(stores))
+        return scores
+
+    def _values(self, stores: Any) -> tuple[Floats, Any, Floats]:
+        return stores["facts"].values, stores["factors"].values, stores["head"].values

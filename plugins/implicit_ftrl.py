@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfold.core import Array, ConfigError, Example
-from streamfold.plugins._ranking import HEAD, Floats, OnlineRanker, Predicted, at_least, outcomes
+from streamfold.plugins._ranking import KEEP, Coded, Floats, OnlineRanker, Predicted, at_least, coded_examples, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,15 +70,21 @@ class ImplicitFtrl(OnlineRanker):
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Move weights, example by example."""
-        keyed, (labels, swaps) = self.keyed(examples), outcomes(examples)
+        pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
         weights, head = stores["weights"], stores["head"]
-        _, keep = self.touch(weights, keyed[0], head.values[0, 2] + len(examples))
-        head.touch(HEAD)
-        scores: Floats = self._kernels.learn(keyed, labels, swaps, weights.values, head.values, *self._speeds, keep)
+        keep = len(weights) / KEEP
+        weights.touch(self._kernels.writable(pairs, weights.values, head.values[0, 2] + len(examples), keep))
+        head.touch_row(0)
+        scores: Floats = self._kernels.learn(pairs, labels, swaps, weights.values, head.values, *self._speeds, keep)
         return scores
 
-    def predict(self, keyed: Any, stores: Any) -> Predicted:
-        """Score pairs by their keys."""
-        values = (stores[name].values for name in ("weights", "head"))
-        scores, known, parts = self._kernels.predict(keyed, *values, *self._speeds)
+    def predict(self, pairs: Coded, stores: Any) -> Predicted:
+        """Score pairs."""
+        values = stores["weights"].values, stores["head"].values
+        scores, known, parts = self._kernels.predict(pairs, *values, *self._speeds)
         return Predicted(scores, known, parts, parts)
+
+    def scores(self, pairs: Coded, stores: Any) -> Floats:
+        values = stores["weights"].values, stores["head"].values
+        scores: Floats = self._kernels.score(pairs, *values, *self._speeds)
+        return scores

@@ -64,10 +64,7 @@ class ItemVectors(Policy):
 
     def prepare_batch(self, events: Sequence[Event], tools: Tools) -> list[Any]:
         """Embed all items of a batch in one call."""
-        texts = [item_text(event.data) if event.type == "item.upserted" else "" for event in events]
-        distinct = list(dict.fromkeys(text for text in texts if text))
-        rows = dict(zip(distinct, tools.encoder.encode(distinct), strict=True)) if distinct else {}
-        return [np.asarray(rows[text], np.float32) if text else None for text in texts]
+        return embedded(events, tools)
 
     def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
         """Keep an item's vector, or remove it."""
@@ -103,6 +100,14 @@ class ItemVectors(Policy):
 def key_of(item_id: str) -> int:
     """An item's key in the vector store: 63 bits of BLAKE2b of its id."""
     return int.from_bytes(blake2b(item_id.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def embedded(events: Sequence[Event], tools: Tools) -> list[Any]:
+    """Return the vectors of the items that events bring, ``None`` where one brings none."""
+    texts = [item_text(event.data) if event.type == "item.upserted" else "" for event in events]
+    distinct = list(dict.fromkeys(text for text in texts if text))
+    rows = dict(zip(distinct, tools.encoder.encode(distinct), strict=True)) if distinct else {}
+    return [np.asarray(rows[text], np.float32) if text else None for text in texts]
 
 
 def item_text(data: Any) -> str:

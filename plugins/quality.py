@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -136,21 +137,21 @@ class Quality(Policy):
         sums[row, _LOSS] -= math.log(score if liked else 1 - score)
         sums[row, _BINS_AT + min(int(score * _BINS), _BINS - 1) + (0 if liked else _BINS)] += 1
         place = count % self.config.ring
-        stores["scored"].touch([place])
+        stores["scored"].touch_row(place)
         kept = (example.seq, example.n, user, example.at_us, round(score * _ONE), int(liked), new)
         stores["scored"].values[place] = kept
 
     def _meet(self, example: Example, stores: Stores) -> tuple[int, int, int]:
         """Count a user, an item and the example; return the user's hash (31 bits), who is new, and the number."""
         user, item = _hash(example.user), _hash("i" + example.item)
-        rows = [user % _MET_ROWS, _MET_ROWS + item % _MET_ROWS, 2 * _MET_ROWS]
-        stores["met"].touch(rows)
-        met = stores["met"].values[:, 0]
-        new = int(met[rows[0]] < _NEW) + 2 * int(met[rows[1]] < _NEW)
-        count = int(met[rows[2]])
+        rows, store = (user % _MET_ROWS, _MET_ROWS + item % _MET_ROWS, 2 * _MET_ROWS), stores["met"]
+        before = []
         for row in rows:
-            met[row] += 1
-        return user, new, count
+            store.touch_row(row)
+            before.append(int(store.values[row, 0]))
+            store.values[row, 0] += 1
+        of_user, of_item, count = before
+        return user, int(of_user < _NEW) + 2 * int(of_item < _NEW), count
 
     def _close(self, example: Example, scores: Sequence[float], labels: Sequence[int], stores: Stores) -> None:
         """All outcomes of an exposure are known: pairs that are in order, and NDCG@10."""
@@ -170,7 +171,7 @@ class Quality(Policy):
         """The row of a time, about to change; the newest stretches of time take the oldest ones' places."""
         bucket = int(at_us / (self.config.bucket_s * _US)) + 1
         row: int = bucket % self.config.max_buckets * len(_BY_NEW) + _BY_NEW.index(slice_)
-        stores["sums"].touch([row])
+        stores["sums"].touch_row(row)
         values = stores["sums"].values
         if values[row, _BUCKET] != bucket:
             values[row] = 0
@@ -232,5 +233,6 @@ def _auc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.float64]) -
     return float((positive * (below + negative / 2)).sum() / pairs)
 
 
+@lru_cache(1 << 16)
 def _hash(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=4).digest(), "big") >> 1

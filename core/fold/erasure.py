@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from streamfold.core.codec import pack, unpack
 from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import EventError, InvalidEvent, NeedsRebuild
 from streamfold.core.events.model import Envelope, Event, Subject
@@ -156,13 +155,8 @@ def _prepared(context: Context, workspace: str, runtime: Runtime, rows: Sequence
     events = [context.registry.event_types.decode(row) for row in rows]
     if not runtime.prepares:
         return [(event, None) for event in events]
-    kind = getattr(runtime.policy, "Prepared", None)
     values = prepare_inline(context, workspace, runtime, events)
-    return [
-        (event, value if kind is None else unpack(pack(value), kind | None))
-        for event, value in zip(events, values, strict=True)
-        if not isinstance(value, EventError)
-    ]
+    return [(event, v) for event, v in zip(events, values, strict=True) if not isinstance(v, EventError)]
 
 
 # -- for those who change roles ---------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from streamfold.core.errors import (
 from streamfold.core.events.model import Event
 from streamfold.core.fold.erasure import ForgetFailed, forget
 from streamfold.core.fold.halt import halt_reason
+from streamfold.core.fold.one import fold_one
 from streamfold.core.fold.pace import Pace
 from streamfold.core.fold.prepared import PreparedValues
 from streamfold.core.fold.stores import FoldStores, GroupStores, fold_stores, recover
@@ -357,57 +358,35 @@ class GroupFold:
     def _try_batch(self, runtime: Runtime, batch: list[tuple[Event, object]]) -> bool:
         """Fold a batch in one call; False when an event in it must be skipped (the batch is then undone)."""
         stores = self._fold_stores[runtime.key]
-        named = self._stores.by_runtime[runtime.key] if self._stores else {}
-        for store in named.values():
-            store.begin()
         if batch:
             stores.seq, stores.now_us = batch[-1][0].seq, batch[-1][0].recorded_us
         try:
             runtime.policy.fold_batch(batch, stores)
         except Exception as error:
-            for store in named.values():
-                store.undo()
+            stores.undo()
             if not isinstance(error, EventError):
                 log.debug("fold_batch of %s raised %r; folding one by one", runtime.key, error)
             return False
-        for store in named.values():
-            store.keep()
+        stores.keep()
         self._skips_in_a_row[runtime.key] = 0
         return True
 
     def _fold_one(
         self, runtime: Runtime, event: Event, values: dict[int, bytes | EventError] | None, dead: list[DeadLetter]
     ) -> None:
-        key = runtime.key
-        stores = self._fold_stores[key]
-        stores.seq, stores.now_us = event.seq, event.recorded_us
-        if event.seq in self._skipped[key]:
-            self._withdraw(runtime, event)  # replay honours a recorded skip
-            return
-        named = self._stores.by_runtime[key] if self._stores else {}
-        live = tuple(named.values())
-        for store in live:
-            store.begin()
-        stage = "fold"
+        key, value = runtime.key, None
         try:
-            value = None
-            if values is not None:
+            if values is not None and event.seq not in self._skipped[key]:
                 found = values[event.seq]
-                if isinstance(found, EventError):
-                    stage = "prepare"
-                    raise found
-                value = self.prepared.decode(runtime, found)
-            runtime.policy.fold(event, value, stores)
-        except EventError as error:
-            for store in live:
-                store.undo()
-            self._skip(runtime, event, stage, error, dead)
-            return
-        except Exception as error:
-            raise PolicyFailure(key, event, error) from error
-        for store in live:
-            store.keep()
-        self._skips_in_a_row[key] = 0
+                value = found if isinstance(found, EventError) else self.prepared.decode(runtime, found)
+            skip = event.seq in self._skipped[key]  # replay honours a recorded skip
+            error = fold_one(runtime, event, value, self._fold_stores[key], skip=skip)
+        except Exception as failure:
+            raise PolicyFailure(key, event, failure) from failure
+        if error is not None:
+            self._skip(runtime, event, "fold" if value is not error else "prepare", error, dead)
+        elif not skip:
+            self._skips_in_a_row[key] = 0
 
     def _skip(self, runtime: Runtime, event: Event, stage: str, error: EventError, dead: list[DeadLetter]) -> None:
         key = runtime.key
@@ -418,7 +397,6 @@ class GroupFold:
                 event,
                 RuntimeError(f"more than {self.context.settings.fold.max_skips} skips in a row; last: {error}"),
             )
-        self._withdraw(runtime, event)
         dead.append(
             DeadLetter(
                 stage=stage,  # type: ignore[arg-type]  # "prepare" or "fold"
@@ -432,18 +410,6 @@ class GroupFold:
                 at_us=self.context.clock.now_us(),
             )
         )
-
-    def _withdraw(self, runtime: Runtime, event: Event) -> None:
-        """Let the policy withdraw what a skipped event made stale."""
-        live = tuple((self._stores.by_runtime[runtime.key] if self._stores else {}).values())
-        for store in live:
-            store.begin()
-        try:
-            runtime.policy.skipped(event, self._fold_stores[runtime.key])
-        except Exception as failure:
-            raise PolicyFailure(runtime.key, event, failure) from failure
-        for store in live:
-            store.keep()
 
     def _commit(
         self,

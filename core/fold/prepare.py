@@ -18,7 +18,7 @@ from streamfold.core.events.model import Event
 from streamfold.core.fold.halt import halt_reason
 from streamfold.core.fold.lanes import Lane, in_lane
 from streamfold.core.fold.pace import Pace
-from streamfold.core.fold.prepared import PreparedValues
+from streamfold.core.fold.prepared import PreparedValues, decode_prepared
 from streamfold.core.fold.tools import InstanceTools
 from streamfold.core.ledger.abc import PrepareClaim
 
@@ -152,15 +152,18 @@ class Preparer:
 
 
 def prepare_inline(context: Context, workspace: str, runtime: Runtime, events: Sequence[Event]) -> list[object]:
-    """Prepare at once from kept results (``verify`` and replay); ``EventError`` s are returned in place."""
+    """Prepare at once from kept results (``verify`` and replay), as the live fold gets values: from their stored form.
+
+    ``EventError`` s are returned in place.
+    """
     tools = InstanceTools(context, workspace, runtime, keep=True)
+    values: list[object] = []
     try:
-        return list(runtime.policy.prepare_batch(events, tools))
+        values += runtime.policy.prepare_batch(events, tools)
     except EventError:
-        values: list[object] = []
         for event in events:
             try:
-                values.append(runtime.policy.prepare_batch([event], tools)[0])
+                values += runtime.policy.prepare_batch([event], tools)
             except EventError as error:
                 values.append(error)
-        return values
+    return [v if isinstance(v, EventError) else decode_prepared(runtime, pack(v)) for v in values]

@@ -30,7 +30,8 @@ class PreparedValues(Protocol):
     def decode(self, runtime: Runtime, value: bytes) -> Any: ...
 
 
-def _decode(runtime: Runtime, value: bytes) -> Any:
+def decode_prepared(runtime: Runtime, value: bytes) -> Any:
+    """Return a prepared value from its stored form."""
     kind = getattr(runtime.policy, "Prepared", Any)
     return unpack(value, kind | None) if kind is not Any else unpack(value)
 
@@ -89,7 +90,7 @@ class LedgerPrepared:
         self._context.ledger.prepare_drop(workspace, runtime.instance.instance_id, upto)
 
     def decode(self, runtime: Runtime, value: bytes) -> Any:
-        return _decode(runtime, value)
+        return decode_prepared(runtime, value)
 
 
 class MemoryPrepared:
@@ -164,4 +165,4 @@ class MemoryPrepared:
                 del values[seq]
 
     def decode(self, runtime: Runtime, value: bytes) -> Any:
-        return _decode(runtime, value)
+        return decode_prepared(runtime, value)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streamfold.core.archive.history import Lack
-from streamfold.core.codec import pack, unpack
 from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import EventError
 from streamfold.core.events.model import Event
 from streamfold.core.fold.erasure import forget
+from streamfold.core.fold.one import fold_one
 from streamfold.core.fold.prepare import prepare_inline
 from streamfold.core.fold.stores import FoldStores, GroupStores, fold_stores
 from streamfold.core.ledger.abc import NORMAL, DeadLetter, ErasedGroup, LogRow
@@ -129,12 +129,8 @@ class Refold:
     def _prepared(self, runtime: Runtime, events: Sequence[Event]) -> dict[int, Any]:
         skipped = self._skipped[runtime.key]
         mine = [e for e in events if e.type in runtime.handles and e.seq not in skipped]
-        kind = getattr(runtime.policy, "Prepared", None)
         values = prepare_inline(self.context, self.workspace, runtime, mine)
-        return {
-            e.seq: v if isinstance(v, EventError) or kind is None else unpack(pack(v), kind | None)
-            for e, v in zip(mine, values, strict=True)
-        }
+        return {event.seq: value for event, value in zip(mine, values, strict=True)}
 
     def _fold_batch(self, events: Sequence[Event], prepared: dict[str, dict[int, Any]]) -> bool:
         """Fold in one call where that is allowed; False: nothing was folded."""
@@ -145,42 +141,24 @@ class Refold:
         values = prepared.get(runtime.key, {})
         if any(e.retry_of is not None or isinstance(values.get(e.seq), EventError) for e in events):
             return False
-        view, live = self._folds[runtime.key], tuple(self.stores.by_runtime[runtime.key].values())
+        view = self._folds[runtime.key]
         view.seq, view.now_us = events[-1].seq, events[-1].recorded_us
-        for store in live:
-            store.begin()
         try:
             runtime.policy.fold_batch([(e, values.get(e.seq)) for e in events], view)
         except Exception:  # as the live fold: one by one, which says whose error it is
-            for store in live:
-                store.undo()
+            view.undo()
             return False
-        for store in live:
-            store.keep()
+        view.keep()
         return True
 
     def _fold_one(self, runtime: Runtime, event: Event, value: Any) -> None:
-        view, live = self._folds[runtime.key], tuple(self.stores.by_runtime[runtime.key].values())
-        view.seq, view.now_us = event.seq, event.recorded_us
-        for store in live:
-            store.begin()
-        if event.seq in self._skipped[runtime.key]:
-            runtime.policy.skipped(event, view)
-        else:
-            try:
-                if isinstance(value, EventError):
-                    raise value
-                runtime.policy.fold(event, value, view)
-            except EventError as error:
-                if not self.keep_skips:
-                    raise
-                for store in live:
-                    store.undo()
-                    store.begin()
-                runtime.policy.skipped(event, view)
-                self.dead.append(self._letter(runtime, event, error))
-        for store in live:
-            store.keep()
+        skip = event.seq in self._skipped[runtime.key]
+        error = fold_one(runtime, event, value, self._folds[runtime.key], skip=skip)
+        if error is None:
+            return
+        if not self.keep_skips:
+            raise error
+        self.dead.append(self._letter(runtime, event, error))
 
     def _letter(self, runtime: Runtime, event: Event, error: EventError) -> DeadLetter:
         return DeadLetter(

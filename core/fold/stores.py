@@ -95,11 +95,12 @@ class _Named(dict[str, Any]):
 class FoldStores:
     """What ``fold`` gets as ``stores``: the member's stores, the fold's clock and generator, members it reads."""
 
-    __slots__ = ("_instance_id", "_named", "_reads", "now_us", "seq")
+    __slots__ = ("_instance_id", "_live", "_named", "_reads", "now_us", "seq")
 
     def __init__(self, runtime: Runtime, named: dict[str, Any], reads: dict[str, ReadOnly]) -> None:
         self._named = named
         self._reads = reads
+        self._live = tuple(named.values())
         self._instance_id = runtime.instance.name + str(runtime.instance.version) + runtime.instance.config_hash
         self.now_us = 0
         self.seq = 0
@@ -112,6 +113,16 @@ class FoldStores:
             return self._reads[policy]
         except KeyError:
             raise StreamfoldError(f"policy {policy!r} is not in `reads`: add it there to read its stores") from None
+
+    def keep(self) -> None:
+        """The event was folded: its writes stand."""
+        for store in self._live:
+            store.keep()
+
+    def undo(self) -> None:
+        """The event leaves no trace."""
+        for store in self._live:
+            store.undo()
 
     @property
     def rng(self) -> np.random.Generator:

@@ -69,8 +69,9 @@ class LiveArray:
         fill = self._dtype.type(self._fill)
         # zeros are mapped lazily by the system: a large, sparsely used array takes the memory of what is touched
         self._values = np.zeros(self._shape, self._dtype) if not fill else np.full(self._shape, fill)
-        self._before: list[tuple[Rows, npt.NDArray[Any]]] = []
+        self._before: list[tuple[Rows | int, npt.NDArray[Any]]] = []
         self._changed: list[Rows] = []
+        self._changed_rows: set[int] = set()
         self._show()
 
     def _show(self) -> None:
@@ -81,6 +82,12 @@ class LiveArray:
             self.values.flags.writeable = False
 
     # -- writes -------------------------------------------------------------------------------------------------------
+    def touch_row(self, row: int) -> None:
+        """As :meth:`touch`, of one row: several times faster."""
+        if not self._writable or not 0 <= row < self._shape[0]:
+            self.touch([row])  # says what is wrong
+        self._before.append((row, self._values[row].copy()))
+
     def touch(self, rows: npt.ArrayLike) -> Rows:
         """Say that rows will be changed in place, before they are; returns them as ``(n,) int64``. O(rows)."""
         if not self._writable:
@@ -132,20 +139,26 @@ class LiveArray:
     def keep(self) -> None:
         if not self._before:
             return
-        self._changed += [rows for rows, _ in self._before]
+        for rows, _ in self._before:
+            if type(rows) is int:
+                self._changed_rows.add(rows)
+            else:
+                self._changed.append(rows)  # type: ignore[arg-type]  # mypy does not narrow by type()
         self._before = []
 
     def undo(self) -> None:
+        if not self._before:
+            return
         for rows, values in reversed(self._before):
             self._values[rows] = values
         self._before = []
 
     def drain(self) -> bytes | None:
         self.begin()
-        if not self._changed:
+        if not self._changed and not self._changed_rows:
             return None
-        rows = np.unique(np.concatenate(self._changed))
-        self._changed = []
+        rows = np.unique(np.concatenate([*self._changed, np.array([*self._changed_rows], np.int64)]))
+        self._changed, self._changed_rows = [], set()
         return pack((rows, self._values[rows]))
 
     def apply(self, changes: bytes | memoryview) -> None:
@@ -178,4 +191,4 @@ class LiveArray:
         return {"shape": list(self._shape), "dtype": self._dtype.str, "digest": digest}
 
     def close(self) -> None:
-        self._before, self._changed = [], []
+        self._before, self._changed, self._changed_rows = [], [], set()

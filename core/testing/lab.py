@@ -19,10 +19,11 @@ from typing import Any, Literal
 import msgspec
 
 from streamfold.core.clock import US, ManualClock
-from streamfold.core.codec import pack, unpack
+from streamfold.core.codec import pack
 from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import EventError
 from streamfold.core.events import Acceptor, Event, EventType, Subject
+from streamfold.core.fold.one import fold_one
 from streamfold.core.fold.prepare import prepare_inline
 from streamfold.core.fold.stores import FoldStores, GroupStores, readers
 from streamfold.core.fold.tools import InstanceTools
@@ -235,12 +236,7 @@ class Bench:
         runtime = runtime or self.runtime
         if not runtime.prepares:
             return [None] * len(events)
-        kind = getattr(runtime.policy, "Prepared", None)
-        values = prepare_inline(self.context, self.workspace, runtime, events)
-        return [
-            value if isinstance(value, EventError) else unpack(pack(value), Any if kind is None else kind | None)
-            for value in values
-        ]
+        return prepare_inline(self.context, self.workspace, runtime, events)
 
     def fold(self, event: Event) -> EventError | None:
         """Fold one event in every member that handles it; returns the error by which the tested policy skipped it."""
@@ -256,20 +252,7 @@ class Bench:
 
     def fold_prepared(self, runtime: Runtime, event: Event, value: Any) -> EventError | None:
         """Fold one event with its prepared value; a skip is undone and told to the policy."""
-
-        def run() -> None:
-            if isinstance(value, EventError):
-                raise value
-            runtime.policy.fold(event, value, stores)
-
-        stores = self.stores(runtime)
-        stores.seq, stores.now_us = event.seq, event.recorded_us
-        try:
-            self.once(runtime, run)
-        except EventError as error:
-            self.once(runtime, lambda: runtime.policy.skipped(event, stores))
-            return error
-        return None
+        return fold_one(runtime, event, value, self.stores(runtime))
 
     def once(self, runtime: Runtime, change: Callable[[], None]) -> None:
         """Run a change of the stores as one event: kept, or undone when it raises."""

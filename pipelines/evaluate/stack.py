@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from streamfold.core import Catalogue, Ranker
-from streamfold.core.codec import pack, unpack
 from streamfold.core.context import Context, Group, Runtime
-from streamfold.core.errors import ConfigError, EventError, StreamfoldError, nearest
+from streamfold.core.errors import ConfigError, StreamfoldError, nearest
 from streamfold.core.events.model import Event
+from streamfold.core.fold.one import fold_one
 from streamfold.core.fold.prepare import prepare_inline
 from streamfold.core.fold.stores import FoldStores, GroupStores, readers
 from streamfold.core.fold.tools import InstanceTools
@@ -133,36 +133,19 @@ class _Folded:
         return skipped
 
     def _one(self, runtime: Runtime, event: Event) -> bool:
-        stores, live = self._fold[runtime.key], tuple(self.stores.by_runtime[runtime.key].values())
-        stores.seq, stores.now_us = event.seq, event.recorded_us
-        for store in live:
-            store.begin()
         try:
-            runtime.policy.fold(event, self._prepared(runtime, event), stores)
-        except EventError:
-            for store in live:
-                store.undo()
-                store.begin()
-            runtime.policy.skipped(event, stores)
-            return True
+            return fold_one(runtime, event, self._prepared(runtime, event), self._fold[runtime.key]) is not None
         except Exception as error:
             raise PolicyFailed(
                 f"policy {runtime.instance.name!r} failed at event {event.id!r} ({event.type}, number {event.seq}): "
                 f"{type(error).__name__}: {error}"
             ) from error
-        finally:
-            for store in live:
-                store.keep()
-        return False
 
     def _prepared(self, runtime: Runtime, event: Event) -> Any:
         if not runtime.prepares:
             return None
         [value] = prepare_inline(self._context, _WORKSPACE, runtime, [event])
-        if isinstance(value, EventError):
-            raise value
-        kind = getattr(runtime.policy, "Prepared", None)
-        return value if kind is None else unpack(pack(value), kind | None)
+        return value
 
 
 class _Live:

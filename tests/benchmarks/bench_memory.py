@@ -28,6 +28,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from streamfold.core import Array, Event, Example, Policy, Prepared, Ranking, RankRequest, Stores, View
+from streamfold.core.fold.one import fold_one
 from streamfold.core.fold.stores import GroupStores, fold_stores, readers
 from streamfold.core.ledger.abc import LogRow
 from streamfold.core.stores import open_store
@@ -170,14 +171,10 @@ def run(base: str, stream: memory_base.Stream, *, start: int, after: int) -> Run
         clock = dict.fromkeys([r.instance.name for r in group.runtimes], 0.0)
 
         def fold(event: Event) -> None:
-            for store in stores.stores.values():
-                store.begin()
             for runtime in group.runtimes:
                 if event.type in runtime.handles:
-                    mine = folds[runtime.key]
-                    mine.seq, mine.now_us = event.seq, event.recorded_us
                     began = time.thread_time()
-                    runtime.policy.fold(event, None, mine)
+                    fold_one(runtime, event, None, folds[runtime.key])
                     clock[runtime.instance.name] += time.thread_time() - began
 
         for event in items:

@@ -33,6 +33,7 @@ import numpy.typing as npt
 
 from streamfold.core import Event, Example, Policy, RankRequest
 from streamfold.core.events import builtin_types
+from streamfold.core.fold.one import fold_one
 from streamfold.core.fold.stores import FoldStores, fold_stores
 from streamfold.core.testing import Lab
 from streamfold.core.testing.lab import Case
@@ -146,10 +147,7 @@ class Folding:
         bench = lab.bench(side="both")
         self._live = bench.live
         named = fold_stores(bench.group, bench.live)
-        self._members = [
-            (r.handles, r.policy, named[r.key], tuple(bench.live.by_runtime[r.key].values()))
-            for r in bench.group.runtimes
-        ]
+        self._members = [(r, named[r.key]) for r in bench.group.runtimes]
         self.policy: Any = bench.policy
         self.stores: FoldStores = named[bench.runtime.key]
         self.server: Any = self.policy.serve(self.stores)
@@ -157,15 +155,9 @@ class Folding:
 
     def fold(self, event: Event) -> None:
         """Fold as the group's fold does, without log and lease."""
-        for handles, policy, stores, live in self._members:
-            if event.type not in handles:
-                continue
-            stores.seq, stores.now_us = event.seq, event.recorded_us
-            for store in live:
-                store.begin()
-            policy.fold(event, None, stores)
-            for store in live:
-                store.keep()
+        for runtime, stores in self._members:
+            if event.type in runtime.handles:
+                fold_one(runtime, event, None, stores)
 
     def commit(self) -> None:
         self._live.drain()

@@ -13,6 +13,7 @@ import numpy as np
 from harness import BATCH, Client, Figure
 
 from streamfold.core.context import Group
+from streamfold.core.fold.one import fold_one
 from streamfold.core.fold.stores import GroupStores, fold_stores
 from streamfold.core.ledger.abc import LogRow
 from streamfold.core.settings import Settings
@@ -132,17 +133,11 @@ def _folded(node: Node, group: Group, count: int, items: int, rng: np.random.Gen
         events.append(node.registry.event_types.decode(LogRow(seq, start_us + seq * 1000, new.type, new.body)))
     stores = GroupStores(node.context, group, side="fold")
     views = fold_stores(group, stores)
-    members = [(views[r.key], r.handles, r.policy, tuple(stores.by_runtime[r.key].values())) for r in group.runtimes]
     begun = time.process_time()
     for event in events:
-        for view, handles, policy, live in members:
-            if event.type in handles:
-                view.seq, view.now_us = event.seq, event.recorded_us
-                for store in live:
-                    store.begin()
-                policy.fold(event, None, view)
-                for store in live:
-                    store.keep()
+        for runtime in group.runtimes:
+            if event.type in runtime.handles:
+                fold_one(runtime, event, None, views[runtime.key])
         if event.seq % 512 == 0:
             stores.drain()
     took = time.process_time() - begun

@@ -18,7 +18,7 @@ from streamfold.core import ConfigError, Example, Policy, RankRequest
 from streamfold.core.stores import open_store
 from streamfold.core.testing.folded import Folded
 from streamfold.plugins import builtin
-from streamfold.plugins._ranking import code
+from streamfold.plugins._ranking import code, coded_examples
 from streamfold.plugins.count_stack import CountStack, CountStackConfig
 from streamfold.plugins.ensemble import Ensemble, EnsembleConfig
 from streamfold.plugins.factorization import Factorization, FactorizationConfig
@@ -116,7 +116,7 @@ def test_the_score_before_learning_is_the_one_that_predict_gives(name: str, open
     policy = ROOMY[name]()
     stores = open_stores(policy)
     for row in examples(200):
-        predicted = float(policy.predict(policy.keyed([row]), stores).scores[0])
+        predicted = float(policy.predict(coded_examples([row]), stores).scores[0])
         assert float(policy.learn([row], stores)[0]) == predicted
 
 
@@ -329,7 +329,7 @@ def test_swaps_of_what_was_never_learned_do_no_harm(name: str, open_stores: Open
     stores = open_stores(policy)
     rows = [row._replace(swaps=row.seq % 3 == 0) for row in examples(600, swaps=False)]
     assert np.all(np.isfinite(policy.learn(rows, stores)))
-    scores = policy.predict(policy.keyed(rows), stores).scores
+    scores = policy.predict(coded_examples(rows), stores).scores
     assert np.all((scores > 0) & (scores < 1))
 
 
@@ -346,8 +346,8 @@ def test_endless_ids_leave_room_for_those_met_often(name: str, open_stores: Open
             else [met._replace(user=f"u:x{n}", item=f"y{n}", label=0.0)],
             stores,
         )
-    often = policy.predict(policy.keyed([met]), stores)
-    never = policy.predict(policy.keyed([met._replace(user="u:never", item="never")]), stores)
+    often = policy.predict(coded_examples([met]), stores)
+    never = policy.predict(coded_examples([met._replace(user="u:never", item="never")]), stores)
     assert often.known[0]
     assert not never.known[0]
     assert often.scores[0] > 0.8 > 0.3 > never.scores[0]

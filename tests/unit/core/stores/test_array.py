@@ -127,3 +127,31 @@ def test_another_shape_does_not_load(tmp_path: Path) -> None:
     other = open_store(Array("w", shape=(6, 3), dtype="float64"), folder=tmp_path, side="view")
     with pytest.raises(StoreError, match="another version"):
         other.load(saved(opened(tmp_path), str(tmp_path / "saved")))
+
+
+def test_a_row_touched_alone_is_undone_drained_and_checked_like_many() -> None:
+    declared = Array("n", shape=(4, 2), dtype="float64")
+    fold, view = LiveArray(declared), LiveArray(declared, writable=False)
+    fold.touch_row(1)
+    fold.values[1] = 7.0
+    fold.touch([1, 2])
+    fold.values[[1, 2]] = 9.0
+    fold.touch_row(1)
+    fold.values[1] = 11.0
+    fold.undo()
+    assert fold.values.sum() == 0.0
+    fold.touch_row(3)
+    fold.values[3] = 5.0
+    fold.touch([0])
+    fold.values[0] = 1.0
+    fold.keep()
+    changes = fold.drain()
+    assert changes is not None
+    view.apply(changes)
+    assert view.values.tolist() == fold.values.tolist() == [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [5.0, 5.0]]
+    assert fold.drain() is None
+    for row in (-1, 4):
+        with pytest.raises(StoreError, match="none of them"):
+            fold.touch_row(row)
+    with pytest.raises(StoreError, match="read-only"):
+        view.touch_row(0)
