@@ -1,7 +1,8 @@
 """``streamfold demo``: what streamfold is for, in about a minute, on real data, each claim checked as it is shown.
 
-Scenes: load → ask → ask in two steps → edit → delete → kill → verify → trend → trace. A scene that does not hold ends
-the demo with exit code 1. Everything lies in a temporary folder, which is removed; no server and no network is needed.
+Scenes: load → ask → ask in two steps → edit → delete → kill → verify → trend → trace → a class appears → erase a user
+with proof. A scene that does not hold ends the demo with exit code 1. Everything lies in a temporary folder, which is
+removed; no server and no network is needed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ KILL_AT = 0.4
 """The share of the ratings that were answered for when the service is killed."""
 CLICKS = 5
 SHOWN = 5
+POLICIES = ("graph_index", "trending", "label_statistics")
+SHIP = "she was launched as a passenger ship in 1912"
+LABELS = (
+    ("film", "a silent film directed by its leading actor"),
+    ("film", "the film won a prize for its director"),
+    ("person", "an actress who was born in Evansville"),
+    ("person", "he was a composer and died in Vienna"),
+    ("ship", "a passenger ship launched at a yard in Belfast"),
+)
+"""Texts and what they are about; the last is the first of its class."""
 INVENTED = "an invented illness called streamfold fever"
 
 
@@ -50,6 +61,8 @@ class Demo:
     client: Client = field(init=False)
     titles: dict[str, str] = field(default_factory=dict)
     checks: int = 0
+    clicked_from: int = 0
+    """Where in the log the clicks are."""
 
     def scene(self, title: str) -> None:
         self.screen.print()
@@ -217,6 +230,7 @@ class Demo:
         started = time.perf_counter()
         answer = self.client.send_lines(clicks, wait_ms=30_000)
         took_ms = (time.perf_counter() - started) * 1000
+        self.clicked_from = answer["position"] - CLICKS
         after = self.client.get("/v1/trending", n=100)["items"]
         self.screen.print(ranking(after[:SHOWN], self.titles))
         top = [item["item_id"] for item in after[:SHOWN]]
@@ -233,6 +247,48 @@ class Demo:
         self.screen.print(trace_table(body))
         states = {str(row["policy"]).partition("@")[0]: row["state"] for row in body["policies"]}
         self.check(states.get("trending") == "folded", f"{event_id} is in the log and folded by trending")
+
+    def classify(self) -> None:
+        """A class appears with its first label."""
+        self.scene(f"10  Classify: “{SHIP}”")
+        before = self._labelled(LABELS[:-1])
+        started = time.perf_counter()
+        after = self._labelled(LABELS[-1:])
+        took_ms = (time.perf_counter() - started) * 1000
+        for name, found in (("before", before), ("after", after)):
+            self.screen.print(f"{name:>8}: " + ", ".join(f"{one['label']} {one['score']:.2f}" for one in found))
+        holds = "ship" not in {one["label"] for one in before} and after[0]["label"] == "ship"
+        self.check(holds, f"a class that nobody had declared: answered {took_ms:.0f} ms after its first label was sent")
+
+    def _labelled(self, labels: Sequence[tuple[str, str]]) -> list[Any]:
+        events = [
+            _event("label.observed", f"label-{text}", {"head": "topic", "target": {"text": text}, "label": label})
+            for label, text in labels
+        ]
+        self.client.send_lines(events, wait_ms=30_000)
+        body = {"head": "topic", "targets": [{"text": SHIP}], "log_exposure": False}
+        return list(self.client.post("/v1/classify", body)["predictions"][0]["labels"])
+
+    def erase(self) -> None:
+        """Whoever asks to be forgotten is gone from the log and from every store, and the report says so."""
+        user_id = f"visitor-{CLICKS}"
+        self.scene(f"11  Erase {user_id}, with proof")
+        started = time.perf_counter()
+        erasure_id = self.client.post("/v1/erasures", {"user_id": user_id})["erasure_id"]
+        while (report := self.client.get(f"/v1/erasures/{erasure_id}"))["state"] not in ("complete", "failed"):
+            if time.perf_counter() - started > 60:
+                raise NotHeld(f"erasure {erasure_id} is still {report['state']} after 60 s")
+            time.sleep(0.05)
+        took_s = time.perf_counter() - started
+        for one in report["policies"]:
+            self.screen.print(f"  {one['policy']}: {one['method']}, {one['removed']} events")
+        left = sum(store["residue"] for store in report["stores"])
+        logged = self.client.pages("/v1/events", at_most=100, subject=user_id)
+        clicked = self.client.pages("/v1/events", at_most=1000, **{"from": self.clicked_from})
+        said = json.dumps([*logged, *clicked])
+        holds = report["state"] == "complete" and not left
+        holds = holds and user_id not in said and f"visitor-{CLICKS - 1}" in said
+        self.check(holds, f"complete after {took_s:.1f} s: {left} traces of {user_id} left in any store or in the log")
 
 
 class Sender(threading.Thread):
@@ -331,7 +387,7 @@ def run(*, encoder: str = "minilm", screen: Console | None = None) -> int:
     screen = screen or console()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="streamfold-demo-") as folder:
-        service = SubService(Path(folder), encoder=encoder)
+        service = SubService(Path(folder), encoder=encoder, policies=POLICIES)
         demo = Demo(service, screen, titles={m.item_id: m.title for m in demo_data.movies()})
         try:
             demo.load()
@@ -341,6 +397,8 @@ def run(*, encoder: str = "minilm", screen: Console | None = None) -> int:
             demo.delete(question)
             demo.verify(demo.kill())
             demo.trace(demo.trend())
+            demo.classify()
+            demo.erase()
         except (NotHeld, CliError) as error:
             screen.print(f"\n[red]The demo ended early:[/] {type(error).__name__}", highlight=False)
             screen.print(str(error), markup=False)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -25,9 +26,10 @@ class SubService:
     ----------
     folder : made if missing; the child's working directory.
     encoder : the encoder that the settings name.
+    policies : those to run, as they come; none: what runs where nothing is set.
     """
 
-    def __init__(self, folder: Path, *, encoder: str = "minilm") -> None:
+    def __init__(self, folder: Path, *, encoder: str = "minilm", policies: Sequence[str] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.log = folder / "serve.log"
@@ -35,7 +37,7 @@ class SubService:
         self._process: subprocess.Popen[bytes] | None = None
         (folder / "streamfold.toml").write_text(
             f'data = "data"\n[backends.encoder]\nuse = "{encoder}"\n[backends.chunker]\nuse = "sentences"\n'
-            '[log]\nlevel = "warning"\n',
+            '[log]\nlevel = "warning"\n' + "".join(f"[policies.{name}]\n" for name in policies),
             "utf-8",
         )
 

@@ -24,7 +24,7 @@ SCHEDULES = int(os.environ.get("STREAMFOLD_SIMULATIONS", "96"))
 ON_POSTGRESQL = max(1, SCHEDULES // 16)
 PART = 20
 """Schedules in one test."""
-MOST_TRIES = 200
+MOST_TRIES = 600
 
 
 @pytest.fixture(scope="module")
