@@ -160,6 +160,7 @@ class WorkspaceView:
         self._unforgotten: dict[tuple[str, str], set[str]] = {}
         self._held_after: dict[tuple[str, str], set[str]] = {}
         self._samples = samples
+        self._order = {policy: place for place, policy in enumerate(context.settings.policies)}
         self._asking = ReadWriteLock()
         self._revision = -1
         self._seen: list[Group] = []
@@ -430,6 +431,7 @@ class WorkspaceView:
     def _members(self, policy: str | None) -> list[tuple[GroupView, MemberView]]:
         """Live members, or those that a name means: live ones by their ``name``, any by ``name@version``, live first.
 
+        Of live ones those that the settings name first come first: who asks for no policy gets that one's answer.
         One look at who is live: a promotion meanwhile does not mix with it.
         """
         live, views = self.serving.live, self.groups
@@ -440,7 +442,11 @@ class WorkspaceView:
             if (name in live and policy in (None, member.runtime.instance.name))
             or (policy is not None and policy in member.runtime.names)
         ]
-        return sorted(found, key=lambda pair: pair[0].group.name not in live)
+        last = len(self._order)
+        return sorted(
+            found,
+            key=lambda one: (one[0].group.name not in live, self._order.get(one[1].runtime.instance.name, last)),
+        )
 
     @contextmanager
     def asking(self) -> Iterator[None]:

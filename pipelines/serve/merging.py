@@ -47,8 +47,8 @@ class Merging:
         self._node, self._accept = node, accept
         self._stop = threading.Event()
         self._log = logger()
-        self._at: dict[str, tuple[int, int | None]] = {}
-        """By intake: up to where the log was looked at, and what of that is stored."""
+        self._at: dict[tuple[str, str], tuple[int, int | None]] = {}
+        """By workspace and intake: up to where the log was looked at, and what of that is stored."""
         self._thread = threading.Thread(target=self._loop, name="merging", daemon=True)
 
     def start(self) -> None:
@@ -63,14 +63,13 @@ class Merging:
         while not self._stop.wait(_LOOK_S):
             views = self._node.views
             for view in views.opened() if views is not None else ():
-                for group, member in view.servers(NameMerger):
-                    if member.server.merges_by_itself:
-                        self._safely(view, group, member)
+                self._safely(view)
 
-    def _safely(self, view: WorkspaceView, group: GroupView, member: MemberView) -> None:
+    def _safely(self, view: WorkspaceView) -> None:
         try:
-            while self._look(view, group, member) and not self._stop.is_set():
-                pass
+            for group, member in view.servers(NameMerger):
+                while member.server.merges_by_itself and not self._stop.is_set() and self._look(view, group, member):
+                    pass
         except IntakeConflict:
             self._at.clear()  # another process looks too
         except LedgerError as error:
@@ -81,12 +80,12 @@ class Merging:
 
     def _look(self, view: WorkspaceView, group: GroupView, member: MemberView) -> bool:
         """Look at the names of the next documents; False: there are none."""
-        ledger, intake = self._node.ledger, f"{INTAKE}{member.runtime.instance.instance_id}"
-        if intake not in self._at:
+        ledger, intake = self._node.ledger, INTAKE + member.runtime.instance.name
+        if (view.name, intake) not in self._at:
             stored = next((one.next_offset for one in ledger.intakes(view.name) if one.intake == intake), None)
-            self._at[intake] = (stored or 0, stored)
-        (before, stored), upto = self._at[intake], group.watermark
-        if before >= upto:
+            self._at[view.name, intake] = (stored or 0, stored)
+        (before, stored), upto = self._at[view.name, intake], group.watermark
+        if before >= upto or view.hides(group):  # names of what was deleted go into no event
             return False
         rows = ledger.read(view.name, before, _PAGE, upto=upto, types=_TYPES).rows
         end = rows[-1].seq if len(rows) == _PAGE else upto
@@ -104,7 +103,7 @@ class Merging:
                 view, self._events(view.name, merges), IntakeMove(intake=intake, topic=intake, expect=stored, next=end)
             )
             stored = end
-        self._at[intake] = (end, stored)
+        self._at[view.name, intake] = (end, stored)
         return bool(rows)
 
     def _events(self, workspace: str, merges: dict[str, Merge]) -> list[NewEvent]:

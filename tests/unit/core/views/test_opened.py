@@ -159,3 +159,12 @@ def test_many_threads_that_ask_more_workspaces_than_stay_open_all_get_their_answ
     views._close_surplus()  # as the follower does at each poll
     assert len(opened(views)) == 2
     assert views._opening == {}
+
+
+def test_who_is_named_first_in_the_settings_answers_first(tmp_path: Path) -> None:
+    policies: dict[str, dict[str, object]] = {"zeta": {"use": "trending"}, "alpha": {"use": "trending"}}
+    with World(tmp_path, [builtin], policies) as world:
+        views = Views(world.context)
+        found = views.workspace(world.workspace).servers(CandidateSource)
+        assert [member.runtime.instance.name for _, member in found] == ["zeta", "alpha"]
+        views.stop()
