@@ -31,9 +31,10 @@ from streamfold.core.fold.halt import halt_reason
 from streamfold.core.fold.one import fold_one
 from streamfold.core.fold.pace import Pace
 from streamfold.core.fold.prepared import PreparedValues
-from streamfold.core.fold.stores import FoldStores, GroupStores, fold_stores, recover
+from streamfold.core.fold.stores import FoldStores, GroupStores, checkpoint_root, fold_stores, recover
 from streamfold.core.ledger.abc import NORMAL, DeadLetter, ErasedGroup, Erasure, GroupState, Lease, LogRow
 from streamfold.core.policy import Policy
+from streamfold.core.stores.checkpoint import CheckpointRoot
 
 log = logging.getLogger("streamfold.fold")
 
@@ -139,6 +140,9 @@ class GroupFold:
             self._skipped[runtime.key] = ctx.ledger.skipped_seqs(self.workspace, runtime.instance.lineage)
         state = ctx.ledger.group(self.workspace, self.group.name)
         self.feed_bytes = state.feed_bytes
+        if state.checkpoint is not None:  # the next one is due after as many bytes of feed
+            root = CheckpointRoot(checkpoint_root(ctx, self.workspace, self.group.name))
+            self.checkpoint_bytes = root.size(state.checkpoint)
         self._halted = state.halted is not None and state.halted_at is None
         log.info(
             "group_warm workspace=%s group=%s watermark=%d commit=%d",

@@ -91,6 +91,15 @@ class CheckpointRoot:
                 self._fs.get_file(found, str(target))
             yield Path(copy)
 
+    def size(self, name: str) -> int:
+        """Return a checkpoint's bytes; 0 where it is gone."""
+        try:
+            if self._fs is None:
+                return sum((self._path / name / path).stat().st_size for path in _files(self._path / name))
+            return int(self._fs.du(str(self._remote / name)))
+        except OSError:
+            return 0
+
     def names(self) -> list[str]:
         """Return all checkpoints, oldest first (names start with their time)."""
         if self._fs is None:

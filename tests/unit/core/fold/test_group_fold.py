@@ -347,3 +347,26 @@ def test_a_checkpoint_of_a_newer_version_is_left_to_it_and_never_folded_afresh(
         newer.run(world.workspace)
         assert world.ledger.watermarks(world.workspace)[group.name] == (2, 2)
         newer.stop()
+
+
+def test_after_a_restart_the_next_checkpoint_is_due_when_the_feed_is_as_long_as_the_last_one(tmp_path: Path) -> None:
+    def checkpoints(world: World) -> list[str]:
+        for thread in world.runner._checkpointers:
+            thread.join()
+        group = world.context.groups(world.workspace)[0].name
+        return checkpoint_files.CheckpointRoot(f"{world.context.settings.checkpoint_root}/default/{group}").names()
+
+    def clicks(world: World, count: int, source: str) -> None:
+        data = ({"user_id": "u", "item_id": f"item {n}", "action": "click"} for n in range(count))
+        world.send_many([("interaction.observed", one) for one in data], source=source)
+        world.fold()
+
+    with World(tmp_path, [plugin([Trending])], {"trending": {}}, fold={"checkpoint_min_bytes": 1}) as world:
+        clicks(world, 200, "/first")
+        before = checkpoints(world)
+        assert len(before) == 1
+    with World(tmp_path, [plugin([Trending])], {"trending": {}}, fold={"checkpoint_min_bytes": 1}) as world:
+        clicks(world, 1, "/second")
+        assert checkpoints(world) == before, "a row more is no reason to write all again"
+        clicks(world, 1000, "/third")
+        assert checkpoints(world) != before
