@@ -160,6 +160,7 @@ class Adwin(msgspec.Struct):
         self.width -= size
         self.total -= sum_
         apart = sum_ / size - self.total / self.width
-        self.squares -= squares + size * self.width * apart**2 / (size + self.width)
+        gone = squares + size * self.width * apart**2 / (size + self.width)
+        self.squares = max(0.0, self.squares - gone)  # what is left of equal values may round below
         if not self.buckets[-1]:
             self.buckets.pop()

@@ -67,7 +67,7 @@ class Linear:
         self._weights, self._groups, self._new, self._bias = weights, groups, new, bias
 
     def of(self, phi: Floats) -> Floats:
-        raw = phi @ self._weights.T
+        raw = phi.astype(np.float64) @ self._weights.T.astype(np.float64)
         raw = np.where(self._new, self._bias[0] * raw + self._bias[1], raw)
         found: Floats = np.stack(
             [logsumexp(raw[:, self._groups == group], axis=1) for group in range(self._groups.max() + 1)], axis=1

@@ -30,6 +30,8 @@ from streamfold.plugins._sums import Floats
 
 Codes = npt.NDArray[np.int64]
 _KEPT = 0.999
+_LEAST_WEIGHT = 1e-9
+"""A label that weighs less says as little: noise / weight has to stay a number."""
 """How much of the evidence for a γ remains after a label."""
 
 
@@ -68,7 +70,7 @@ class Filter:
         n, classes = len(phi), int(seen[-1])
         if classes > self.mean.shape[1]:
             self.mean = np.hstack([self.mean, np.zeros((len(self.mean), classes - self.mean.shape[1]))])
-        noise, prior = self._noise / weights, self._prior
+        noise, prior = self._noise / np.maximum(weights, _LEAST_WEIGHT), self._prior
         steps = np.arange(1, n + 1)
         down = self._gamma**steps
         both = np.outer(down, down)

@@ -166,8 +166,9 @@ class DiagLinucb(Policy):
         stores["places"].put(item, Place(near.tobytes(), tuple(kept.values())))
 
     def _near(self, vector: Floats) -> Floats:
-        # rounded: how rows lie in memory decides the last bits of a product
-        near: Floats = np.round(_directions(self.config.clusters, self.config.seed, len(vector)) @ vector, 5)
+        # rounded: how rows lie in memory decides the last bits of a product, of a double one far beyond these digits
+        directions = _directions(self.config.clusters, self.config.seed, len(vector)).astype(np.float64)
+        near: Floats = np.round(directions @ vector.astype(np.float64), 5).astype(np.float32)
         return near
 
     def _learn(self, example: Example, seeds: Sequence[tuple[str, float]], stores: Stores) -> None:

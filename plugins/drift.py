@@ -99,7 +99,7 @@ class Drift(Policy):
         for name in self.config.detectors:
             if (fired := getattr(watched, name).update(wrong)) is not None:
                 alarm = Alarm(
-                    said.policy, f"{name}:{said.head}", fired.statistic, fired.threshold, event.seq, event.at_us
+                    said.policy, f"{name}:{said.head}", fired.statistic, fired.threshold, event.seq, event.recorded_us
                 )
                 stores["alarms"].put(f"{event.seq}:{name}", alarm)
         stores["watched"].put(key, watched)

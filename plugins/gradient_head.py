@@ -115,6 +115,11 @@ class GradientHeadConfig:
         ):  # fmt: skip
             if not least <= getattr(self, name) <= most:
                 raise ConfigError(f"gradient_head: {name} is {getattr(self, name)}: it must be in {least:g}…{most:g}")
+        if self.rate * self.anchor > 1:
+            raise ConfigError(
+                f"gradient_head: rate × anchor is {self.rate * self.anchor:g}: above 1 the pull overshoots, "
+                "and weights grow without end; lower one of them"
+            )
         if self.read_out == "herding" and not self.replay:
             raise ConfigError("gradient_head: read_out is 'herding' with replay = 0: there are no rows to herd")
 

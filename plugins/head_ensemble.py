@@ -167,7 +167,8 @@ def mixable(servers: Sequence[Any], head: str, space: str, phi: Floats) -> tuple
         if one is None:
             chances[i] = 1 / max(len(names), 1)
             continue
-        chances[i][:, [names.index(name) for name in one[0]]] = one[1]
+        # a fold weighs members by this: beyond these digits a product depends on the library's threads
+        chances[i][:, [names.index(name) for name in one[0]]] = one[1].round(_DIGITS)
         unknown[i] = one[2]
     return names, (1 - _SMOOTH) * chances + _SMOOTH / max(len(names), 1), unknown
 

@@ -139,9 +139,10 @@ def _facts(folder: Path) -> tuple[list[Fact], str]:
     graph = folder / _GRAPH
     if not graph.exists():
         return [], f"there is no {_GRAPH}"
-    lists = (_rows(folder / f"kv_store_{what}_chunks.json") for what in ("entity", "relation"))
     try:
-        facts = read_facts(graph, *lists)
+        facts = read_facts(graph, *(_rows(folder / f"kv_store_{what}_chunks.json") for what in ("entity", "relation")))
+    except CliError as error:
+        return [], str(error).removesuffix("; nothing was sent")
     except ValueError as error:
         return [], f"{_GRAPH} is not valid GraphML ({error})"
     return facts, "" if facts else f"{_GRAPH} holds none"

@@ -64,3 +64,16 @@ def test_a_detector_goes_on_from_its_stored_form(kind: Any) -> None:
             fired.append(i)
     assert fired == indices(whole, values)
     assert stored == whole
+
+
+@pytest.mark.parametrize("seed", range(39, 43))
+def test_a_head_that_stops_to_err_is_no_error_of_the_window(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    window = Adwin()
+    errors = (rng.random(int(rng.integers(100, 600))) < 0.08).astype(float)
+    for x in (*errors.tolist(), *[0.0] * 3000):
+        window.update(x)
+        assert window.squares >= 0
+    for x in (*[0.7] * 500, *[0.7 + 1e-12] * 500, *[0.1] * 2000):
+        window.update(x)
+        assert window.squares >= 0

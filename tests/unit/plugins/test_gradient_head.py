@@ -230,7 +230,15 @@ def test_at_a_bound_labels_are_refused_loudly(stream: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"loss": "hinge"}, {"rate": 0.0}, {"shrink": 1.5}, {"read_out": "herding", "replay": 0}, {"align": "x"}]
+    "bad",
+    [
+        {"loss": "hinge"},
+        {"rate": 0.0},
+        {"shrink": 1.5},
+        {"read_out": "herding", "replay": 0},
+        {"align": "x"},
+        {"anchor": 0.6},
+    ],
 )
 def test_wrong_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="gradient_head"):

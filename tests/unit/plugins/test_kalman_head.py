@@ -156,3 +156,12 @@ def test_what_is_older_than_the_horizon_is_neither_filtered_nor_a_class(stream: 
 def test_wrong_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="kalman_head"):
         KalmanHeadConfig(**bad)
+
+
+def test_a_label_that_weighs_next_to_nothing_says_next_to_nothing(stream: Any) -> None:
+    mail = stream()
+    faint = mail.event("label.observed", head="h", target={"text": SPAM[1]}, label="ham", weight=1e-310)
+    mail.send(mail.label("spam", text=SPAM[0]), mail.label("ham", text=HAM[0]), faint)
+    found = mail.ask(text=SPAM[0])
+    assert found.labels[0].label == "spam"
+    assert sum(one.score for one in found.labels) == pytest.approx(1, abs=1e-5)
