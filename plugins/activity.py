@@ -318,6 +318,11 @@ class ActivityServer:
         """What is learned from an event."""
         return self._policy.joined(event, self._view, now_us).examples
 
+    def told_by(self, event: Event) -> tuple[str, ...]:
+        """An item's tokens once an ``item.upserted`` or ``item.patched`` is folded; asked before it is."""
+        old = self._view["items"].get(event.subject.id) if event.type == "item.patched" else None
+        return _tokens(_patched({} if old is None else old.fields, msgspec.to_builtins(event.data)))
+
 
 def _user(user_id: str, row: User) -> StoredUser:
     return StoredUser(

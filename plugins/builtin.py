@@ -14,6 +14,7 @@ from streamfold.plugins.ensemble import Ensemble
 from streamfold.plugins.factorization import Factorization
 from streamfold.plugins.gradient_head import GradientHead
 from streamfold.plugins.graph_index import GraphIndex
+from streamfold.plugins.graph_walk import GraphWalk
 from streamfold.plugins.head_ensemble import HeadEnsemble
 from streamfold.plugins.implicit_ftrl import ImplicitFtrl
 from streamfold.plugins.item_vectors import ItemVectors
@@ -38,6 +39,7 @@ def register_policies() -> list[type[Policy]]:
         Activity,
         Cooccurrence,
         DiagLinucb,
+        GraphWalk,
         ItemVectors,
         Newest,
         Quality,

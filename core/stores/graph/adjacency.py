@@ -244,7 +244,13 @@ class Adjacency:
         return node
 
     def personalized_pagerank(
-        self, seeds: Mapping[Node, float], *, damping: float = 0.5, epsilon: float = 1e-5, rounds: int = 64
+        self,
+        seeds: Mapping[Node, float],
+        *,
+        damping: float = 0.5,
+        epsilon: float = 1e-5,
+        reached: bool = False,
+        rounds: int = 64,
     ) -> dict[Node, float]:
         r"""Return the PageRank around some nodes, edges taken both ways, by local forward push.
 
@@ -257,6 +263,8 @@ class Adjacency:
         ----------
         seeds : node → weight > 0, scaled to the sum 1; unknown nodes are left out.
         damping : the probability that the walk goes on (HippoRAG 2: .5).
+        reached : also count, at each node, (1 − d) times the residual that is left there. So nodes are listed that the
+            walk reaches and does not pass: those with many edges.
 
         References
         ----------
@@ -289,6 +297,8 @@ class Adjacency:
             residual[active] = 0.0
             np.add.at(residual, there_, np.repeat(damping * push / total, counts) * weight[edges])
             touched = np.unique(np.concatenate([touched, there_]))
+        if reached:
+            rank[touched] += (1 - damping) * residual[touched]
         found = touched[rank[touched] > 0]
         return {self._named(number): float(rank[number]) for number in found.tolist()}
 

@@ -136,11 +136,11 @@ class LiveGraph(Staged[Any, Edges]):
         return self._graph.nodes()
 
     def personalized_pagerank(
-        self, seeds: Mapping[Node, float], *, damping: float = 0.5, epsilon: float = 1e-5
+        self, seeds: Mapping[Node, float], *, damping: float = 0.5, epsilon: float = 1e-5, reached: bool = False
     ) -> dict[Node, float]:
         """Return the PageRank around ``seeds``; see :meth:`Adjacency.personalized_pagerank`."""
         self._readable()
-        return self._graph.personalized_pagerank(seeds, damping=damping, epsilon=epsilon)
+        return self._graph.personalized_pagerank(seeds, damping=damping, epsilon=epsilon, reached=reached)
 
     def subgraph(self, nodes: Iterable[Node], *, depth: int = 1, limit: int = 1000) -> nx.Graph[Node]:
         """Return what lies at most ``depth`` edges from some nodes, as networkx graph with edge ``weight``.

@@ -97,6 +97,10 @@ def test_pagerank_by_push_is_the_personalised_pagerank() -> None:
     exact = nx.pagerank(known, alpha=0.5, personalization={3: 2.0, "t5": 1.0}, weight="weight", tol=1e-12)
     assert max(abs(found.get(node, 0.0) - rank) for node, rank in exact.items()) < 1e-6
     assert graph.personalized_pagerank({"unknown": 1.0}) == {}
+    passed = graph.personalized_pagerank(seeds, epsilon=1e-3)
+    reached = graph.personalized_pagerank(seeds, epsilon=1e-3, reached=True)
+    assert set(passed) < set(reached)
+    assert all(passed.get(node, 0.0) <= rank <= exact[node] + 1e-12 for node, rank in reached.items())
 
 
 def test_a_coarse_push_looks_at_what_is_near_alone() -> None:
