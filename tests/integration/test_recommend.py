@@ -16,6 +16,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "trending": {},
     "activity": {"window_s": 1.0, "late_s": 3600.0},
     "cooccurrence": {},
+    "graph_walk": {},
     "item_vectors": {},
     "newest": {},
 }
@@ -63,7 +64,7 @@ def listed(answer: Any) -> list[str]:
 def test_a_user_gets_what_goes_with_their_history(shop: EmbeddedService) -> None:
     answer = ask(shop, "recommend", user_id="ann", n=3, explain=True)
     assert listed(answer)[0] == "chair"  # bought with the desk by five others
-    assert "cooccurrence" in answer["items"][0]["sources"]
+    assert {"cooccurrence", "graph_walk"} <= set(answer["items"][0]["sources"])
     assert answer["fallback"] is None
     assert {one["rank"] for one in answer["items"]} == {1, 2, 3}
     assert set(answer["items"][0]["explain"]) == {"base_score", "correction", "features"}
