@@ -39,6 +39,7 @@ from streamfold.core.testing import Lab
 from streamfold.core.testing.lab import Case
 from streamfold.plugins import builtin
 from streamfold.plugins.count_stack import CountStack
+from streamfold.plugins.deepfm import Deepfm
 from streamfold.plugins.ensemble import Ensemble
 from streamfold.plugins.factorization import Factorization
 from streamfold.plugins.implicit_ftrl import ImplicitFtrl
@@ -255,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     events = stream.events()
     rows = {"item mean": means(stream, user_too=False), "user x item mean": means(stream, user_too=True)}
     _show(rows)
-    for kind in (CountStack, Factorization, ImplicitFtrl, Ensemble):
+    for kind in (CountStack, Factorization, Deepfm, ImplicitFtrl, Ensemble):
         found = test_then_train(kind, stream, events)
         if kind is not Ensemble:
             found |= learning(kind, stream)
