@@ -7,7 +7,7 @@ from math import sqrt
 import numba
 import numpy as np
 
-from streamfold.plugins._kernels_hash import MET, admit, find_all, key_of, probability, rows_to_learn
+from streamfold.plugins._kernels_hash import MET, admit, drawn, find_all, key_of, probability, rows_to_learn
 
 COLUMNS, BIAS = 4, 3
 ALL, CLOCK = 0, 1
@@ -39,13 +39,6 @@ def keys(pairs):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _start(table, row, factor):  # type: ignore[no-untyped-def]
-    """Where a factor of a new row starts: between −1 and 1, by the key's tag and its place alone."""
-    drawn = key_of(np.uint64(table[row, 0]), factor) >> np.uint64(11)
-    return np.float64(drawn) / 4503599627370496.0 - 1.0
-
-
-@numba.njit(cache=True)
 def _side(rows, table, factors, into):  # type: ignore[no-untyped-def]
     """Sum up the vector of an id and its tokens; return its bias."""
     into[:] = 0.0
@@ -70,7 +63,7 @@ def _step(rows, table, factors, other, slope, rate, pull, spread):  # type: igno
             continue
         if table[row, MET] <= 0.0:
             for f in range(len(other)):
-                factors[row, f] = spread * _start(table, row, f)
+                factors[row, f] = spread * drawn(table[row, 0], f)
         table[row, MET] += 1.0
         if place == 0:
             by, weight, share = max(0.03, 0.6 / sqrt(table[row, MET] + 3.0)), 1.0, 1.0

@@ -43,6 +43,12 @@ def cross_key(one, other, role):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
+def drawn(tag, place):  # type: ignore[no-untyped-def]
+    """Return a number between −1 and 1 that a row's tag and a place in the row alone decide."""
+    return np.float64(key_of(np.uint64(tag), place) >> np.uint64(11)) / 4503599627370496.0 - 1.0
+
+
+@numba.njit(cache=True)
 def find(table, key):  # type: ignore[no-untyped-def]
     """Return the row of a key, or −1."""
     n, tag = len(table), np.float64((key >> _12) | np.uint64(1))

@@ -8,6 +8,7 @@ from streamfold.plugins.activity import Activity
 from streamfold.plugins.cooccurrence import Cooccurrence
 from streamfold.plugins.corrections import Corrections
 from streamfold.plugins.count_stack import CountStack
+from streamfold.plugins.deepfm import Deepfm
 from streamfold.plugins.diag_linucb import DiagLinucb
 from streamfold.plugins.drift import Drift
 from streamfold.plugins.ensemble import Ensemble
@@ -44,6 +45,7 @@ def register_policies() -> list[type[Policy]]:
         Newest,
         Quality,
         CountStack,
+        Deepfm,
         Factorization,
         ImplicitFtrl,
         Ensemble,

@@ -23,7 +23,7 @@ import json
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ from streamfold.core.testing import Lab
 from streamfold.core.testing.lab import Case
 from streamfold.plugins import builtin
 from streamfold.plugins.count_stack import CountStack
-from streamfold.plugins.ensemble import Ensemble
+from streamfold.plugins.deepfm import Deepfm
+from streamfold.plugins.ensemble import Ensemble, EnsembleConfig
 from streamfold.plugins.factorization import Factorization
 from streamfold.plugins.implicit_ftrl import ImplicitFtrl
 
@@ -51,6 +52,12 @@ BARS = {
     "auc": (0.7855, 0.787), "log_loss": (0.5576, 0.555), "calibration": (0.015, 0.007), "session_auc": (0.722, 0.73),
     "new_users": (0.723, None), "new_items": (0.767, None), "new_both": (0.655, None),
 }  # fmt: skip
+
+Make = Callable[[], Policy]
+RANKERS: dict[str, Make] = {
+    **{kind.name: kind for kind in (CountStack, Factorization, Deepfm, ImplicitFtrl, Ensemble)},
+    "ensemble of count_stack, deepfm": lambda: Ensemble(EnsembleConfig(members=("count_stack", "deepfm"))),
+}
 
 
 class Stream:
@@ -143,7 +150,7 @@ def auc(labels: Floats, scores: Floats) -> float:
 class Folding:
     """A policy with those it reads, folded in process as one group."""
 
-    def __init__(self, kind: type[Policy], lab: Lab) -> None:
+    def __init__(self, make: Make, lab: Lab) -> None:
         bench = lab.bench(side="both")
         self._live = bench.live
         named = fold_stores(bench.group, bench.live)
@@ -163,10 +170,10 @@ class Folding:
         self._live.drain()
 
 
-def test_then_train(kind: type[Policy], stream: Stream, events: tuple[list[Event], list[Event]]) -> dict[str, float]:
+def test_then_train(make: Make, stream: Stream, events: tuple[list[Event], list[Event]]) -> dict[str, float]:
     """Score and fold the whole stream."""
-    with _lab(kind) as lab:
-        folding = Folding(kind, lab)
+    with _lab(make) as lab:
+        folding = Folding(make, lab)
         items, ratings = events
         for event in items:
             folding.fold(event)
@@ -191,7 +198,7 @@ def test_then_train(kind: type[Policy], stream: Stream, events: tuple[list[Event
         return stream.figures(scores, in_session) | {"stack_events_s": len(ratings) / spent}
 
 
-def learning(kind: type[Policy], stream: Stream) -> dict[str, float]:
+def learning(make: Make, stream: Stream) -> dict[str, float]:
     """How many examples a second ``learn`` takes, alone, 1,000 at a time."""
     tokens = {film: tuple(sorted(data["categories"])) for film, data in stream.films.items()}
     examples = [
@@ -200,8 +207,8 @@ def learning(kind: type[Policy], stream: Stream) -> dict[str, float]:
     ]
     best = 0.0
     for _ in range(3):
-        with _lab(kind) as lab:
-            folding = Folding(kind, lab)
+        with _lab(make) as lab:
+            folding = Folding(make, lab)
             folding.policy.learn(examples[:10], folding.stores)
             start = time.process_time()
             for n in range(0, len(examples), 1000):
@@ -213,8 +220,8 @@ def learning(kind: type[Policy], stream: Stream) -> dict[str, float]:
     return {"learn_events_s": best}
 
 
-def _lab(kind: type[Policy]) -> Lab:
-    return Lab(Case(make=kind, plugins=(builtin,), policies={"activity": {"like_from": 8.0}}))
+def _lab(make: Make) -> Lab:
+    return Lab(Case(make=make, plugins=(builtin,), policies={"activity": {"like_from": 8.0}}))
 
 
 def means(stream: Stream, user_too: bool) -> dict[str, float]:
@@ -255,12 +262,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     events = stream.events()
     rows = {"item mean": means(stream, user_too=False), "user x item mean": means(stream, user_too=True)}
     _show(rows)
-    for kind in (CountStack, Factorization, ImplicitFtrl, Ensemble):
-        found = test_then_train(kind, stream, events)
-        if kind is not Ensemble:
-            found |= learning(kind, stream)
-        rows[kind.name] = found
-        _show({kind.name: found})
+    for name, make in RANKERS.items():
+        found = test_then_train(make, stream, events)
+        if not name.startswith("ensemble"):
+            found |= learning(make, stream)
+        rows[name] = found
+        _show({name: found})
     for name, (bar, aim) in BARS.items():
         print(f"{name}: {rows['ensemble'][name]:.4f} (bar {bar}, aim {aim})")
     print(json.dumps(rows))

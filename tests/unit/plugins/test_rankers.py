@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import runpy
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,22 +19,29 @@ from streamfold.core import ConfigError, Example, Policy, RankRequest
 from streamfold.core.stores import open_store
 from streamfold.core.testing.folded import Folded
 from streamfold.plugins import builtin
-from streamfold.plugins._ranking import code, coded_examples
+from streamfold.plugins._ranking import coded_examples
 from streamfold.plugins.count_stack import CountStack, CountStackConfig
+from streamfold.plugins.deepfm import Deepfm, DeepfmConfig
 from streamfold.plugins.ensemble import Ensemble, EnsembleConfig
 from streamfold.plugins.factorization import Factorization, FactorizationConfig
 from streamfold.plugins.implicit_ftrl import ImplicitFtrl, ImplicitFtrlConfig
 
+BESIDE = runpy.run_path(str(Path(__file__).with_name("ranker_twins.py")))
+TorchDeepfm, start = BESIDE["TorchDeepfm"], BESIDE["start"]
 ROOMY: dict[str, Callable[[], Any]] = {
     "count_stack": lambda: CountStack(CountStackConfig(ids=4096, crosses=1 << 14)),
     "factorization": lambda: Factorization(FactorizationConfig(rows=4096)),
+    "deepfm": lambda: Deepfm(DeepfmConfig(rows=4096)),
     "implicit_ftrl": lambda: ImplicitFtrl(ImplicitFtrlConfig(rows=1 << 14)),
 }
 FULL: dict[str, Callable[[], Any]] = {
     "count_stack": lambda: CountStack(CountStackConfig(ids=64, crosses=128)),
     "factorization": lambda: Factorization(FactorizationConfig(rows=64)),
+    "deepfm": lambda: Deepfm(DeepfmConfig(rows=64)),
     "implicit_ftrl": lambda: ImplicitFtrl(ImplicitFtrlConfig(rows=128)),
 }
+IN_FLOAT32 = ("factorization", "deepfm")
+"""Rankers whose vectors have so few digits."""
 Open = Callable[[Policy], dict[str, Any]]
 
 
@@ -129,7 +137,7 @@ def test_the_kernel_equals_a_readable_twin(name: str, open_stores: Open) -> None
     for row in rows:
         expected.append(twin.score(row))
         twin.learn(row)
-    assert scores == pytest.approx(expected, abs=1e-5 if name == "factorization" else 1e-9)  # factors are float32
+    assert scores == pytest.approx(expected, abs=1e-5 if name in IN_FLOAT32 else 1e-9)
 
 
 def sigmoid(z: float) -> float:
@@ -248,26 +256,12 @@ class FactorTwin:
         for role, side, other in ((1, users, of_item), (2, items, of_user)):
             for place, key in enumerate(side):
                 if not self.n[key]:
-                    self.vectors[key] = 0.1 * start(key, {0: role}.get(place, role + 2))
+                    self.vectors[key] = 0.1 * start(key, {0: role}.get(place, role + 2), 16)
                 self.n[key] += 1
                 rate = 0.01 if place else max(0.03, 0.6 / math.sqrt(self.n[key] + 3))
                 self.bias[key] -= rate * (d * (0.3 if place else 1.0) + 0.01 * self.bias[key])
                 share = 0.5 / (len(side) - 1) if place else 1.0
                 self.vectors[key] = self.vectors[key] - 0.06 * (d * share * other + 0.02 * self.vectors[key])
-
-
-def mixed64(value: int, role: int) -> int:
-    """The finaliser of splitmix64, in whole numbers."""
-    most = (1 << 64) - 1
-    value ^= (role * 0x9E3779B97F4A7C15) & most
-    value = ((value ^ (value >> 32)) * 0xBF58476D1CE4E5B9) & most
-    return value ^ (value >> 29)
-
-
-def start(key: tuple[str, str], role: int) -> Any:
-    """Where a new vector starts: by its tag."""
-    tag = (mixed64(code(*key), role) >> 12) | 1
-    return np.array([(mixed64(tag, f) >> 11) / 2.0**52 - 1.0 for f in range(16)])
 
 
 class FtrlTwin:
@@ -305,8 +299,29 @@ class FtrlTwin:
 TWINS: dict[str, Callable[[], Any]] = {
     "count_stack": CountTwin,
     "factorization": FactorTwin,
+    "deepfm": TorchDeepfm,
     "implicit_ftrl": FtrlTwin,
 }
+
+
+def test_deepfm_ends_at_the_parameters_that_torch_ends_at(open_stores: Open) -> None:
+    policy, twin = ROOMY["deepfm"](), TorchDeepfm()
+    stores, rows = open_stores(policy), examples(300)
+    policy.learn(rows, stores)
+    for row in rows:
+        twin.learn(row)
+    units, squares = twin.layers()
+    assert stores["layers"].values[:, 0] == pytest.approx(units, abs=1e-5)
+    assert stores["layers"].values[:, 1] == pytest.approx(squares, abs=1e-5)
+    assert np.count_nonzero(squares) > squares.size / 2, "slopes went through both layers"
+    facts, factors = stores["facts"].values, stores["factors"].values
+    met = np.flatnonzero(facts[:, 2])
+    tags = facts[met, 0].astype(np.int64).tolist()
+    assert sorted(tags) == sorted(twin.rows)
+    for row, tag in zip(met, tags, strict=True):
+        weight, vector, of_weight, of_vector = twin.row(tag)
+        assert facts[row, 3:] == pytest.approx([weight, of_weight], abs=1e-5)
+        assert factors[row] == pytest.approx(np.stack([vector, of_vector]), abs=1e-5)
 
 
 def test_a_late_positive_leaves_the_counts_of_an_on_time_one(open_stores: Open) -> None:
@@ -389,11 +404,12 @@ def stream() -> list[tuple[str, dict[str, Any]]]:
 GROUPS: list[tuple[type[Policy], Callable[[], Any]]] = [
     (CountStack, ROOMY["count_stack"]),
     (Factorization, ROOMY["factorization"]),
+    (Deepfm, ROOMY["deepfm"]),
     (ImplicitFtrl, ROOMY["implicit_ftrl"]),
     (Ensemble, lambda: Ensemble()),
     (Ensemble, lambda: Ensemble(EnsembleConfig(mix="bayes"))),
 ]
-IDS = ["count_stack", "factorization", "implicit_ftrl", "ensemble", "ensemble-bayes"]
+IDS = ["count_stack", "factorization", "deepfm", "implicit_ftrl", "ensemble", "ensemble-bayes"]
 
 
 @pytest.mark.parametrize(("kind", "make"), GROUPS, ids=IDS)
@@ -482,7 +498,8 @@ def test_the_mixture_loses_no_more_than_it_promises(share: float, seed: int, ope
     ("kind", "bad"),
     [
         (CountStackConfig, {"ids": 0}), (CountStackConfig, {"rate": math.nan}), (FactorizationConfig, {"factors": 0}),
-        (FactorizationConfig, {"spread": -1.0}), (ImplicitFtrlConfig, {"alpha": 0.0}),
+        (FactorizationConfig, {"spread": -1.0}), (DeepfmConfig, {"hidden": 0}), (DeepfmConfig, {"pull": math.inf}),
+        (ImplicitFtrlConfig, {"alpha": 0.0}),
         (ImplicitFtrlConfig, {"rows": 1}),
         (EnsembleConfig, {"members": ()}), (EnsembleConfig, {"members": ("a", "a")}), (EnsembleConfig, {"share": 1.0}),
         (EnsembleConfig, {"mix": "vote"}),

@@ -58,6 +58,7 @@ def test_check_policy_names_the_check_and_tells_what_to_do() -> None:
 SMALL: dict[str, dict[str, Any]] = {
     "cooccurrence": {"max_items": 256},
     "count_stack": {"ids": 256, "crosses": 256},
+    "deepfm": {"rows": 256},
     "factorization": {"rows": 256},
     "implicit_ftrl": {"rows": 256},
     "gradient_head": {"max_classes": 512, "dim": 256, "replay": 8, "replayed": 8},
