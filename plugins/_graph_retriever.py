@@ -37,6 +37,7 @@ from streamfold.plugins._retriever import VectorRetriever, check_request
 ENTITY_TOKENS, RELATION_TOKENS, TOTAL_TOKENS = 6_000, 8_000, 30_000
 """LightRAG's budgets; a smaller total shrinks the others in proportion."""
 CHARACTERS_PER_TOKEN = 4
+_ALWAYS = 8
 _PASSAGE_WEIGHT = 0.05
 """HippoRAG 2: what passages weigh among the seeds, beside entities."""
 T = TypeVar("T")
@@ -180,7 +181,8 @@ class GraphRetriever(VectorRetriever):
     def merges(self, document_id: str) -> list[Merge]:
         """Return which names in a document are surely one with others: the rarer goes into the commoner.
 
-        A name is looked at when it is in 1, 2, 4, 8 … passages, so a mention costs the less the more there are.
+        A name is looked at while it is in 8 passages or fewer, and then when it is in 16, 32, 64 …: a mention costs the
+        less the more there are.
         """
         facts = Facts(Passages.of(self._view, Retrieval(query="", sources=("bm25",)), self._places))
         on = facts.on
@@ -189,7 +191,7 @@ class GraphRetriever(VectorRetriever):
         keys = list(dict.fromkeys(on.who.canonical_many(keys)))
         found: list[Merge] = []
         for key, mentions in zip(keys, on.sources_many("e:", keys), strict=True):
-            if mentions & (mentions - 1) == 0 and on.is_name(key):
+            if (mentions <= _ALWAYS or mentions & (mentions - 1) == 0) and on.is_name(key):
                 for one in merge_candidates(facts, key):
                     if self._merge_from is not None and one.score >= self._merge_from:
                         names = [key, one.entity_id]

@@ -30,6 +30,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from streamfold.core import Event, Example, Policy, RankRequest
 from streamfold.core.events import builtin_types
@@ -155,6 +156,7 @@ class Folding:
         self._live = bench.live
         named = fold_stores(bench.group, bench.live)
         self._members = [(r, named[r.key]) for r in bench.group.runtimes]
+        self._live_of = bench.live.by_runtime[bench.runtime.key]
         self.policy: Any = bench.policy
         self.stores: FoldStores = named[bench.runtime.key]
         self.server: Any = self.policy.serve(self.stores)
@@ -165,6 +167,10 @@ class Folding:
         for runtime, stores in self._members:
             if event.type in runtime.handles:
                 fold_one(runtime, event, None, stores)
+
+    def live_bytes(self, name: str) -> int:
+        """The bytes of one of the policy's stores."""
+        return int(self._live_of[name].state_bytes())
 
     def commit(self) -> None:
         self._live.drain()
@@ -220,6 +226,29 @@ def learning(make: Make, stream: Stream) -> dict[str, float]:
     return {"learn_events_s": best}
 
 
+def endless(make: Make, count: int) -> dict[str, float]:
+    """Learn examples of which each has a user and an item that never came before: bytes after 1 %, 10 % and all."""
+    found: dict[str, float] = {}
+    with _lab(make) as lab:
+        folding = Folding(make, lab)
+        names = [one.name for one in folding.policy.stores]
+        spent = 0.0
+        for first in range(0, count, 10_000):
+            examples = [
+                Example(n, 0, f"u:{n}", f"i{n}", float(n % 3 == 0), n * 1000) for n in range(first, first + 10_000)
+            ]
+            start = time.process_time()
+            folding.policy.learn(examples, folding.stores)
+            for name in names:
+                folding.stores[name].keep()
+            folding.commit()
+            spent += time.process_time() - start
+            if (done := first + 10_000) in (count // 100, count // 10, count):
+                found[f"bytes_at_{done}"] = float(sum(folding.live_bytes(name) for name in names))
+                found[f"resident_mb_at_{done}"] = psutil.Process().memory_info().rss / 2**20
+    return found | {"learn_events_s": count / spent}
+
+
 def _lab(make: Make) -> Lab:
     return Lab(Case(make=make, plugins=(builtin,), policies={"activity": {"like_from": 8.0}}))
 
@@ -254,7 +283,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--events", type=int, default=1 << 60)
     parser.add_argument("--years", action="store_true")
+    parser.add_argument("--ids", type=int, help="in place of the stream: so many examples, each of new ids")
+    parser.add_argument("--only", nargs="+", default=list(RANKERS), choices=list(RANKERS))
     given = parser.parse_args(arguments)
+    if given.ids:
+        for name in given.only:
+            _show({name: endless(RANKERS[name], given.ids)})
+        return
     stream = Stream(given.data, given.events, given.years)
     print(
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {len(stream.rows)} events"
@@ -262,13 +297,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     events = stream.events()
     rows = {"item mean": means(stream, user_too=False), "user x item mean": means(stream, user_too=True)}
     _show(rows)
-    for name, make in RANKERS.items():
+    for name, make in ((name, RANKERS[name]) for name in given.only):
         found = test_then_train(make, stream, events)
         if not name.startswith("ensemble"):
             found |= learning(make, stream)
         rows[name] = found
         _show({name: found})
-    for name, (bar, aim) in BARS.items():
+    for name, (bar, aim) in BARS.items() if "ensemble" in rows else ():
         print(f"{name}: {rows['ensemble'][name]:.4f} (bar {bar}, aim {aim})")
     print(json.dumps(rows))
 

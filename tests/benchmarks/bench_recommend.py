@@ -10,6 +10,7 @@ from typing import Any
 
 import harness
 import numpy as np
+import psutil
 from harness import BATCH, Client, Figure
 
 from streamfold.core.context import Group
@@ -57,16 +58,26 @@ def _ask(client: Client, path: str, body: dict[str, Any]) -> tuple[float, dict[s
 
 def recommend(quick: bool, repeats: int) -> list[Figure]:
     """10,000 items: rank 100 candidates, recommend 10, and a click until it is in the next recommendation."""
-    items, actions = 10_000, 20_000 if quick else 60_000
-    rank = Figure("rank 100 candidates over HTTP, p99", "ms", 20)
-    listed = Figure("recommend 10 of 10,000 items over HTTP, p99", "ms", 50)
+    return _measured(10_000, 20_000 if quick else 60_000, repeats, 50)
+
+
+def large(quick: bool, repeats: int) -> list[Figure]:
+    """The same with 1,000,000 items."""
+    return _measured(100_000 if quick else 1_000_000, 60_000, repeats, 100)
+
+
+def _measured(items: int, actions: int, repeats: int, bar_ms: float) -> list[Figure]:
+    rank = Figure(f"rank 100 candidates over HTTP, {items:,} items, p99", "ms", 20)
+    listed = Figure(f"recommend 10 of {items:,} items over HTTP, p99", "ms", bar_ms)
     fresh = Figure("click → next recommendation, idle, p99", "ms", 50)
     rng = np.random.default_rng(harness.SEED)
     with harness.processes(policies=STACK) as run:
         client = run.serve()
-        made = [_item(n, rng) for n in range(items)]
         for start in range(0, items, BATCH):
-            client.post(json.dumps(made[start : start + BATCH]).encode(), visible=start + BATCH >= items)
+            batch = json.dumps([_item(n, rng) for n in range(start, min(items, start + BATCH))]).encode()
+            client.post(batch)
+        while not client.post(batch, visible=True)["visible"]:
+            pass
         events = [_action(n, items, rng) for n in range(actions)]
         client.post(json.dumps(events[:BATCH]).encode(), visible=True)  # kernels are compiled or loaded now
         for start in range(BATCH, actions, BATCH):
@@ -81,8 +92,9 @@ def recommend(quick: bool, repeats: int) -> list[Figure]:
             asked = [_recommend(client, f"user-{int(rng.integers(10_000))}")[0] for _ in range(300)]
             listed.repeats.append(harness.percentiles(asked)[99])
             fresh.repeats.append(harness.percentiles([_click(client, n, items, rng) for n in range(100)])[99])
+        resident = f"{psutil.Process(client.pid).memory_info().rss / 2**20:.0f}"
     for figure in (rank, listed, fresh):
-        figure.notes = {"load": harness.load()}
+        figure.notes = {"load": harness.load(), "resident MB": resident}
     return [rank, listed, fresh]
 
 

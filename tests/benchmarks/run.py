@@ -34,6 +34,7 @@ BENCHES: dict[str, Callable[[bool, int], list[Figure]]] = {
     "workspaces": bench_workspaces.many,
     "erasure": bench_erasure.erasure,
     "recommend": bench_recommend.recommend,
+    "recommend-large": bench_recommend.large,
     "recommend-stack": bench_recommend.stack,
     "kafka": bench_distributed.throughput,
     "kafka-freshness": bench_distributed.freshness,
