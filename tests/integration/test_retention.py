@@ -24,6 +24,8 @@ from streamfold.pipelines.worker import Worker
 sys.path.insert(0, str(Path(__file__).parent))
 from test_rest import BACKENDS, is_problem, serving, wait_job
 
+from tests.waiting import until
+
 sys.path.pop(0)
 REASON = {"reason": "test"}
 POLICIES: dict[str, dict[str, Any]] = {"vector_index": {}, "trending": {}}
@@ -116,9 +118,9 @@ def test_what_leaves_is_archived_and_folds_read_it_there(tmp_path: Path, url: st
 def test_a_rebuild_from_what_is_gone_is_refused(tmp_path: Path, url: str) -> None:
     with running(settings_of(tmp_path / "data", url=url, archive=False)) as (client, _):
         send(client)
-        let_go(client)
+        # a run goes on without a worker's checkpoint that is late: the next one has it
+        until(lambda: let_go(client) and rebuilds(client)["vector_index"] == ("compacted", 0))
         found = rebuilds(client)
-        assert found["vector_index"] == ("compacted", 0)
         assert found["trending"] == ("impossible", 40)
         body = is_problem(client.post("/v1/policies/trending/rebuild", json=REASON), 409, "policy-conflict")
         assert body["rebuildable_from"] == 40
