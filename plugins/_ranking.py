@@ -189,13 +189,19 @@ class OnlineRanker(Learner):
     def _kernels(self) -> ModuleType:
         return import_module(self.kernels)
 
-    @abstractmethod
+    def values(self, stores: Any) -> Sequence[Any]:
+        """Return what kernels read: the values of all stores, in their order."""
+        return [stores[one.name].values for one in self.stores]
+
     def predict(self, pairs: Coded, stores: Any) -> Predicted:
         """Score pairs; a pure read."""
+        scores, known, *said = self._kernels.predict(pairs, *self.values(stores))
+        return Predicted(scores, known, said[0], said[-1])  # of most, what a feature is is what it adds
 
-    @abstractmethod
     def scores(self, pairs: Coded, stores: Any) -> Floats:
         """As :meth:`predict`, the scores alone: a fold asks for one at a time, where each array that is made counts."""
+        scores: Floats = self._kernels.score(pairs, *self.values(stores))
+        return scores
 
     def serve(self, view: View) -> OnlineServer:
         """Score items for a user; kernels are compiled here, not at the first request."""

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from streamfold.core import Array, Example
-from streamfold.plugins._ranking import KEEP, Coded, Floats, OnlineRanker, Predicted, at_least, coded_examples, outcomes
+from streamfold.plugins._ranking import KEEP, Floats, OnlineRanker, at_least, coded_examples, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,17 +95,6 @@ class CountStack(OnlineRanker):
             pairs, labels, swaps, ids.values, crosses.values, head.values, self.config.rate, keep, keep_crosses
         )
         return scores
-
-    def predict(self, pairs: Coded, stores: Any) -> Predicted:
-        """Score pairs."""
-        return Predicted(*self._kernels.predict(pairs, *self._values(stores)))
-
-    def scores(self, pairs: Coded, stores: Any) -> Floats:
-        scores: Floats = self._kernels.score(pairs, *self._values(stores))
-        return scores
-
-    def _values(self, stores: Any) -> tuple[Floats, Floats, Floats]:
-        return stores["ids"].values, stores["crosses"].values, stores["head"].values
 
 
 _HEAD = np.arange(3)

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from streamfold.core import Array, Example
-from streamfold.plugins._ranking import KEEP, Coded, Floats, OnlineRanker, Predicted, at_least, coded_examples, outcomes
+from streamfold.plugins._ranking import KEEP, Floats, OnlineRanker, at_least, coded_examples, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,18 +92,6 @@ class Deepfm(OnlineRanker):
         layers.touch(self._units)
         head.touch_row(0)
         scores: Floats = self._kernels.learn(
-            pairs, labels, swaps, *self._values(stores), c.linear_rate, c.rate, c.pull, c.spread, keep
+            pairs, labels, swaps, *self.values(stores), c.linear_rate, c.rate, c.pull, c.spread, keep
         )
         return scores
-
-    def predict(self, pairs: Coded, stores: Any) -> Predicted:
-        """Score pairs."""
-        scores, known, parts = self._kernels.predict(pairs, *self._values(stores))
-        return Predicted(scores, known, parts, parts)
-
-    def scores(self, pairs: Coded, stores: Any) -> Floats:
-        scores: Floats = self._kernels.score(pairs, *self._values(stores))
-        return scores
-
-    def _values(self, stores: Any) -> list[Any]:
-        return [stores[one.name].values for one in self.stores]

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfold.core import Array, Example
-from streamfold.plugins._ranking import KEEP, Coded, Floats, OnlineRanker, Predicted, at_least, coded_examples, outcomes
+from streamfold.plugins._ranking import KEEP, Floats, OnlineRanker, at_least, coded_examples, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +82,3 @@ class Factorization(OnlineRanker):
             pairs, labels, swaps, facts.values, factors.values, head.values, c.rate, c.pull, c.spread, keep
         )
         return scores
-
-    def predict(self, pairs: Coded, stores: Any) -> Predicted:
-        """Score pairs."""
-        scores, known, parts = self._kernels.predict(pairs, *self._values(stores))
-        return Predicted(scores, known, parts, parts)
-
-    def scores(self, pairs: Coded, stores: Any) -> Floats:
-        scores: Floats = self._kernels.score(pairs, *self._values(stores))
-        return scores
-
-    def _values(self, stores: Any) -> tuple[Floats, Any, Floats]:
-        return stores["facts"].values, stores["factors"].values, stores["head"].values

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfold.core import Array, ConfigError, Example
-from streamfold.plugins._ranking import KEEP, Coded, Floats, OnlineRanker, Predicted, at_least, coded_examples, outcomes
+from streamfold.plugins._ranking import KEEP, Floats, OnlineRanker, at_least, coded_examples, outcomes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,13 +78,5 @@ class ImplicitFtrl(OnlineRanker):
         scores: Floats = self._kernels.learn(pairs, labels, swaps, weights.values, head.values, *self._speeds, keep)
         return scores
 
-    def predict(self, pairs: Coded, stores: Any) -> Predicted:
-        """Score pairs."""
-        values = stores["weights"].values, stores["head"].values
-        scores, known, parts = self._kernels.predict(pairs, *values, *self._speeds)
-        return Predicted(scores, known, parts, parts)
-
-    def scores(self, pairs: Coded, stores: Any) -> Floats:
-        values = stores["weights"].values, stores["head"].values
-        scores: Floats = self._kernels.score(pairs, *values, *self._speeds)
-        return scores
+    def values(self, stores: Any) -> Sequence[Any]:
+        return [*super().values(stores), *self._speeds]
