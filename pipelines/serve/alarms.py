@@ -6,25 +6,24 @@ more than a day ago are not raised again: those of a policy that is folded afres
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
 
-import msgspec
 from prometheus_client import CollectorRegistry, Counter
 
-from streamfold.core.errors import InvalidEvent, LedgerError
-from streamfold.core.events import CloudEvent, NewEvent
 from streamfold.core.views import WorkspaceView
 from streamfold.core.watching import Alarm, Watcher
+from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve.logs import logger
+from streamfold.pipelines.serve.own_events import OwnEvents, own_event
+from streamfold.pipelines.serve.rounds import Rounds
 
 SOURCE = "streamfold:watch"
 """``source`` of the events."""
 _LOOK_S = 1.0
 _NEWS_US = 86_400_000_000
 _REMEMBERED = 10_000
+_NAMES = ("policy", "detector", "statistic", "threshold", "at_position")
 
 
 class AlarmLog:
@@ -32,39 +31,25 @@ class AlarmLog:
 
     Parameters
     ----------
-    views : the open views. accept, append : as of exposures.
+    events : logs them (blocks).
     """
 
     def __init__(
         self,
-        views: Callable[[], Sequence[WorkspaceView]],
-        accept: Callable[[str, Sequence[CloudEvent]], list[NewEvent | InvalidEvent]],
-        append: Callable[[WorkspaceView, Sequence[NewEvent]], Any],
+        node: Node,
+        events: OwnEvents,
         registry: CollectorRegistry,
     ) -> None:
-        self._views, self._accept, self._append = views, accept, append
+        self._events = events
         self._known: dict[tuple[str, str], None] = {}
-        self._stopped = threading.Event()
         self._log = logger()
         self._count = Counter(
             "streamfold_drift_alarms", "Alarms of drift", ["workspace", "policy", "detector"], registry=registry
         )
-        self._thread = threading.Thread(target=self._loop, name="alarms", daemon=True)
-        self._thread.start()
+        self._rounds = Rounds("alarms", node, self._look, every_s=_LOOK_S)
 
     def close(self) -> None:
-        self._stopped.set()
-        self._thread.join(timeout=10)
-
-    def _loop(self) -> None:
-        while not self._stopped.wait(_LOOK_S):
-            for view in self._views():
-                try:
-                    self._look(view)
-                except LedgerError as error:
-                    self._log.warning("alarms_wait", workspace=view.name, error=str(error))
-                except Exception as error:
-                    self._log.error("alarms_failed", workspace=view.name, error=repr(error), exc_info=error)
+        self._rounds.close()
 
     def _look(self, view: WorkspaceView) -> None:
         since_us = view.context.clock.now_us() - _NEWS_US
@@ -76,13 +61,10 @@ class AlarmLog:
                     self._raise(view, alarm)
 
     def _raise(self, view: WorkspaceView, alarm: Alarm) -> None:
-        names = ("policy", "detector", "statistic", "threshold", "at_position")
-        data = msgspec.json.encode({name: getattr(alarm, name) for name in names})
-        raw = CloudEvent(specversion="1.0", id=_id(alarm), source=SOURCE, type="drift.detected", data=msgspec.Raw(data))
-        [event] = self._accept(view.name, [raw])
-        if not isinstance(event, InvalidEvent) and "accepted" in self._append(view, [event]).outcomes:
+        data = {name: getattr(alarm, name) for name in _NAMES}
+        if "accepted" in self._events.log(view, [own_event(SOURCE, "drift.detected", _id(alarm), data)]):
             self._count.labels(view.name, alarm.policy, alarm.detector).inc()
-            self._log.warning("drift_detected", workspace=view.name, **{name: getattr(alarm, name) for name in names})
+            self._log.warning("drift_detected", workspace=view.name, **data)
         self._known[view.name, _id(alarm)] = None
         if len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]

@@ -9,18 +9,18 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
-import msgspec
 from prometheus_client import CollectorRegistry, Counter
 
-from streamfold.core.errors import InvalidEvent, LedgerError
-from streamfold.core.events import CloudEvent, NewEvent
+from streamfold.core.errors import LedgerError
+from streamfold.core.events import CloudEvent
 from streamfold.core.views import WorkspaceView
 from streamfold.pipelines.serve.logs import logger
+from streamfold.pipelines.serve.own_events import OwnEvents, own_event
 
 SOURCE = "streamfold:serve"
 """``source`` of the exposures that this service logs."""
@@ -45,16 +45,15 @@ class Exposures:
 
     Parameters
     ----------
-    accept : validates events of a workspace; append : logs them (blocks).
+    events : logs them (blocks).
     """
 
     def __init__(
         self,
-        accept: Callable[[str, Sequence[CloudEvent]], list[NewEvent | InvalidEvent]],
-        append: Callable[[WorkspaceView, Sequence[NewEvent]], Any],
+        events: OwnEvents,
         registry: CollectorRegistry,
     ) -> None:
-        self._accept, self._append = accept, append
+        self._events = events
         self._waiting: deque[tuple[WorkspaceView, CloudEvent]] = deque()
         self._ready = threading.Condition()
         self._stopped = False
@@ -96,8 +95,7 @@ class Exposures:
             "policies": dict(policies),
             "context": dict(context) if context else None,
         }
-        raw = msgspec.Raw(msgspec.json.encode(data))
-        event = CloudEvent(specversion="1.0", id=exposure_id, source=SOURCE, type="exposure.recorded", data=raw)
+        event = own_event(SOURCE, "exposure.recorded", exposure_id, data)
         with self._ready:
             full = len(self._waiting) >= _MOST or self._stopped
             if not full:
@@ -146,12 +144,10 @@ class Exposures:
         for view, event in batch:
             by_view.setdefault(view.name, (view, []))[1].append(event)
         for name, (view, raws) in by_view.items():
-            found = self._accept(name, raws)
-            events = [one for one in found if not isinstance(one, InvalidEvent)]
-            if events:
-                self._append(view, events)
-                self._count.labels(name, "logged").inc(len(events))
-            if refused := len(found) - len(events):
+            outcomes = self._events.log(view, raws)
+            refused = outcomes.count(None)
+            self._count.labels(name, "logged").inc(len(outcomes) - refused)
+            if refused:
                 self._count.labels(name, "refused").inc(refused)
 
 

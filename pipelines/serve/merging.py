@@ -8,21 +8,19 @@ log has been looked at is an intake of the ledger, moved with the events in one 
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
-import msgspec
-
-from streamfold.core.errors import IntakeConflict, InvalidEvent, LedgerError
-from streamfold.core.events import CloudEvent, NewEvent
+from streamfold.core.errors import IntakeConflict
 from streamfold.core.ledger.abc import NORMAL, IntakeMove
 from streamfold.core.policy import Merge, NameMerger
 from streamfold.core.views import GroupView, MemberView, WorkspaceView
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve.logs import logger
+from streamfold.pipelines.serve.own_events import OwnEvents, own_event
+from streamfold.pipelines.serve.rounds import Rounds
 
 SOURCE = "/streamfold/merges"
 INTAKE = "merges:"
@@ -32,51 +30,38 @@ _PAGE = 64
 _LOOK_S = 0.25
 _SHARE = 0.25
 """Of a thread's time: the look itself takes the interpreter from the requests."""
-Accept = Callable[[str, Sequence[CloudEvent]], list[NewEvent | InvalidEvent]]
+_FAILED_S = 10.0
 
 
 class Merging:
-    """The thread of one serving process; it does nothing where no policy is set to merge.
+    """The merges of one serving process; it does nothing where no policy is set to merge.
 
     Parameters
     ----------
-    accept : validates events of a workspace.
+    events : logs them, with the moves of intakes (blocks).
     """
 
-    def __init__(self, node: Node, accept: Accept) -> None:
-        self._node, self._accept = node, accept
-        self._stop = threading.Event()
+    def __init__(
+        self,
+        node: Node,
+        events: OwnEvents,
+    ) -> None:
+        self._node, self._events = node, events
         self._log = logger()
         self._at: dict[tuple[str, str], tuple[int, int | None]] = {}
         """By workspace and intake: up to where the log was looked at, and what of that is stored."""
-        self._thread = threading.Thread(target=self._loop, name="merging", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        self._rounds = Rounds("merging", node, self._all, every_s=_LOOK_S, failed_s=_FAILED_S)
 
     def close(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=10)
+        self._rounds.close()
 
-    def _loop(self) -> None:
-        while not self._stop.wait(_LOOK_S):
-            views = self._node.views
-            for view in views.opened() if views is not None else ():
-                self._safely(view)
-
-    def _safely(self, view: WorkspaceView) -> None:
+    def _all(self, view: WorkspaceView) -> None:
         try:
             for group, member in view.servers(NameMerger):
-                while member.server.merges_by_itself and not self._stop.is_set() and self._look(view, group, member):
+                while member.server.merges_by_itself and not self._rounds.stopped() and self._look(view, group, member):
                     pass
         except IntakeConflict:
             self._at.clear()  # another process looks too
-        except LedgerError as error:
-            self._log.warning("merging_waits", workspace=view.name, error=str(error))
-        except Exception as error:
-            self._log.error("merging_failed", workspace=view.name, error=repr(error), exc_info=error)
-            self._stop.wait(10)
 
     def _look(self, view: WorkspaceView, group: GroupView, member: MemberView) -> bool:
         """Look at the names of the next documents; False: there are none."""
@@ -96,32 +81,20 @@ class Merging:
             started = time.perf_counter()
             with view.reading([group]):
                 merges.update((_id(one), one) for one in member.server.merges(document_id))
-            if self._stop.wait((time.perf_counter() - started) * (1 / _SHARE - 1)):
+            if self._rounds.stopped((time.perf_counter() - started) * (1 / _SHARE - 1)):
                 return False
         if rows:  # where there was nothing to look at, a restart looks again: cheaper than a transaction
-            self._append(
-                view, self._events(view.name, merges), IntakeMove(intake=intake, topic=intake, expect=stored, next=end)
-            )
+            move = IntakeMove(intake=intake, topic=intake, expect=stored, next=end)
+            raws = [
+                own_event(SOURCE, "entity.merged", id_, {"entity_id": one.name, "into": one.into})
+                for id_, one in merges.items()
+            ]
+            merged = self._events.log(view, raws, [move]).count("accepted")
+            if merged:
+                self._log.info("names_merged", workspace=view.name, merges=merged)
             stored = end
         self._at[view.name, intake] = (end, stored)
         return bool(rows)
-
-    def _events(self, workspace: str, merges: dict[str, Merge]) -> list[NewEvent]:
-        raws = [
-            CloudEvent(
-                specversion="1.0", id=id_, source=SOURCE, type="entity.merged",
-                data=msgspec.Raw(msgspec.json.encode({"entity_id": one.name, "into": one.into})),
-            )
-            for id_, one in merges.items()
-        ]  # fmt: skip
-        return [one for one in self._accept(workspace, raws) if not isinstance(one, InvalidEvent)]
-
-    def _append(self, view: WorkspaceView, events: Sequence[NewEvent], move: IntakeMove) -> None:
-        node = self._node
-        done = node.ledger.append(view.name, events, recorded_us=node.context.clock.now_us(), moves=[move])
-        if "accepted" in done.outcomes:
-            node.appended(view.name)
-            self._log.info("names_merged", workspace=view.name, merges=done.outcomes.count("accepted"))
 
 
 def _id(one: Merge) -> str:

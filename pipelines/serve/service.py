@@ -12,7 +12,7 @@ from typing import Any
 
 from streamfold.core.errors import InvalidEvent
 from streamfold.core.events import CloudEvent, NewEvent
-from streamfold.core.ledger.abc import Appended
+from streamfold.core.ledger.abc import Appended, IntakeMove
 from streamfold.core.views import Views, WorkspaceView
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.quota import FULL_RETRY_S, Limits, Rate
@@ -27,6 +27,7 @@ from streamfold.pipelines.serve.jobs import Jobs
 from streamfold.pipelines.serve.logs import logger
 from streamfold.pipelines.serve.merging import Merging
 from streamfold.pipelines.serve.metrics import Metrics
+from streamfold.pipelines.serve.own_events import OwnEvents
 from streamfold.pipelines.serve.pressure import Pressure
 from streamfold.pipelines.serve.problems import rate_limited, unavailable
 from streamfold.pipelines.serve.waiting import Waiters
@@ -60,9 +61,10 @@ class Service:
         self.on_failure: Callable[[], None] = lambda: None
         self._refuses = bool(node.registry.hook.refuse_event.get_hookimpls())
         self._wakes = ThreadPoolExecutor(1, "wake")
-        self.exposures = Exposures(self.accept, self.append, self.metrics.registry)
-        self.merging = Merging(node, self.accept)
-        self.alarms = AlarmLog(self._opened, self.accept, self.append, self.metrics.registry)
+        own_events = OwnEvents(self.accept, self.append)
+        self.exposures = Exposures(own_events, self.metrics.registry)
+        self.merging = Merging(node, own_events)
+        self.alarms = AlarmLog(node, own_events, self.metrics.registry)
         self._wakes_waiting = 0
         self._waiters: dict[str, Waiters] = {}
 
@@ -70,7 +72,6 @@ class Service:
     def start(self) -> None:
         """Recover the views in a thread: the port answers meanwhile, ``/readyz`` says 503."""
         self.access.start()
-        self.merging.start()
         if self.node.views is not None:
             self.ready = True
             return
@@ -100,10 +101,6 @@ class Service:
         self.metrics.close()
 
     # -- views ------------------------------------------------------------------------------------
-    def _opened(self) -> Sequence[WorkspaceView]:
-        views = self.node.views
-        return views.opened() if self.ready and views is not None else ()
-
     def view(self, workspace: str) -> WorkspaceView:
         """Return a workspace's view; 503 while it is being recovered."""
         views = self.node.views
@@ -173,11 +170,11 @@ class Service:
         reason = self.node.registry.hook.refuse_event(workspace=workspace, event=event)
         return event if reason is None else InvalidEvent("invalid-event", f"refused: {reason}")
 
-    def append(self, view: WorkspaceView, events: Sequence[NewEvent]) -> Appended:
-        """Log events (durable when this returns), and wake whoever folds them. Blocks."""
+    def append(self, view: WorkspaceView, events: Sequence[NewEvent], moves: Sequence[IntakeMove] = ()) -> Appended:
+        """Log events, with moves of intakes (durable when this returns), and wake whoever folds them. Blocks."""
         node = self.node
         started = time.monotonic()
-        done = node.ledger.append(view.name, events, recorded_us=node.context.clock.now_us())
+        done = node.ledger.append(view.name, events, recorded_us=node.context.clock.now_us(), moves=moves)
         fresh = [p for p, outcome in zip(done.positions, done.outcomes, strict=True) if outcome == "accepted"]
         if fresh:
             types = frozenset(event.type for event in events)

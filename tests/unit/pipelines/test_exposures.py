@@ -12,8 +12,10 @@ from prometheus_client import CollectorRegistry
 from streamfold.core.clock import SystemClock
 from streamfold.core.errors import LedgerUnavailable
 from streamfold.core.events import Acceptor, CloudEvent, EventTypes, NewEvent, builtin_types
+from streamfold.core.ledger.abc import Appended, IntakeMove
 from streamfold.pipelines.serve import exposures
 from streamfold.pipelines.serve.exposures import Exposed, Exposures
+from streamfold.pipelines.serve.own_events import OwnEvents
 
 
 class Log:
@@ -28,11 +30,12 @@ class Log:
     def accept(self, workspace: str, raws: Sequence[CloudEvent]) -> Any:
         return self.acceptor.accept_many(raws)
 
-    def append(self, view: Any, events: Sequence[NewEvent]) -> None:
+    def append(self, view: Any, events: Sequence[NewEvent], moves: Sequence[IntakeMove]) -> Appended:
         self.tried.set()
         if self.away.is_set():
             raise LedgerUnavailable("away")
         self.ids += [event.id for event in events]
+        return Appended(outcomes=["accepted"] * len(events), positions=[0] * len(events), superseded=0, head=0)
 
 
 def shown(buffer: Exposures, id_: str) -> bool:
@@ -48,7 +51,7 @@ def counted(registry: CollectorRegistry, outcome: str) -> float:
 
 def test_they_are_logged_in_order(monkeypatch: Any) -> None:
     log, registry = Log(), CollectorRegistry()
-    buffer = Exposures(log.accept, log.append, registry)
+    buffer = Exposures(OwnEvents(log.accept, log.append), registry)
     assert all(shown(buffer, f"x{n}") for n in range(1200))
     assert buffer.flush()
     assert log.ids == [f"x{n}" for n in range(1200)]
@@ -62,7 +65,7 @@ def test_while_the_ledger_is_away_they_wait_and_then_are_dropped(monkeypatch: An
     monkeypatch.setattr(exposures, "_RETRY_S", 0.01)
     log, registry = Log(), CollectorRegistry()
     log.away.set()
-    buffer = Exposures(log.accept, log.append, registry)
+    buffer = Exposures(OwnEvents(log.accept, log.append), registry)
     assert [shown(buffer, f"x{n}") for n in range(5)] == [True, True, True, False, False]
     assert log.tried.wait(5)
     log.away.clear()
