@@ -24,7 +24,6 @@ import numpy.typing as npt
 
 from streamfold.core import (
     LEARNED_FROM,
-    ConfigError,
     Event,
     Example,
     Feature,
@@ -138,14 +137,6 @@ def outcomes(examples: Sequence[Example]) -> tuple[Floats, Flags]:
     if len(examples) == 1:
         return _outcome(examples[0].label, examples[0].swaps)
     return np.array([one.label for one in examples]), np.array([one.swaps for one in examples], bool)
-
-
-def at_least(policy: str, config: Any, least: float, *names: str) -> None:
-    """Check that settings are finite numbers from ``least`` on."""
-    for name in names:
-        value = getattr(config, name)
-        if not least <= value < np.inf:
-            raise ConfigError(f"{policy}: {name} is {value}: it must be at least {least:g}")
 
 
 class Predicted(NamedTuple):

@@ -42,7 +42,7 @@ from streamfold.core import (
     user_key,
 )
 from streamfold.plugins._feedback import SEP, Joined, labels, tables
-from streamfold.plugins._ranking import at_least
+from streamfold.plugins._settings import at_least
 
 _US = 1_000_000
 _MOST_TOKENS = 32

@@ -38,7 +38,7 @@ from streamfold.core import (
     View,
     best_slots,
 )
-from streamfold.plugins._ranking import at_least
+from streamfold.plugins._settings import at_least
 
 _NEVER = -math.inf
 _US = 1e6

@@ -26,7 +26,6 @@ import numpy as np
 from streamfold.core import (
     Batch,
     ClassifyRequest,
-    ConfigError,
     Event,
     NeedsRebuild,
     Prediction,
@@ -38,6 +37,7 @@ from streamfold.core import (
 )
 from streamfold.plugins._labels import HeadRow, label_name, mixed
 from streamfold.plugins._of_targets import THINGS, THINGS_STORE, OfTargets, key_of
+from streamfold.plugins._settings import within
 from streamfold.plugins._sums import Floats
 from streamfold.plugins._targets import KINDS, TEXT, thing_of, unpacked, vectors_of
 
@@ -60,10 +60,7 @@ class CorrectionsConfig:
     max_pins: int = 10_000
 
     def __post_init__(self) -> None:
-        if not 0 <= self.radius <= 2:
-            raise ConfigError(f"corrections: radius is {self.radius}: it must be in 0…2")
-        if not 1 <= self.max_pins <= 1_000_000:
-            raise ConfigError(f"corrections: max_pins is {self.max_pins}: it must be in 1…1000000")
+        within("corrections", self, radius=(0, 2), max_pins=(1, 1_000_000))
 
 
 class Pin(msgspec.Struct, frozen=True, array_like=True):

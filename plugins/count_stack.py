@@ -36,7 +36,8 @@ from typing import Any
 import numpy as np
 
 from streamfold.core import Array, Example
-from streamfold.plugins._ranking import KEEP, Floats, OnlineRanker, at_least, coded_examples, outcomes
+from streamfold.plugins._ranking import KEEP, Floats, OnlineRanker, coded_examples, outcomes
+from streamfold.plugins._settings import at_least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

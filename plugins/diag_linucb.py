@@ -47,7 +47,7 @@ from streamfold.core import (
     View,
 )
 from streamfold.plugins._feedback import SEP
-from streamfold.plugins._ranking import at_least
+from streamfold.plugins._settings import at_least
 from streamfold.plugins.item_vectors import embedded
 
 Floats = npt.NDArray[np.float32]

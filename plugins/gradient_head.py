@@ -40,6 +40,7 @@ from streamfold.plugins._gradient import Anchor, Hook, Learner, Optimiser, Rows,
 from streamfold.plugins._gradient_server import GradientServer, Lift
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
 from streamfold.plugins._replay import PRIOR, ClassState, SpaceState, admitted, drawn, hashed
+from streamfold.plugins._settings import one_of, within
 from streamfold.plugins._targets import TEXT, unpacked
 from streamfold.plugins.label_statistics import LabelStatistics
 
@@ -98,23 +99,23 @@ class GradientHeadConfig:
     max_classes: int = 1024
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("loss", ("batch", "softmax")), ("optimiser", ("sgd", "upgd")), ("init", ("mean", "zero")),
-            ("read_out", ("linear", "herding")), ("align", ("none", "norm", "bias", "gaussian")),
-            ("average", ("none", "ema", "swa", "lawa")),
-        ):  # fmt: skip
-            if (value := getattr(self, name)) not in known:
-                raise ConfigError(f"gradient_head: {name} is {value!r}: {' or '.join(known)}")
-        for name, least, most in (
-            ("rate", 1e-6, 16.0), ("utility_decay", 0.0, 0.999999), ("sigma", 0.0, 1.0), ("replay", 0, 1000),
-            ("replayed", 0, 1000), ("anchor", 0.0, 1.0), ("shrink", 0.5, 1.0), ("perturb", 0.0, 1.0),
-            ("exemplars", 1, 1000), ("every", 1, 2**40), ("decay", 0.0, 0.999999), ("keep", 1, 100),
-            ("blend", 0.0, 1.0),
-            ("new_for", 0, 2**40), ("expansion", 0, 8192), ("seed", 0, 2**63),
-            ("dim", 1, 65536), ("prior_weight", 1e-6, 1e6), ("max_labels", 1, 2**40), ("max_classes", 1, 2**20),
-        ):  # fmt: skip
-            if not least <= getattr(self, name) <= most:
-                raise ConfigError(f"gradient_head: {name} is {getattr(self, name)}: it must be in {least:g}…{most:g}")
+        one_of(
+            "gradient_head",
+            self,
+            loss=("batch", "softmax"),
+            optimiser=("sgd", "upgd"),
+            init=("mean", "zero"),
+            read_out=("linear", "herding"),
+            align=("none", "norm", "bias", "gaussian"),
+            average=("none", "ema", "swa", "lawa"),
+        )
+        within(
+            "gradient_head", self,
+            rate=(1e-6, 16.0), utility_decay=(0.0, 0.999999), sigma=(0.0, 1.0), replay=(0, 1000), replayed=(0, 1000),
+            anchor=(0.0, 1.0), shrink=(0.5, 1.0), perturb=(0.0, 1.0), exemplars=(1, 1000), every=(1, 2**40),
+            decay=(0.0, 0.999999), keep=(1, 100), blend=(0.0, 1.0), new_for=(0, 2**40), expansion=(0, 8192),
+            seed=(0, 2**63), dim=(1, 65536), prior_weight=(1e-6, 1e6), max_labels=(1, 2**40), max_classes=(1, 2**20),
+        )  # fmt: skip
         if self.rate * self.anchor > 1:
             raise ConfigError(
                 f"gradient_head: rate × anchor is {self.rate * self.anchor:g}: above 1 the pull overshoots, "

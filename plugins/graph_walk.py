@@ -35,7 +35,7 @@ from streamfold.core import (
     View,
     user_key,
 )
-from streamfold.plugins._ranking import at_least
+from streamfold.plugins._settings import at_least
 
 _ITEM, _TOKEN = "i:", "t:"
 """Prefixes of nodes; a user's is ``user_key``."""

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfold.core import Array, ConfigError, Example
-from streamfold.plugins._ranking import KEEP, Floats, OnlineRanker, at_least, coded_examples, outcomes
+from streamfold.plugins._ranking import KEEP, Floats, OnlineRanker, coded_examples, outcomes
+from streamfold.plugins._settings import at_least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from streamfold.core import (
     Vectors,
     View,
 )
-from streamfold.plugins._ranking import at_least
+from streamfold.plugins._settings import at_least
 
 _MOST_TEXT = 2000
 """Characters of an item's text that are embedded: encoders read no further than a few hundred tokens."""

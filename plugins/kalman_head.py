@@ -17,6 +17,7 @@ from typing import ClassVar
 from streamfold.core import ConfigError, View
 from streamfold.plugins._filtered import FilteredState
 from streamfold.plugins._heads import HeadsServer
+from streamfold.plugins._settings import within
 from streamfold.plugins.label_statistics import LabelStatistics
 
 
@@ -45,12 +46,11 @@ class KalmanHeadConfig:
     def __post_init__(self) -> None:
         if not 1 <= len(set(self.gammas)) == len(self.gammas) <= 8 or not all(0.5 <= g <= 0.99999 for g in self.gammas):
             raise ConfigError(f"kalman_head: gammas is {self.gammas}: 1 to 8 different numbers in 0.5…0.99999")
-        for name, least, most in (
-            ("weight_variance", 1e-9, 1e6), ("noise", 1e-6, 1e6), ("prior_weight", 1e-6, 1e6),
-            ("max_labels", 1, 2**40), ("max_classes", 1, 2**40),
-        ):  # fmt: skip
-            if not least <= (value := getattr(self, name)) <= most:
-                raise ConfigError(f"kalman_head: {name} is {value}: it must be in {least:g}…{most:g}")
+        within(
+            "kalman_head", self,
+            weight_variance=(1e-9, 1e6), noise=(1e-6, 1e6), prior_weight=(1e-6, 1e6), max_labels=(1, 2**40),
+            max_classes=(1, 2**40),
+        )  # fmt: skip
 
 
 class KalmanHead(LabelStatistics):

@@ -26,7 +26,6 @@ import msgspec
 
 from streamfold.core import (
     Batch,
-    ConfigError,
     Event,
     EventError,
     NeedsRebuild,
@@ -38,6 +37,7 @@ from streamfold.core import (
 from streamfold.plugins._heads import HeadsServer
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow, label_name, mixed
 from streamfold.plugins._of_targets import THINGS, THINGS_STORE, OfTargets, key_of
+from streamfold.plugins._settings import one_of, within
 from streamfold.plugins._targets import KINDS, packed
 
 _MOST_WEIGHT = 1e6
@@ -69,15 +69,12 @@ class LabelStatisticsConfig:
     max_classes: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.read_out not in ("ridge", "lda", "prototype"):
-            raise ConfigError(f"label_statistics: read_out is {self.read_out!r}: ridge, lda or prototype")
-        for name, least, most in (
-            ("gamma", 1e-9, 1e12), ("shrinkage", 1e-6, 1.0), ("expansion", 0, 8192), ("seed", 0, 2**63),
-            ("prior_weight", 1e-6, _MOST_WEIGHT), ("half_life_s", 0.0, 1e12), ("max_labels", 1, 2**40),
-            ("max_classes", 1, 2**40),
-        ):  # fmt: skip
-            if not least <= (value := getattr(self, name)) <= most:
-                raise ConfigError(f"label_statistics: {name} is {value}: it must be in {least:g}…{most:g}")
+        one_of("label_statistics", self, read_out=("ridge", "lda", "prototype"))
+        within(
+            "label_statistics", self,
+            gamma=(1e-9, 1e12), shrinkage=(1e-6, 1.0), expansion=(0, 8192), seed=(0, 2**63),
+            prior_weight=(1e-6, _MOST_WEIGHT), half_life_s=(0.0, 1e12), max_labels=(1, 2**40), max_classes=(1, 2**40),
+        )  # fmt: skip
 
 
 class LabelStatistics(OfTargets):

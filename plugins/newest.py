@@ -21,7 +21,7 @@ from streamfold.core import (
     Table,
     View,
 )
-from streamfold.plugins._ranking import at_least
+from streamfold.plugins._settings import at_least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ from streamfold.core import (
     View,
     user_key,
 )
-from streamfold.plugins._ranking import at_least
+from streamfold.plugins._settings import at_least
 
 _BY_NEW = ("known", "new_user", "new_item", "new_both")
 SLICES = ("all", *_BY_NEW)
