@@ -67,18 +67,16 @@ from streamfold.core.policy import (
     Usage,
     View,
 )
+from streamfold.core.quality import Measured, QualityPoint, QualityReport, Scored
 from streamfold.core.recommending import (
     LEARNED_FROM,
     Acted,
     Catalogue,
     Example,
     Feature,
-    QualityPoint,
-    QualityReport,
     Ranker,
     Ranking,
     RankRequest,
-    Scored,
     SimilarItems,
     StoredItem,
     StoredUser,
@@ -134,6 +132,7 @@ __all__ = [
     "KafkaRecord",
     "KeywordFinder",
     "Keywords",
+    "Measured",
     "Merge",
     "MergeCandidate",
     "NeedsRebuild",

@@ -18,13 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streamfold.core.hooks import GateRule
-from streamfold.core.recommending import Scored
+from streamfold.core.quality import Flags, Floats, Scored
 
-Floats = npt.NDArray[np.float64]
 _US = 1_000_000
 _LEAST = 1e-4
 _MOST_STEP = 0.9
-_SLICES = {"known": 0, "new_user": 1, "new_item": 2, "new_both": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +59,8 @@ class Paired:
     difference: Floats
     flipped: npt.NDArray[np.bool_]
     slices: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+    """Of the slices."""
 
 
 def confidence_sequence(values: Floats, *, alpha: float = 0.05, bound: float = 1.0) -> tuple[Floats, Floats]:
@@ -72,8 +72,9 @@ def confidence_sequence(values: Floats, *, alpha: float = 0.05, bound: float = 1
 
     Returns
     -------
-    Lower and upper bounds ``(n,)`` after each value, already intersected over time: they only close in. Each of the two
-    holds at all times with probability ``1 − alpha``. O(n).
+    Lower and upper bounds ``(n,)`` after each value, of the values' (weighted) mean so far; each of the two holds at
+    all times with probability ``1 − alpha``. They are not intersected over time, which supposes that the mean stays
+    what it is: what two stacks differ by changes as they learn. O(n).
     """
     if not len(values):
         return np.zeros(0), np.zeros(0)
@@ -88,8 +89,7 @@ def confidence_sequence(values: Floats, *, alpha: float = 0.05, bound: float = 1
     weight = np.cumsum(step)
     centre = np.cumsum(step * x) / weight
     half = (math.log(1 / alpha) + np.cumsum(4 * (x - before) ** 2 * cost)) / weight
-    lower, upper = np.maximum.accumulate(centre - half), np.minimum.accumulate(centre + half)
-    return 2 * bound * lower - bound, 2 * bound * upper - bound
+    return 2 * bound * (centre - half) - bound, 2 * bound * (centre + half) - bound
 
 
 def paired(candidate: Scored, live: Scored) -> Paired:
@@ -103,9 +103,17 @@ def paired(candidate: Scored, live: Scored) -> Paired:
         user=candidate.user[mine],
         at_us=candidate.at_us[mine],
         difference=np.clip(_loss(new, label) - _loss(old, label), -1.0, 1.0),
-        flipped=((old >= 0.5) == (label > 0)) & ((new >= 0.5) != (label > 0)),
+        flipped=_right(live)[theirs] & ~_right(candidate)[mine],
         slices=candidate.slices[mine],
+        names=candidate.names,
     )
+
+
+def _right(side: Scored) -> Flags:
+    if side.right is not None:
+        return side.right
+    found: Flags = (side.score >= 0.5) == (side.label > 0)
+    return found
 
 
 def _loss(score: Floats, label: Floats) -> Floats:
@@ -179,7 +187,7 @@ def judge(
 
 def _worst_slice(pairs: Paired, limits: GateLimits) -> GateRule:
     worst, name, limit = -math.inf, "", limits.worst_slice
-    for one, number in _SLICES.items():
+    for number, one in enumerate(pairs.names):
         mine = pairs.difference[pairs.slices == number]
         if len(mine) >= limits.slice_examples and (mean := float(mine.mean())) > worst:
             worst, name = mean, one

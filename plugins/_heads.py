@@ -313,6 +313,11 @@ class HeadsServer:
             found[head] += bool(row.prior)
         return {head: found[head] + row.rows - declared[head] for head, row in self._view["heads"].items()}
 
+    def thing(self, name: str) -> bytes | None:
+        """The vector of a document, item or user, named as ``kind:id``."""
+        found: bytes | None = self._view["things"].get(name)
+        return found
+
     def chances(self, name: str, space: str, phi: Floats) -> tuple[list[str], Floats, Floats] | None:
         """Classes, their probabilities ``(n, classes)`` and ``unknown (n,)``; None: nothing like it is labelled."""
         try:
@@ -337,21 +342,28 @@ class HeadsServer:
         return [found[index] for index in range(len(vectors))]
 
     def _solved(self, name: str, space: str, index: int) -> tuple[Callable[[Floats], Floats], Head, Mapping[str, str]]:
-        row = self._view["heads"].get(name)
         with self._lock:
-            if row is None:
-                self._states.pop(name, None)
+            state = self._followed(name)
+            if state is None:
                 raise WrongTarget(index, f"head {name[:64]!r} has no labels")
-            state = self._states.pop(name, None) or HeadState(self._config, name, self._make)
-            self._states[name] = state
-            if len(self._states) > _HEADS:
-                self._states.popitem(last=False)
-            state.follow(self._view, row)
             if space not in state.spaces:
                 known = ", ".join(f"{len(s.rows)} of {_told(which)}" for which, s in sorted(state.spaces.items()))
                 what = _told(space) + ("" if space == TEXT else " of these names")
                 raise WrongTarget(index, f"head {name[:64]!r} has no labels of {what}; it has: {known or 'none'}")
             return state.spaces[space].lift, state.spaces[space].head(), state.names
+
+    def _followed(self, name: str) -> HeadState | None:
+        """A head as the view has it; None: it has no labels. The lock is held."""
+        row = self._view["heads"].get(name)
+        if row is None:
+            self._states.pop(name, None)
+            return None
+        state = self._states.pop(name, None) or HeadState(self._config, name, self._make)
+        self._states[name] = state
+        if len(self._states) > _HEADS:
+            self._states.popitem(last=False)
+        state.follow(self._view, row)
+        return state
 
     def _vectors(self, request: ClassifyRequest) -> list[tuple[str, Floats]]:
         return vectors_of(self._view, request.targets)

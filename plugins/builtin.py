@@ -17,6 +17,7 @@ from streamfold.plugins.gradient_head import GradientHead
 from streamfold.plugins.graph_index import GraphIndex
 from streamfold.plugins.graph_walk import GraphWalk
 from streamfold.plugins.head_ensemble import HeadEnsemble
+from streamfold.plugins.head_quality import HeadQuality
 from streamfold.plugins.implicit_ftrl import ImplicitFtrl
 from streamfold.plugins.item_vectors import ItemVectors
 from streamfold.plugins.kalman_head import KalmanHead
@@ -54,6 +55,7 @@ def register_policies() -> list[type[Policy]]:
         Reloop2Topk,
         GradientHead,
         HeadEnsemble,
+        HeadQuality,
         LabelStatistics,
         KalmanHead,
         Corrections,

@@ -31,22 +31,20 @@ from streamfold.core import (
     ClassifyRequest,
     ConfigError,
     Event,
-    EventError,
     NeedsRebuild,
-    Policy,
     Prediction,
     ReadOnly,
     ScoredLabel,
     Stores,
     Subject,
     Table,
-    Tools,
     View,
     WrongTarget,
 )
 from streamfold.plugins._labels import label_name
+from streamfold.plugins._of_labels import OfLabels, vector_before
 from streamfold.plugins._sums import Floats
-from streamfold.plugins._targets import TEXT, thing_of, unpacked, vector_of, vectors_of
+from streamfold.plugins._targets import vectors_of
 
 _SMOOTH = 1e-4
 _DIGITS = 6
@@ -79,13 +77,11 @@ class HeadEnsembleConfig:
             raise ConfigError(f"head_ensemble: share is {self.share}: it must be at least 0 and below 1")
 
 
-class HeadEnsemble(Policy):
+class HeadEnsemble(OfLabels):
     """Weights of members, by head."""
 
     name = "head_ensemble"
     version = 1
-    handles = ("label.observed",)
-    backends = ("encoder",)
     Config = HeadEnsembleConfig
 
     def __init__(self, config: Any = None) -> None:
@@ -93,20 +89,13 @@ class HeadEnsemble(Policy):
         self.reads = tuple(self.config.members)
         self.stores = (Table("believed", key=str, value=Believed, max_rows=10_000, on_full="refuse"),)
 
-    def prepare_batch(self, events: Sequence[Event], tools: Tools) -> list[Any]:
-        """Embed texts, as the members do; the rows are kept by their content."""
-        texts = [(e.data.target.text or "") if e.data.label is not None else "" for e in events]
-        distinct = list(dict.fromkeys(text for text in texts if text))
-        rows = dict(zip(distinct, tools.encoder.encode(distinct), strict=True)) if distinct else {}
-        return [np.asarray(rows[text], np.float32) if text else None for text in texts]
-
     def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
         """Reward the members that expected the label."""
         data, members = event.data, self.config.members
-        found = self._vector(data.target, prepared, stores)
+        servers = [stores.of(name).server for name in members]
+        found = vector_before(data.target, prepared, servers[0])
         if data.label is None or found is None or data.weight == 0:
             return
-        servers = [stores.of(name).server for name in members]
         names, chances, _ = mixable(servers, data.head, found[0], found[1][None])
         label = label_name(data.label)
         if label not in names:
@@ -114,18 +103,6 @@ class HeadEnsemble(Policy):
         old: Believed = stores["believed"].get(data.head) or uniform(len(members))
         logs = rewarded(np.array(old.logs), chances[:, 0, names.index(label)], self.config.share)
         stores["believed"].put(data.head, Believed(tuple(logs.tolist()), old.labels + 1))
-
-    def _vector(self, target: Any, prepared: Any, stores: Stores) -> tuple[str, Floats] | None:
-        """The target's space and vector; None if the members refuse it too."""
-        if target.features is not None:
-            try:
-                return vector_of(target.features)
-            except EventError:
-                return None
-        if (thing := thing_of(target)) is not None:
-            stored = stores.of(self.config.members[0])["things"].get(thing)
-            return None if stored is None else (TEXT, unpacked(stored, TEXT))
-        return None if prepared is None else (TEXT, np.asarray(prepared, np.float64))
 
     def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
         """What a label said of the members cannot be taken back."""
@@ -199,6 +176,21 @@ class HeadEnsembleServer:
             for head, count in server.heads().items():
                 found[head] = max(count, found.get(head, 0))
         return found
+
+    def thing(self, name: str) -> bytes | None:
+        """The vector of a document, item or user, as the first member keeps it."""
+        found: bytes | None = self._servers()[0].thing(name)
+        return found
+
+    def chances(self, name: str, space: str, phi: Floats) -> tuple[list[str], Floats, Floats] | None:
+        """Classes, their probabilities ``(n, classes)`` and ``unknown (n,)``; None: no member has such labels."""
+        names, chances, unknown = mixable(self._servers(), name, space, phi)
+        weights = self._weights(name)
+        return (names, np.einsum("m,mnc->nc", weights, chances), weights @ unknown) if names else None
+
+    def _weights(self, head: str) -> Floats:
+        believed: Believed | None = self._view["believed"].get(head)
+        return np.exp((believed or uniform(len(self._config.members))).logs)
 
     def classify(self, request: ClassifyRequest) -> list[Prediction]:
         """Mix what members say. Raises ``WrongTarget``."""

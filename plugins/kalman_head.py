@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from streamfold.core import ConfigError, View
 from streamfold.plugins._filtered import FilteredState
+from streamfold.plugins._head_quality import RowsServer
 from streamfold.plugins._heads import HeadsServer
 from streamfold.plugins._settings import within
 from streamfold.plugins.label_statistics import LabelStatistics
@@ -62,4 +63,4 @@ class KalmanHead(LabelStatistics):
 
     def serve(self, view: View) -> HeadsServer:
         """Classify from the view."""
-        return HeadsServer(self.config, view, FilteredState)
+        return RowsServer(self.config, view, FilteredState)

@@ -34,6 +34,7 @@ from streamfold.core import (
     Table,
     View,
 )
+from streamfold.plugins._head_quality import RowsServer
 from streamfold.plugins._heads import HeadsServer
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow, label_name, mixed
 from streamfold.plugins._of_targets import THINGS, THINGS_STORE, OfTargets, key_of
@@ -202,4 +203,4 @@ class LabelStatistics(OfTargets):
 
     def serve(self, view: View) -> HeadsServer:
         """Classify from the view."""
-        return HeadsServer(self.config, view)
+        return RowsServer(self.config, view)

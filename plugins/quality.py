@@ -40,10 +40,10 @@ from streamfold.core import (
     View,
     user_key,
 )
+from streamfold.core.quality import BY_NEW
 from streamfold.plugins._settings import at_least
 
-_BY_NEW = ("known", "new_user", "new_item", "new_both")
-SLICES = ("all", *_BY_NEW)
+SLICES = ("all", *BY_NEW)
 _BINS = 64
 _LEAST = 1e-6
 _NEW = 5
@@ -93,7 +93,7 @@ class Quality(Policy):
         c: QualityConfig = self.config
         self.reads = ("activity", c.ranker)
         self.stores = (
-            Array("sums", shape=(c.max_buckets * len(_BY_NEW), _BINS_AT + 2 * _BINS), dtype="float64"),
+            Array("sums", shape=(c.max_buckets * len(BY_NEW), _BINS_AT + 2 * _BINS), dtype="float64"),
             Table("pending", key=str, value=Pending, max_rows=c.max_exposures),
             Array("met", shape=(2 * _MET_ROWS + 1, 1), dtype="int64"),
             Array("scored", shape=(c.ring, _COLUMNS), dtype="int64"),
@@ -131,7 +131,7 @@ class Quality(Policy):
         user, new, count = self._meet(example, stores)
         liked = example.label > 0
         score = min(max(score, _LEAST), 1 - _LEAST)
-        row = self._row(example.at_us, _BY_NEW[new], stores)
+        row = self._row(example.at_us, BY_NEW[new], stores)
         sums = stores["sums"].values
         sums[row, _EVENTS] += 1
         sums[row, _LOSS] -= math.log(score if liked else 1 - score)
@@ -170,7 +170,7 @@ class Quality(Policy):
     def _row(self, at_us: int, slice_: str, stores: Stores) -> int:
         """The row of a time, about to change; the newest stretches of time take the oldest ones' places."""
         bucket = int(at_us / (self.config.bucket_s * _US)) + 1
-        row: int = bucket % self.config.max_buckets * len(_BY_NEW) + _BY_NEW.index(slice_)
+        row: int = bucket % self.config.max_buckets * len(BY_NEW) + BY_NEW.index(slice_)
         stores["sums"].touch_row(row)
         values = stores["sums"].values
         if values[row, _BUCKET] != bucket:
@@ -192,10 +192,24 @@ class QualityServer:
         self._config: QualityConfig = policy.config
         self._view = view
 
+    def measured(self) -> SumsAndRing:
+        count = int(self._view["met"].values[2 * _MET_ROWS, 0])
+        size = self._config.ring
+        order = np.arange(max(0, count - size), count) % size
+        return SumsAndRing(self._config, self._view["sums"].values.copy(), self._view["scored"].values[order])
+
+
+class SumsAndRing:
+    """What was ``Measured``."""
+
+    def __init__(self, config: QualityConfig, sums: npt.NDArray[np.float64], ring: npt.NDArray[np.int64]) -> None:
+        self._config, self._sums, self._ring = config, sums, ring
+
     def series(self, *, from_us: int, to_us: int, slice_: str) -> list[QualityPoint]:
+        """Sums of stretches of time."""
         size_us = self._config.bucket_s * _US
-        slices = _BY_NEW if slice_ == "all" else (slice_,)
-        rows = np.concatenate([self._view["sums"].values[_BY_NEW.index(one) :: len(_BY_NEW)] for one in slices])
+        slices = BY_NEW if slice_ == "all" else (slice_,)
+        rows = np.concatenate([self._sums[BY_NEW.index(one) :: len(BY_NEW)] for one in slices])
         rows = rows[rows[:, _BUCKET] > 0]
         at_us = (rows[:, _BUCKET] - 1) * size_us
         rows = rows[(at_us + size_us >= from_us) & (at_us < to_us)]
@@ -205,10 +219,8 @@ class QualityServer:
         return [_point(int((bucket - 1) * size_us), one) for bucket, one in zip(buckets, sums, strict=True)]
 
     def scored(self) -> Scored:
-        count = int(self._view["met"].values[2 * _MET_ROWS, 0])
-        size = self._config.ring
-        order = np.arange(max(0, count - size), count) % size
-        rows = self._view["scored"].values[order]
+        """The examples of the ring."""
+        rows = self._ring
         return Scored(
             key=rows[:, :2], user=rows[:, 2], at_us=rows[:, 3], score=rows[:, 4] / _ONE,
             label=rows[:, 5].astype(np.float64), slices=rows[:, 6],

@@ -14,7 +14,7 @@ from streamfold.core.clock import US
 from streamfold.core.errors import nearest
 from streamfold.core.gate import GateLimits, judge
 from streamfold.core.hooks import GateRule
-from streamfold.core.recommending import QualityPoint, QualityReport
+from streamfold.core.quality import QualityPoint, QualityReport
 from streamfold.core.views import GroupView, MemberView, WorkspaceView
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer, rfc3339
@@ -34,10 +34,10 @@ def gate_rules(call: Call, group: str) -> list[GateRule]:
         if candidate is None or live is None:
             return []
         with view.reading([candidate[0], live[0]]):
-            mine, theirs = candidate[1].server.scored(), live[1].server.scored()
+            mine, theirs = candidate[1].server.measured(), live[1].server.measured()
             sizes = [one[0].stores.state_bytes() for one in (candidate, live)]
     limits = GateLimits(**call.service.settings.gate.model_dump())
-    return judge(mine, theirs, limits, candidate_bytes=sizes[0], live_bytes=sizes[1])
+    return judge(mine.scored(), theirs.scored(), limits, candidate_bytes=sizes[0], live_bytes=sizes[1])
 
 
 def _reports(view: WorkspaceView) -> list[Served]:
@@ -74,7 +74,8 @@ def _report(call: Call, view: WorkspaceView) -> Served:
             if report[0] is group:
                 return report
         detail = (
-            f"nobody measures the scores of '{wanted[:64]}': add [policies.quality] with its ranker to the settings"
+            f"nobody measures the scores of '{wanted[:64]}': add [policies.quality] with its ranker, or "
+            "[policies.head_quality] with its head, to the settings"
         )
         raise Problem("not-found", detail)
     raise Problem("not-found", f"no policy '{wanted[:64]}'{nearest(wanted[:64], names)}")
@@ -94,8 +95,8 @@ async def quality(call: Call) -> Response:
     def work() -> dict[str, Any]:
         group, member = _report(call, view)
         with view.reading([group]) as cut:
-            points = member.server.series(from_us=from_us, to_us=to_us, slice_=slice_)
-        series = [_shown(point) for point in points]
+            measured = member.server.measured()
+        series = [_shown(one) for one in measured.series(from_us=from_us, to_us=to_us, slice_=slice_)]
         return {"series": series, "slice": slice_, "version": cut.as_json()}
 
     found = await call.ask(view.asked, work)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from streamfold.core.gate import GateLimits, confidence_sequence, judge, paired, user_means, verdict
-from streamfold.core.recommending import Scored
+from streamfold.core.quality import Scored
 
 HOUR = 3_600_000_000
 LIMITS = GateLimits(window_s=3600.0, min_users=50, slice_examples=50)

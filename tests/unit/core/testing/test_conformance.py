@@ -62,6 +62,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "factorization": {"rows": 256},
     "implicit_ftrl": {"rows": 256},
     "gradient_head": {"max_classes": 512, "dim": 256, "replay": 8, "replayed": 8},
+    "head_quality": {"ring": 8},
     "quality": {"ranker": "count_stack", "ring": 256},
     "residual_table": {"base": "count_stack", "rows": 256},
     "reloop2_lsh": {"base": "count_stack", "bits": 6},
@@ -70,6 +71,10 @@ SMALL: dict[str, dict[str, Any]] = {
 """Configurations of policies whose default arrays are large: the checks copy and compare them many times."""
 
 
+LABELLED = tuple(
+    ("label.observed", {"head": "topic", "target": {"features": {"x": x, "y": 1.0}}, "label": "a" if x > 0 else "b"})
+    for x in (1.0, -1.0, 2.0, -2.0)
+)
 EVENTS: dict[str, tuple[Any, ...]] = {
     "drift": tuple(
         event
@@ -95,13 +100,8 @@ EVENTS: dict[str, tuple[Any, ...]] = {
             ),
         )
     ),
-    "head_ensemble": tuple(
-        (
-            "label.observed",
-            {"head": "topic", "target": {"features": {"x": x, "y": 1.0}}, "label": "a" if x > 0 else "b"},
-        )
-        for x in (1.0, -1.0, 2.0, -2.0)
-    ),
+    "head_ensemble": LABELLED,
+    "head_quality": LABELLED,
 }
 """What generated events seldom hit: labels of an answer that was given, of a class that is known."""
 

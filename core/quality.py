@@ -1,0 +1,88 @@
+"""The contract of who measures how good scores were: of a ranker, or of a head, on the stream itself.
+
+Delayed progressive validation: what was scored before its outcome was learned is held against the outcome. Live and
+shadow are measured alike, so that a gate can pair them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+BY_NEW = ("known", "new_user", "new_item", "new_both")
+"""Slices of rankers' examples; their numbers are bits: 1 a new user, 2 a new item."""
+
+
+class QualityPoint(NamedTuple):
+    """How good scores were in a stretch of time; ``nan`` where nothing can be said.
+
+    ``auc`` to ``ndcg_at_10`` are of rankers, what follows is of heads. ``min_accuracy``: of the class that fared worst
+    (De Lange et al., Continual evaluation for lifelong learning, 2023, arXiv:2205.13452). ``forgetting``: how far the
+    classes' accuracies are below the best that they had in an earlier stretch, on average (Chaudhry et al., Riemannian
+    walk for incremental learning, 2018, arXiv:1801.10112).
+    """
+
+    at_us: int
+    events: int
+    auc: float
+    user_auc: float
+    logloss: float
+    ndcg_at_10: float
+    accuracy: float = math.nan
+    min_accuracy: float = math.nan
+    forgetting: float = math.nan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What was scored before its outcome was learned, one row per example, in order of the log.
+
+    Parameters
+    ----------
+    key : ``(n, 2)``: the example's ``(seq, n)``. user : a hash of the user, or of what stands for one.
+    at_us : of the example.
+    score : the probability that the label is 1; of a head: that of the right class, with ``label`` 1.
+    right : whether what was expected came true; None: where ``score ≥ 0.5`` and ``label > 0`` agree.
+    slices : places in ``names``.
+    """
+
+    key: npt.NDArray[np.int64]
+    user: npt.NDArray[np.int64]
+    at_us: npt.NDArray[np.int64]
+    score: Floats
+    label: Floats
+    slices: npt.NDArray[np.int64]
+    right: Flags | None = None
+    names: tuple[str, ...] = BY_NEW
+
+
+class Measured(Protocol):
+    """Measurements as they stood; reading them needs no view."""
+
+    def series(self, *, from_us: int, to_us: int, slice_: str) -> list[QualityPoint]:
+        """How good scores were, by stretches of time."""
+        ...
+
+    def scored(self) -> Scored:
+        """The last examples with the scores that they had before they were learned."""
+        ...
+
+
+@runtime_checkable
+class QualityReport(Protocol):
+    """A server that measures scores by the outcomes that came since."""
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """Of the series; the first is all."""
+        ...
+
+    def measured(self) -> Measured:
+        """Take from the view what is needed: quick, as the view stands still meanwhile."""
+        ...

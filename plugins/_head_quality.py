@@ -1,0 +1,188 @@
+"""How good heads were that are functions of their labelled rows: each of the last labels, by those before it.
+
+The rows themselves tell: a state is built of all rows but the last ones, and these are scored and then learned, block
+by block, in order of the log (test-then-train; Gama et al., On evaluating stream learning algorithms, 2013,
+doi:10.1007/s10994-012-5320-9). So nothing is written while labels are folded, a shadow is measured as live is, and
+what was erased, replaced or retracted counts no more. It is worked out when somebody asks, and kept until a label
+comes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from streamfold.core import QualityPoint, Scored, View
+from streamfold.plugins._heads import HeadsServer, MakeState, Row, SpaceState
+from streamfold.plugins._labels import HeadRow
+from streamfold.plugins._sums import Floats
+from streamfold.plugins._targets import TEXT, unpacked
+
+_LAST = 2048
+"""So many labels of a head and space are scored."""
+_BLOCK = 64
+_STRETCH_US = 3_600_000_000
+_LEAST = 1e-4
+
+
+class Tested(NamedTuple):
+    """A label and what was expected of it: the probability of the right class, and whether that was the likeliest."""
+
+    seq: int
+    at_us: int
+    target: int
+    """A hash: it stands for the user."""
+    head: str
+    label: str
+    chance: float
+    right: bool
+
+
+class MeasuredLabels(ABC):
+    """``Measured``, from what was expected of labels."""
+
+    @abstractmethod
+    def tested(self, head: str | None) -> Iterable[Tested]:
+        """What was expected, of one head or of all."""
+
+    def series(self, *, from_us: int, to_us: int, slice_: str) -> list[QualityPoint]:
+        """By hour of the labels' times."""
+        by_stretch: dict[int, list[Tested]] = {}
+        for one in self.tested(None if slice_ == "all" else slice_):
+            by_stretch.setdefault(one.at_us // _STRETCH_US, []).append(one)
+        best: dict[tuple[str, str], float] = {}
+        points = []
+        for number, rows in sorted(by_stretch.items()):
+            at_us = number * _STRETCH_US
+            point = _point(at_us, rows, best)
+            if at_us + _STRETCH_US > from_us and at_us < to_us:
+                points.append(point)
+        return points
+
+    def scored(self) -> Scored:
+        """The last labels of every head; slices are the classes."""
+        rows = sorted(self.tested(None))
+        names = sorted({f"{one.head}: {one.label}" for one in rows})
+        place = {name: number for number, name in enumerate(names)}
+        return Scored(
+            key=np.array([(one.seq, 0) for one in rows], np.int64).reshape(-1, 2),
+            user=np.array([one.target for one in rows], np.int64),
+            at_us=np.array([one.at_us for one in rows], np.int64),
+            score=np.array([one.chance for one in rows], np.float64),
+            label=np.ones(len(rows)),
+            slices=np.array([place[f"{one.head}: {one.label}"] for one in rows], np.int64),
+            right=np.array([one.right for one in rows], bool),
+            names=tuple(names),
+        )
+
+
+@dataclass(slots=True)
+class Rows:
+    """The rows of one head, by space, as they stood; ``tested``: what came of them, once it was worked out."""
+
+    mark: HeadRow
+    spaces: Mapping[str, Sequence[tuple[str, Row]]]
+    tested: list[Tested] | None = None
+
+
+class RowsServer(HeadsServer):
+    """A ``Classifier`` that is a ``QualityReport`` too."""
+
+    def __init__(self, config: Any, view: View, make: MakeState = SpaceState) -> None:
+        super().__init__(config, view, make)
+        self._measured: dict[str, Rows] = {}
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """All, and each head."""
+        return ("all", *sorted(name for name, _ in self._view["heads"].items()))
+
+    def measured(self) -> RowsMeasured:
+        """Take the rows of every head that changed."""
+        found = {}
+        for name, mark in list(self._view["heads"].items()):
+            held = self._measured.get(name)
+            if held is None or held.mark != mark:
+                with self._lock:
+                    state = self._followed(name)
+                    spaces = state.spaces if state is not None else {}
+                    held = Rows(mark, {space: list(one.rows.items()) for space, one in spaces.items()})
+            found[name] = held
+        self._measured = found
+        return RowsMeasured(self._config, self._make, found)
+
+
+class RowsMeasured(MeasuredLabels):
+    """Rows of heads, each scored by those before it."""
+
+    def __init__(self, config: Any, make: MakeState, heads: Mapping[str, Rows]) -> None:
+        self._config, self._make, self._heads = config, make, heads
+
+    def tested(self, head: str | None) -> Iterable[Tested]:
+        """What was expected, of one head or of all."""
+        for name, held in self._heads.items():
+            if head in (None, name):
+                if held.tested is None:
+                    held.tested = [one for space, rows in held.spaces.items() for one in self._test(name, space, rows)]
+                yield from held.tested
+
+    def _test(self, head: str, space: str, rows: Sequence[tuple[str, Row]]) -> list[Tested]:
+        """Score the last rows, each block by all before it. O(rows + blocks × solve)."""
+        labels = [(key, row) for key, row in rows if row.source is not None and row.weight]
+        last = sorted(labels, key=lambda one: one[1].source.seq if one[1].source is not None else 0)[-_LAST:]
+        kept = dict(last)
+        before = {key: row for key, row in rows if key not in kept}
+        size = len(rows[0][1].phi) // (4 if space == TEXT else 8)
+        state = self._make(self._config, space, size)
+        if before:
+            state.update((), before)
+        found: list[Tested] = []
+        for start in range(0, len(last), _BLOCK):
+            block = last[start : start + _BLOCK]
+            if state.rows:
+                solved = state.head()
+                phi = unpacked(b"".join(row.phi for _, row in block), space).reshape(len(block), size)
+                found += _expected(head, block, solved.names, solved.probabilities(state.lift(phi)))
+            state.update((), dict(block))
+        return found
+
+
+def _expected(head: str, block: Sequence[tuple[str, Row]], names: Sequence[str], chances: Floats) -> Iterable[Tested]:
+    """Hold what was expected against the labels; a class that was not there yet had no chance."""
+    place = {name: number for number, name in enumerate(names)}
+    likeliest = chances.argmax(axis=1).tolist()
+    for number, (key, row) in enumerate(block):
+        assert row.source is not None
+        assert row.label is not None
+        code = place.get(row.label)
+        chance = float(chances[number, code]) if code is not None else 0.0
+        target = crc32(key.partition("\0")[2].encode("utf-8", "surrogatepass"))
+        yield Tested(row.source.seq, row.at_us, target, head, row.label, chance, likeliest[number] == code)
+
+
+def _point(at_us: int, rows: Sequence[Tested], best: dict[tuple[str, str], float]) -> QualityPoint:
+    """One stretch of time; ``best``: of each class, the accuracy that was best so far."""
+    of_class: dict[tuple[str, str], list[bool]] = {}
+    for one in rows:
+        of_class.setdefault((one.head, one.label), []).append(one.right)
+    accuracies = {name: sum(right) / len(right) for name, right in of_class.items()}
+    lost = [max(0.0, best[name] - accuracy) for name, accuracy in accuracies.items() if name in best]
+    for name, accuracy in accuracies.items():
+        best[name] = max(accuracy, best.get(name, 0.0))
+    return QualityPoint(
+        at_us,
+        len(rows),
+        math.nan,
+        math.nan,
+        -sum(math.log(max(one.chance, _LEAST)) for one in rows) / len(rows),
+        math.nan,
+        accuracy=sum(one.right for one in rows) / len(rows),
+        min_accuracy=min(accuracies.values()),
+        forgetting=sum(lost) / len(lost) if lost else math.nan,
+    )

@@ -1,0 +1,157 @@
+"""Heads that are functions of their rows are measured by them: every label by those before it, and by no others."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamfold.core import ClassifyRequest, QualityReport, Target
+from streamfold.core.gate import GateLimits, judge
+from streamfold.core.testing.folded import Folded
+from streamfold.core.testing.lab import Case
+from streamfold.plugins import _head_quality, builtin
+from streamfold.plugins.head_quality import HeadQuality, HeadQualityConfig
+from streamfold.plugins.kalman_head import KalmanHead, KalmanHeadConfig
+from streamfold.plugins.label_statistics import LabelStatistics, LabelStatisticsConfig
+
+HEADS = [
+    LabelStatistics(LabelStatisticsConfig()),
+    LabelStatistics(LabelStatisticsConfig(read_out="lda")),
+    KalmanHead(KalmanHeadConfig()),
+]
+HOUR_US = 3_600_000_000
+
+
+@pytest.fixture
+def labels(make_event: Any) -> list[Any]:
+    """Points of three classes; the third appears late."""
+    rng, seq = np.random.default_rng(3), itertools.count(1)
+    found = []
+    for i in range(60):
+        code = int(rng.integers(3 if i > 40 else 2))
+        x, y = (rng.normal(size=2) + 2.0 * np.array([(0, 0), (1, 0), (0, 1)][code])).tolist()
+        label = "abc"[code]
+        found.append(
+            make_event(
+                next(seq), "label.observed", head="h", target={"features": {"x": x, "y": y, "one": 1.0}}, label=label
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("policy", HEADS, ids=["ridge", "lda", "kalman"])
+def test_each_label_is_scored_by_those_before_it(
+    bench: Any, labels: list[Any], policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_head_quality, "_LAST", 20)
+    monkeypatch.setattr(_head_quality, "_BLOCK", 1)
+    whole = bench(policy)
+    whole.send(*labels)
+    assert isinstance(whole.server, QualityReport)
+    scored = whole.server.measured().scored()
+    assert scored.key[:, 0].tolist() == [event.seq for event in labels[-20:]]
+    one_by_one = bench(type(policy)(policy.config))
+    one_by_one.send(*labels[:-20])
+    for row, event in enumerate(labels[-20:]):
+        asked = ClassifyRequest(head="h", targets=[Target(features=event.data.target.features)])
+        found = one_by_one.server.classify(asked)[0].labels
+        chance = {one.label: one.score for one in found}.get(event.data.label, 0.0)
+        assert scored.score[row] == pytest.approx(chance, abs=2e-6)
+        assert scored.right[row] == (found[0].label == event.data.label)
+        one_by_one.send(event)
+    assert {scored.names[place] for place in scored.slices} <= {"h: a", "h: b", "h: c"}
+
+
+def test_what_was_retracted_or_replaced_is_not_measured(
+    bench: Any, make_event: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_head_quality, "_BLOCK", 1)
+    mail = bench(LabelStatistics())
+    texts = [f"text number {n}" for n in range(12)]
+
+    def label(seq: int, text: str, given: str | None) -> Any:
+        return make_event(seq, "label.observed", head="h", target={"text": text}, label=given)
+
+    mail.send(*[label(n + 1, text, "ab"[n % 2]) for n, text in enumerate(texts)])
+    assert mail.server.measured().scored().key[:, 0].tolist() == [*range(2, 13)]  # the first: by nothing
+    mail.send(label(20, texts[3], None), label(21, texts[4], "b"))
+    assert mail.server.measured().scored().key[:, 0].tolist() == [2, 3, *range(6, 13), 21]
+
+
+def test_the_series_tells_accuracy_the_worst_class_and_what_was_forgotten() -> None:
+    best: dict[tuple[str, str], float] = {}
+    tested = lambda label, right: _head_quality.Tested(1, 0, 0, "h", label, 0.5, right)  # noqa: E731
+    first = _head_quality._point(0, [tested("a", True), tested("a", True), tested("b", False)], best)
+    assert first.accuracy == pytest.approx(2 / 3)
+    assert first.min_accuracy == 0.0
+    assert math.isnan(first.forgetting)
+    assert first.logloss == pytest.approx(math.log(2))
+    second = _head_quality._point(HOUR_US, [tested("a", True), tested("a", False), tested("b", True)], best)
+    assert second.forgetting == pytest.approx((0.5 + 0.0) / 2)
+    assert math.isnan(second.auc)
+
+
+def test_a_gate_judges_heads_by_the_same_labels(bench: Any, make_event: Any) -> None:
+    rng = np.random.default_rng(5)
+    events = []
+    for n in range(600):
+        code = int(rng.integers(2))
+        features = {f"f{i}": float(v) for i, v in enumerate(rng.normal(size=4) + 2.5 * code)}
+        events.append(
+            make_event(n + 1, "label.observed", head="h", target={"features": features}, label="ab"[code],
+                       at_us=n * HOUR_US)
+        )  # fmt: skip
+    good, bad = (bench(LabelStatistics(LabelStatisticsConfig(gamma=gamma))) for gamma in (1.0, 1e9))
+    for one in (good, bad):
+        one.send(*events)
+    limits = GateLimits(window_s=3600.0)
+    mine, theirs = (one.server.measured().scored() for one in (good, bad))
+    assert len(mine.key) == 600 - 64
+    assert {rule.rule: rule.passed for rule in judge(mine, theirs, limits)}["not_worse"]
+    refused = {rule.rule: rule for rule in judge(theirs, mine, limits)}
+    assert not refused["not_worse"].passed
+    assert refused["worst_slice"].detail.startswith("h: ")
+
+
+MEMBERS = {
+    "quick": {"use": "gradient_head", "rate": 4.0, "dim": 64, "max_classes": 64},
+    "still": {"use": "gradient_head", "rate": 1e-6, "replay": 0, "dim": 64, "max_classes": 64},
+    "both": {"use": "head_ensemble", "members": ("quick", "still")},
+}
+
+
+@pytest.mark.parametrize("head", ["quick", "both"])
+def test_a_head_that_learns_step_by_step_is_asked_just_before(head: str) -> None:
+    """What was kept is what classify answered before each label was sent."""
+
+    def measuring() -> HeadQuality:
+        return HeadQuality(HeadQualityConfig(head=head, ring=30))
+
+    measuring.__name__ = "head_quality"
+    quick = {"encoder": {"use": "hashing", "dim": 64}}
+    policies = MEMBERS if head == "both" else {"quick": MEMBERS["quick"]}
+    folded = Folded(Case(make=measuring, plugins=(builtin,), backends=quick, policies=policies, events=()))
+    rng = np.random.default_rng(1)
+    try:
+        expected = []
+        for n in range(40):
+            features = {"x": float(rng.normal() + 3 * (n % 2)), "y": 1.0}
+            if n > 9:
+                asked = ClassifyRequest(head="h", targets=[Target(features=features)])
+                found = folded.world.view.member(head).server.classify(asked)[0].labels
+                expected.append(({one.label: one.score for one in found}["ab"[n % 2]], found[0].label == "ab"[n % 2]))
+            folded.send([("label.observed", {"head": "h", "target": {"features": features}, "label": "ab"[n % 2]})])
+        scored = folded.server.measured().scored()
+        assert scored.score == pytest.approx([chance for chance, _ in expected], abs=2e-6)
+        assert scored.right is not None
+        assert scored.right.tolist() == [right for _, right in expected]
+        [point] = folded.server.measured().series(from_us=0, to_us=2**62, slice_="h")
+        assert point.events == 30
+        assert point.accuracy > 0.8
+        assert folded.server.slices == ("all", "h")
+    finally:
+        folded.close()
