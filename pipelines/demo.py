@@ -1,8 +1,8 @@
 """``streamfold demo``: what streamfold is for, in about a minute, on real data, each claim checked as it is shown.
 
-Scenes: load → ask → ask in two steps → edit → delete → kill → verify → trend → trace → a class appears → erase a user
-with proof. A scene that does not hold ends the demo with exit code 1. Everything lies in a temporary folder, which is
-removed; no server and no network is needed.
+Scenes: load → ask → ask in two steps → edit → delete → kill → verify → trend → trace → a bad candidate is refused, a
+good one promoted and rolled back → a class appears → erase a user with proof. A scene that does not hold ends the demo
+with exit code 1. Everything lies in a temporary folder, which is removed; no server and no network is needed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from streamfold.pipelines.cli.ask import cited, ranking
 from streamfold.pipelines.cli.client import Client, Problem
+from streamfold.pipelines.cli.erase import erased
 from streamfold.pipelines.cli.policies import start, unequal
 from streamfold.pipelines.cli.state import FAILED, CliError, console
 from streamfold.pipelines.cli.subservice import SubService
@@ -35,7 +36,16 @@ KILL_AT = 0.4
 """The share of the ratings that were answered for when the service is killed."""
 CLICKS = 5
 SHOWN = 5
-POLICIES = ("graph_index", "trending", "label_statistics")
+POLICIES: Mapping[str, Mapping[str, Any]] = {
+    "graph_index": {},
+    "trending": {},
+    "label_statistics": {},
+    "activity": {"like_from": 8.0},
+    "count_stack": {"ids": 4096, "crosses": 4096},
+    "quality": {"ranker": "count_stack"},
+}
+WORSE, BETTER = {"ids": 8, "crosses": 8}, {"ids": 16384, "crosses": 32768}
+"""Settings of candidates: all users and movies share eight rows; most have rows of their own."""
 SHIP = "she was launched as a passenger ship in 1912"
 LABELS = (
     ("film", "a silent film directed by its leading actor"),
@@ -248,9 +258,51 @@ class Demo:
         states = {str(row["policy"]).partition("@")[0]: row["state"] for row in body["policies"]}
         self.check(states.get("trending") == "folded", f"{event_id} is in the log and folded by trending")
 
+    def gate(self) -> None:
+        """A worse ranker is refused, a better one promoted and rolled back."""
+        self.scene("10  A change goes live only through the gate")
+        live = self._version("live")
+        worse = self._candidate("with 8 rows", WORSE)
+        failed: list[str] = []
+        try:
+            self.client.post(f"/v1/policies/{worse}/promote", {"reason": "demo"})
+        except Problem as problem:
+            failed = [rule["rule"] for rule in problem.gate if not rule["passed"]]
+        self.check(bool(failed) and self._version("live") == live, f"promote {worse}: 409, {', '.join(failed)}")
+        self.client.post(f"/v1/policies/{worse}/retire", {"reason": "demo"})
+        better = self._candidate("with more rows", BETTER)
+        done = self.client.post(f"/v1/policies/{better}/promote", {"reason": "demo"})
+        now = self._version("live")
+        self.check(now == better, f"promote {better}: live from position {done['position']} on, in place of {live}")
+        done = self.client.post("/v1/policies/count_stack/rollback", {"reason": "demo"})
+        self.check(self._version("live") == live, f"rollback: {live} again, from position {done['position']} on")
+
+    def _candidate(self, what: str, config: Mapping[str, Any]) -> str:
+        """Fold a shadow beside what is live, and show what the gate says."""
+        body = {"name": "count_stack", "config": config, "slot": "shadow", "reason": "demo"}
+        job_id = self.client.post("/v1/policies", body)["job_id"]
+        with self.bars() as bars:
+            task = bars.add_task(f"shadow {what}", total=100)
+            self.client.wait_job(
+                job_id, timeout_s=120, progress=lambda share: bars.update(task, completed=round(100 * share))
+            )
+            bars.update(task, completed=100)
+        name = self._version("shadow")
+        for rule in self.client.get(f"/v1/policies/{name}/quality")["gate"]:
+            told = "" if rule["value"] is None else f"{rule['value']:.4f} (at most {rule['limit']:g}), "
+            mark = "✓" if rule["passed"] else "✗"
+            self.screen.print(f"  {mark} {rule['rule']}: {told}{rule['detail']}", highlight=False)
+        return name
+
+    def _version(self, slot: str) -> str:
+        """The ranker's version in a slot, as it is addressed; the newest of several."""
+        rows = self.client.get("/v1/policies")["items"]
+        labels = [row["label"] for row in rows if row["policy"] == "count_stack" and row["slot"] == slot]
+        return f"count_stack@{labels[-1]}" if labels else ""
+
     def classify(self) -> None:
         """A class appears with its first label."""
-        self.scene(f"10  Classify: “{SHIP}”")
+        self.scene(f"11  Classify: “{SHIP}”")
         before = self._labelled(LABELS[:-1])
         started = time.perf_counter()
         after = self._labelled(LABELS[-1:])
@@ -272,13 +324,10 @@ class Demo:
     def erase(self) -> None:
         """Whoever asks to be forgotten is gone from the log and from every store, and the report says so."""
         user_id = f"visitor-{CLICKS}"
-        self.scene(f"11  Erase {user_id}, with proof")
+        self.scene(f"12  Erase {user_id}, with proof")
         started = time.perf_counter()
         erasure_id = self.client.post("/v1/erasures", {"user_id": user_id})["erasure_id"]
-        while (report := self.client.get(f"/v1/erasures/{erasure_id}"))["state"] not in ("complete", "failed"):
-            if time.perf_counter() - started > 60:
-                raise NotHeld(f"erasure {erasure_id} is still {report['state']} after 60 s")
-            time.sleep(0.05)
+        report = erased(self.client, erasure_id, 120)
         took_s = time.perf_counter() - started
         for one in report["policies"]:
             self.screen.print(f"  {one['policy']}: {one['method']}, {one['removed']} events")
@@ -397,6 +446,7 @@ def run(*, encoder: str = "minilm", screen: Console | None = None) -> int:
             demo.delete(question)
             demo.verify(demo.kill())
             demo.trace(demo.trend())
+            demo.gate()
             demo.classify()
             demo.erase()
         except (NotHeld, CliError) as error:

@@ -43,6 +43,8 @@ class Problem(CliError):
             problem.get("detail") or problem.get("title") or response.text[:300] or response.reason_phrase
         )
         self.errors = [e for e in problem.get("errors") or () if isinstance(e, dict)]
+        self.gate = [rule for rule in problem.get("gate") or () if isinstance(rule, dict)]
+        """The rules of a gate that refused."""
         self.retry_after_s = _seconds(response.headers.get("retry-after"))
         lines = [f"{self.code}: {self.detail}"]
         lines += [f"  {e.get('pointer', '')}: {e.get('message', '')}" for e in self.errors[:20]]

@@ -18,7 +18,7 @@ Examples:
   streamfold erase user u-1 --wait
   streamfold erase document manual-7
 """
-_POLL_S = 0.2
+_POLL_S = 0.1
 
 
 class Kind(StrEnum):
@@ -46,13 +46,14 @@ def erase(
         if not wait:
             options.print(f"erasure {body['erasure_id']} accepted at position {body['position']}", body)
             return
-        report = _wait(client, body["erasure_id"], timeout)
+        report = erased(client, body["erasure_id"], timeout)
     options.print(_told(report), report)
     if report["state"] == "failed":
         raise typer.Exit(FAILED)
 
 
-def _wait(client: Any, erasure_id: str, timeout_s: float) -> Mapping[str, Any]:
+def erased(client: Any, erasure_id: str, timeout_s: float) -> Mapping[str, Any]:
+    """Wait until an erasure has come to its end, and return its report. Raises ``CliError`` when it does not."""
     end = time.monotonic() + timeout_s
     while True:
         report: Mapping[str, Any] = client.get(f"/v1/erasures/{erasure_id}")

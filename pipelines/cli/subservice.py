@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -26,10 +28,10 @@ class SubService:
     ----------
     folder : made if missing; the child's working directory.
     encoder : the encoder that the settings name.
-    policies : those to run, as they come; none: what runs where nothing is set.
+    policies : those to run, with their settings; none: what runs where nothing is set.
     """
 
-    def __init__(self, folder: Path, *, encoder: str = "minilm", policies: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, *, encoder: str = "minilm", policies: Mapping[str, Any] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.log = folder / "serve.log"
@@ -37,7 +39,7 @@ class SubService:
         self._process: subprocess.Popen[bytes] | None = None
         (folder / "streamfold.toml").write_text(
             f'data = "data"\n[backends.encoder]\nuse = "{encoder}"\n[backends.chunker]\nuse = "sentences"\n'
-            '[log]\nlevel = "warning"\n' + "".join(f"[policies.{name}]\n" for name in policies),
+            '[log]\nlevel = "warning"\n' + _tables(policies or {}),
             "utf-8",
         )
 
@@ -86,3 +88,11 @@ class SubService:
             self._process.wait(15)
         except subprocess.TimeoutExpired:
             self.kill()
+
+
+def _tables(policies: Mapping[str, Mapping[str, Any]]) -> str:
+    """TOML of policies; numbers, texts and lists are written as in JSON."""
+    lines = []
+    for name, values in policies.items():
+        lines += [f"[policies.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    return "\n".join([*lines, ""])

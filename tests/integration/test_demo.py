@@ -21,5 +21,6 @@ def test_the_demo_plays_to_its_end_and_every_check_holds() -> None:
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     told = ("visible after", "reached from wiki-102", "nothing of it is left", "kill -9", "verify: equal")
-    for said in (*told, "a class that nobody had declared", "traces of visitor-5", "All 14 checks held"):
+    told += ("409, not_worse", "rollback: count_stack@", "a class that nobody had declared", "traces of visitor-5")
+    for said in (*told, "All 17 checks held"):
         assert said in done.stdout

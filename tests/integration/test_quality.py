@@ -136,3 +136,58 @@ def test_an_exposure_is_tested_when_its_outcome_is_known(shop: EmbeddedService) 
     assert last["events"] == 3
     assert last["user_auc"] == 1.0
     assert last["ndcg_at_10"] == 1.0
+
+
+def test_heads_are_judged_by_the_labels_they_had_not_seen(tmp_path: Any) -> None:
+    """A head that cannot tell its classes apart is refused; while few targets are labelled nothing is decided."""
+    service = EmbeddedService(tmp_path, policies={"label_statistics": {}, "gradient_head": {"dim": 4},
+                                                  "head_quality": {}})  # fmt: skip
+    try:
+        rng = np.random.default_rng(2)
+        start = time.time() - 10 * DAY_S
+
+        def labels(first: int, n: int) -> list[dict[str, Any]]:
+            found = []
+            for i in range(first, first + n):
+                code = int(rng.integers(2))
+                features = {f"f{j}": float(v) for j, v in enumerate(rng.normal(size=4) + 2.5 * code)}
+                at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start + 600 * i))
+                found.append(
+                    {"specversion": "1.0", "id": f"l{i}", "source": "/t", "type": "label.observed", "time": at,
+                     "data": {"head": "kind", "target": {"features": features}, "label": "ab"[code]}}
+                )  # fmt: skip
+            return found
+
+        def candidate(name: str, config: dict[str, Any]) -> str:
+            body = {"name": name, "config": config, "slot": "shadow", "reason": "try"}
+            job(service, service.client.post("/v1/policies", json=body))
+            rows = service.get("/v1/policies")["items"]
+            return f"{name}@{[row['label'] for row in rows if row['policy'] == name and row['slot'] == 'shadow'][-1]}"
+
+        def refused(name: str) -> Any:
+            answer = service.client.post(f"/v1/policies/{name}/promote", json={"reason": "try"})
+            assert answer.status_code == 409, answer.text
+            assert answer.json()["code"] == "gate-failed"
+            return {rule["rule"]: rule for rule in answer.json()["gate"]}["not_worse"]["detail"]
+
+        post(service, labels(0, 120))
+        blunt = candidate("label_statistics", {"gamma": 1e9})
+        assert refused(blunt).startswith("undecided")
+        post(service, labels(120, 700))
+        assert refused(blunt).startswith("fail")
+        slow = candidate("gradient_head", {"dim": 4, "rate": 1e-6})
+        assert refused(slow).startswith("fail")
+        for name in ("label_statistics", "gradient_head"):
+            found = service.get(f"/v1/policies/{name}/quality", slice="kind")
+            assert found["gate"] == []
+            assert found["series"][-1]["accuracy"] > 0.9, name
+            assert found["series"][-1]["min_accuracy"] > 0.7, name
+            assert found["series"][-1]["auc"] is None
+        forced = service.client.post(f"/v1/policies/{blunt}/promote", json={"reason": "see", "force": True})
+        job(service, forced)
+        rows = service.get("/v1/policies")["items"]
+        sharp = next(row["label"] for row in rows if row["policy"] == "label_statistics" and row["slot"] == "shadow")
+        answer = service.client.post(f"/v1/policies/label_statistics@{sharp}/promote", json={"reason": "it is better"})
+        job(service, answer)
+    finally:
+        service.stop()
