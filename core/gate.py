@@ -36,7 +36,7 @@ class GateLimits:
     window_s : a user counts with the mean of so long.
     max_flips : share of examples that were right and are wrong now.
     worst_slice : nats that it may be worse by in any slice of at least ``slice_examples``.
-    bytes_ratio : times the bytes of what is live.
+    bytes_ratio : times the bytes of what is live. p99_ratio, cost_ratio : times its time for an answer, for an event.
     alpha : of the confidence sequence.
     """
 
@@ -47,6 +47,8 @@ class GateLimits:
     worst_slice: float = 0.05
     slice_examples: int = 200
     bytes_ratio: float = 2.0
+    p99_ratio: float = 2.0
+    cost_ratio: float = 5.0
     alpha: float = 0.05
 
 

@@ -147,6 +147,10 @@ class GateSettings(_Section):
     """Nats by which it may be worse among new or known users or items."""
     bytes_ratio: float = Field(default=2.0, gt=0)
     """Times the bytes of what is live."""
+    p99_ratio: float = Field(default=2.0, gt=0)
+    """Times the time that what is live takes to answer, when it is more than 5 ms."""
+    cost_ratio: float = Field(default=5.0, gt=0)
+    """Times the time that what is live takes to fold an event."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """How often the bounds may be wrong."""
 

@@ -106,7 +106,9 @@ def test_a_worse_shadow_is_refused_a_better_promoted_and_rolled_back(shop: Embed
     refused = shop.client.post(f"/v1/policies/{label}/promote", json={"reason": "try"})
     assert refused.status_code == 409
     assert refused.json()["code"] == "gate-failed"
-    assert {rule["rule"] for rule in refused.json()["gate"]} >= {"not_worse", "negative_flips", "worst_slice", "bytes"}
+    assert {rule["rule"] for rule in refused.json()["gate"]} == {
+        *("not_worse", "negative_flips", "worst_slice", "bytes", "p99", "cost")
+    }
     forced = shop.client.post(f"/v1/policies/{label}/promote", json={"reason": "forced", "force": True})
     job(shop, forced)
     now_live = {v["policy"]: v["label"] for v in shop.get("/v1/policies")["items"] if v["slot"] == "live"}

@@ -1,0 +1,91 @@
+"""What a candidate costs beside what is live: how long it takes to answer, and to fold an event.
+
+Both are timed when the gate is asked, in turns, on the same questions and events; what else the machine does meanwhile
+is in both, and the middle of several rounds counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+from streamfold.core.classifying import Classifier, ClassifyRequest, Target, WrongTarget
+from streamfold.core.fold.estimate import seconds_per_event
+from streamfold.core.gate import GateLimits
+from streamfold.core.hooks import GateRule
+from streamfold.core.recommending import Catalogue, Ranker, RankRequest, user_key
+from streamfold.core.views import GroupView, WorkspaceView
+
+_ROUNDS, _CALLS = 5, 20
+_CANDIDATES = 100
+_FLOOR_S = 0.005
+"""A candidate that answers within so long is fast enough whatever live takes."""
+Ask = Callable[[], object]
+
+
+def cost_rules(view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
+    """Time both. Some tenths of a second; the groups are held for one answer at a time."""
+    return [*_answering(view, candidate, live, limits), *_folding(view, candidate, live, limits)]
+
+
+def _answering(view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
+    asks = [_question(view, one) for one in (candidate, live)]
+    slowest: list[list[float]] = [[], []]
+    for _ in range(_ROUNDS):
+        for side, (group, ask) in enumerate(zip((candidate, live), asks, strict=True)):
+            if ask is None:
+                return []
+            slowest[side].append(max(_timed(view, group, ask) for _ in range(_CALLS)))
+    mine, theirs = (median(rounds) for rounds in slowest)
+    limit = max(limits.p99_ratio * theirs, _FLOOR_S)
+    return [
+        GateRule(
+            rule="p99", passed=mine <= limit, value=mine * 1000, limit=limit * 1000,
+            detail=f"ms for an answer (slowest of {_CALLS}, median of {_ROUNDS} rounds); live {theirs * 1000:.1f}",
+        )
+    ]  # fmt: skip
+
+
+def _timed(view: WorkspaceView, group: GroupView, ask: Ask) -> float:
+    with view.reading([group]):
+        started = time.perf_counter()
+        ask()
+        return time.perf_counter() - started
+
+
+def _question(view: WorkspaceView, group: GroupView) -> Ask | None:
+    """A typical question to a group: to rank the first items for the first user, or to classify a text."""
+    servers = [member.server for member in group.members.values()]
+    with view.reading([group]):
+        for ranker in (one for one in servers if isinstance(one, Ranker)):
+            catalogue = next((one for one in servers if isinstance(one, Catalogue)), None)
+            items = catalogue.item_page(after="", limit=_CANDIDATES) if catalogue is not None else []
+            if catalogue is not None and items:
+                users = catalogue.user_page(after="", limit=1)
+                request = RankRequest(
+                    user=user_key(users[0].user_id if users else None, None), item_ids=[one.item_id for one in items]
+                )
+                return lambda ranker=ranker: ranker.rank(request)  # type: ignore[misc]  # mypy: binds the loop's value
+        for head in (one for one in servers if isinstance(one, Classifier)):
+            for name in head.heads():
+                asked = ClassifyRequest(head=name, targets=[Target(text="a text like any other")])
+                try:
+                    head.classify(asked)
+                except WrongTarget:
+                    continue  # it is of features
+                return lambda head=head, asked=asked: head.classify(asked)  # type: ignore[misc]
+    return None
+
+
+def _folding(view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
+    took = [seconds_per_event(view.context, view.name, one.group) for one in (candidate, live)]
+    mine, theirs = took
+    if mine is None or not theirs:
+        return []
+    return [
+        GateRule(
+            rule="cost", passed=mine <= limits.cost_ratio * theirs, value=mine / theirs, limit=limits.cost_ratio,
+            detail=f"times what live takes to fold an event: {mine * 1e6:,.0f} µs against {theirs * 1e6:,.0f}",
+        )
+    ]  # fmt: skip
