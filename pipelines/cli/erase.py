@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from streamfold.pipelines.cli.policies import follow, start, unequal
 from streamfold.pipelines.cli.state import FAILED, TIMED_OUT, CliError, Globals
 
 HELP = """Remove all traces of a user, an item or a document; hidden at once, removed in the background.
@@ -16,6 +17,7 @@ HELP = """Remove all traces of a user, an item or a document; hidden at once, re
 \b
 Examples:
   streamfold erase user u-1 --wait
+  streamfold erase user u-1 --verify      also compare with the log folded afresh
   streamfold erase document manual-7
 """
 _POLL_S = 0.1
@@ -38,18 +40,33 @@ def erase(
     kind: Annotated[Kind, typer.Argument(metavar="user|item|document")],
     id_: Annotated[str, typer.Argument(metavar="ID")],
     wait: Annotated[bool, typer.Option("--wait", help="Wait until nothing is left, and print the report.")] = False,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 3600.0,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Wait, then fold the log afresh and compare each policy's state with it.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most, for each.")] = 3600.0,
 ) -> None:
     options: Globals = ctx.obj
     with options.client() as client:
         body = client.post("/v1/erasures", {f"{kind.value}_id": id_})
-        if not wait:
+        if not (wait or verify):
             options.print(f"erasure {body['erasure_id']} accepted at position {body['position']}", body)
             return
         report = erased(client, body["erasure_id"], timeout)
+        if verify and report["state"] == "complete":
+            report = {**report, "verified": _verified(options, client, report, timeout)}
     options.print(_told(report), report)
-    if report["state"] == "failed":
+    if report["state"] == "failed" or any(report.get("verified", {}).values()):
         raise typer.Exit(FAILED)
+
+
+def _verified(options: Globals, client: Any, report: Mapping[str, Any], timeout_s: float) -> dict[str, list[str]]:
+    """What differs from the log folded afresh, by policy that is still there."""
+    found = {}
+    known = {row["policy"] for row in client.get("/v1/policies")["items"]}
+    for name in sorted({str(one["policy"]).partition("@")[0] for one in report["policies"]} & known):
+        job_id = start(client, name, "verify", reason="after an erasure")
+        found[name] = unequal(follow(options, client, job_id, f"verify {name}", timeout_s))
+    return found
 
 
 def erased(client: Any, erasure_id: str, timeout_s: float) -> Mapping[str, Any]:
@@ -70,5 +87,9 @@ def _told(report: Mapping[str, Any]) -> str:
     lines += [f"  {p['policy']}: {p['method']}, {p['state']}, {p['removed']} events" for p in report["policies"]]
     residue = sum(store["residue"] for store in report["stores"])
     lines.append(f"  looked through {len(report['stores'])} stores: {residue} traces left")
+    for name, differences in report.get("verified", {}).items():
+        lines.append(
+            f"  {name}: " + ("; ".join(differences) or "equal to the log folded afresh without it, bit for bit")
+        )
     lines += [f"  not covered: {what}" for what in report["not_covered"]]
     return "\n".join(lines)

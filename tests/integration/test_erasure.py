@@ -209,3 +209,20 @@ def _wait_ready(client: httpx.Client, log: Path) -> None:
             pass
         assert time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.1)
+
+
+def test_the_command_holds_what_is_left_against_the_log_folded_afresh(
+    service: SubService,
+    client: httpx.Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STREAMFOLD_URL", service.url)
+    client.post("/v1/events?wait=visible", json=[click("cmp", "to-compare", "i1"), click("stays", "who-stays", "i1")])
+    assert main(["erase", "user", "to-compare", "--verify"]) == 0
+    said = capsys.readouterr().out
+    assert "trending: equal to the log folded afresh without it" in said
+    assert main(["--json", "erase", "user", "who-stays", "--verify"]) == 0
+    assert json.loads(capsys.readouterr().out)["verified"]["trending"] == []
