@@ -37,6 +37,8 @@ from streamfold.core.policy import Policy
 from streamfold.core.stores.checkpoint import CheckpointRoot
 
 log = logging.getLogger("streamfold.fold")
+_IDLE_SHARE, _MOST_IDLE_S = 50.0, 0.1
+"""Writing a watermark that nothing was folded for rests so many times as long as it took, and no longer than this."""
 
 
 class PolicyFailure(Exception):
@@ -52,11 +54,15 @@ class PolicyFailure(Exception):
 
 @dataclass(slots=True)
 class Turn:
-    """What a turn did: events handled, whether more may be waiting, whether it waits for prepare."""
+    """What a turn did: events handled, whether more may be waiting, whether it waits for prepare.
+
+    ``idles``: the watermark is to move past events that nobody here handles, a little later.
+    """
 
     events: int = 0
     more: bool = False
     waits: bool = False
+    idles: bool = False
     watermark: int = 0
 
 
@@ -77,7 +83,7 @@ class GroupFold:
         self._backoff_until = 0.0
         self._backoff_s = 0.5
         self._halted = False
-        self._idle_moved = 0.0
+        self._idle_from = 0.0
         self._pace = Pace(group.rate)
         self.feed_bytes = 0
         self.checkpoint_bytes = 0
@@ -204,7 +210,7 @@ class GroupFold:
                     return done
                 step = self._step()
                 done.events += step.events
-                done.more, done.waits = step.more, step.waits
+                done.more, done.waits, done.idles = step.more, step.waits, step.idles
                 if not step.more or step.waits or time.monotonic() >= deadline:
                     break
         except Fenced as error:
@@ -252,9 +258,8 @@ class GroupFold:
             end = rows[-1].seq if rows else lease.watermark
         self._upto = None if not full else self._upto
         if not rows:
-            if end > lease.watermark and (not waits) and self._may_idle_move():
-                self._commit(lease, end, None, [], 0)
-            return Turn(more=False, waits=waits)
+            behind = end > lease.watermark and not waits
+            return Turn(waits=waits, idles=behind and not self._idle_move(lease, end))
         dead = self._fold_rows(rows, values)
         changes = self._stores.drain()
         self._commit(lease, end, changes, dead, len(rows))
@@ -292,12 +297,17 @@ class GroupFold:
         crash.point("erase.forgotten")
         return Turn(events=1, more=True)
 
-    def _may_idle_move(self) -> bool:
-        """A watermark that moves past events which nobody here handles need not be written for each of them."""
-        now = time.monotonic()
-        if now - self._idle_moved < 0.1:
+    def _idle_move(self, lease: Lease, end: int) -> bool:
+        """Move the watermark past events that nobody here handles; False: not yet.
+
+        Who asks for a position waits for it, yet a fiftieth of the time is enough for writing it.
+        """
+        started = time.monotonic()
+        if started < self._idle_from:
             return False
-        self._idle_moved = now
+        self._commit(lease, end, None, [], 0)
+        now = time.monotonic()
+        self._idle_from = now + min(_IDLE_SHARE * (now - started), _MOST_IDLE_S)
         return True
 
     def _prepared(self, rows: list[LogRow]) -> tuple[dict[str, dict[int, bytes | EventError]], list[LogRow], bool]:

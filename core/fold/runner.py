@@ -30,6 +30,7 @@ from streamfold.core.stores.checkpoint import drop_old_checkpoints
 log = logging.getLogger("streamfold.runner")
 _LOOK_AFTER_S = 0.1
 _SWEEP_S = 1.0
+_IDLE_S = 0.01
 _BACKFILL_EVERY_S = 0.05
 _EVERYTHING = 2**63 - 1
 
@@ -64,6 +65,7 @@ class FoldRunner:
         self._checkpointers: list[threading.Thread] = []
         self._stopped = threading.Event()
         self._looked_after: dict[tuple[str, str], float] = {}
+        self._idling: set[str] = set()
 
     def groups(self, workspace: str) -> list[Group]:
         """The groups of this runner's lane."""
@@ -95,6 +97,11 @@ class FoldRunner:
                 break
         return left
 
+    def idling(self) -> set[str]:
+        """The workspaces with a watermark that is to move soon past events that its group does not handle; once."""
+        found, self._idling = self._idling, set()
+        return found
+
     def _turn(self, workspace: str, group: Group) -> bool:
         key = (workspace, group.name)
         fold = self._fold_of(workspace, group)
@@ -104,6 +111,8 @@ class FoldRunner:
             self._folds[key] = self._folds.pop(key)  # the one that folded last comes last
         if turn.waits:
             self.on_prepare_needed(workspace)
+        if turn.idles:
+            self._idling.add(workspace)
         if fold.lease is not None and fold.lease.watermark != before:
             self.on_commit(workspace, group.name)
         self._maybe_checkpoint(workspace, group, fold)
@@ -311,10 +320,11 @@ class EmbeddedRunner:
         sweep_s = self.context.settings.fold.sweep_s
         swept = 0.0
         while not self._stop.is_set():
+            idling = self.runner.idling()
             with self._fold_wake:
                 if not self._pending:
-                    self._fold_wake.wait(timeout=sweep_s / 5)
-                pending, self._pending = self._pending, set()
+                    self._fold_wake.wait(timeout=_IDLE_S if idling else sweep_s / 5)
+                pending, self._pending = self._pending | idling, set()
             try:
                 if time.monotonic() - swept > sweep_s:
                     swept = time.monotonic()

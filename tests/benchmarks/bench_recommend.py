@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def _measured(items: int, actions: int, repeats: int, bar_ms: float) -> list[Fig
     rank = Figure(f"rank 100 candidates over HTTP, {items:,} items, p99", "ms", 20)
     listed = Figure(f"recommend 10 of {items:,} items over HTTP, p99", "ms", bar_ms)
     fresh = Figure("click → next recommendation, idle, p99", "ms", 50)
+    tenth = Figure("click → next recommendation, at a tenth of the load limit, p99", "ms", 50)
+    half = Figure("click → next recommendation, at half of the load limit, p99", "ms", 250)
     rng = np.random.default_rng(harness.SEED)
     with harness.processes(policies=STACK) as run:
         client = run.serve()
@@ -80,8 +83,10 @@ def _measured(items: int, actions: int, repeats: int, bar_ms: float) -> list[Fig
             pass
         events = [_action(n, items, rng) for n in range(actions)]
         client.post(json.dumps(events[:BATCH]).encode(), visible=True)  # kernels are compiled or loaded now
+        begun = time.perf_counter()
         for start in range(BATCH, actions, BATCH):
             client.post(json.dumps(events[start : start + BATCH]).encode(), visible=start + BATCH >= actions)
+        limit = (actions - BATCH) / (time.perf_counter() - begun)
         for _ in range(repeats):
             asked = [
                 _ask(client, "/v1/rank", {"user_id": f"user-{int(rng.integers(10_000))}", "log_exposure": False,
@@ -91,15 +96,47 @@ def _measured(items: int, actions: int, repeats: int, bar_ms: float) -> list[Fig
             rank.repeats.append(harness.percentiles(asked)[99])
             asked = [_recommend(client, f"user-{int(rng.integers(10_000))}")[0] for _ in range(300)]
             listed.repeats.append(harness.percentiles(asked)[99])
-            fresh.repeats.append(harness.percentiles([_click(client, n, items, rng) for n in range(100)])[99])
+            for figure, share in ((fresh, 0.0), (tenth, 0.1), (half, 0.5)):
+                with _Load(client.twin(), share * limit, items):
+                    took = [_click(client, n, items, rng) for n in range(100)]
+                figure.repeats.append(harness.percentiles(took)[99])
         resident = f"{psutil.Process(client.pid).memory_info().rss / 2**20:.0f}"
-    for figure in (rank, listed, fresh):
-        figure.notes = {"load": harness.load(), "resident MB": resident}
-    return [rank, listed, fresh]
+    for figure in (rank, listed, fresh, tenth, half):
+        figure.notes = {"load": harness.load(), "resident MB": resident, "load limit, events/s": f"{limit:,.0f}"}
+    return [rank, listed, fresh, tenth, half]
 
 
-def _recommend(client: Client, user: str, *, log: bool = True) -> tuple[float, dict[str, Any]]:
-    return _ask(client, "/v1/recommend", {"user_id": user, "n": 10, "exclude_seen": ["purchase"], "log_exposure": log})
+class _Load:
+    """Sends interactions at a steady rate, beside."""
+
+    def __init__(self, client: Client, per_s: float, items: int) -> None:
+        self._client, self._per_s, self._items = client, per_s, items
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._send, name="load")
+
+    def __enter__(self) -> None:
+        if self._per_s:
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._per_s:
+            self._thread.join()
+
+    def _send(self) -> None:
+        rng = np.random.default_rng(int(self._per_s))
+        size = max(1, round(self._per_s / 20))
+        number, next_s = 20_000_000, time.perf_counter()
+        while not self._stop.is_set():
+            batch = [_action(number + n + int(rng.integers(1 << 40)), self._items, rng) for n in range(size)]
+            self._client.post(json.dumps(batch).encode())
+            number, next_s = number + size, next_s + size / self._per_s
+            self._stop.wait(max(0.0, next_s - time.perf_counter()))
+
+
+def _recommend(client: Client, user: str, *, log: bool = True, min_position: int = 0) -> tuple[float, dict[str, Any]]:
+    body = {"user_id": user, "n": 10, "exclude_seen": ["purchase"], "log_exposure": log}
+    return _ask(client, f"/v1/recommend?min_position={min_position}&wait_ms=10000", body)
 
 
 def _click(client: Client, number: int, items: int, rng: np.random.Generator) -> float:
@@ -109,11 +146,13 @@ def _click(client: Client, number: int, items: int, rng: np.random.Generator) ->
     event = _action(10_000_000 + int(rng.integers(1 << 40)), items, rng)
     event["data"] |= {"user_id": user, "item_id": first, "action": "purchase"}
     event.pop("time")
-    client.post(json.dumps([event]).encode())
+    position = client.post(json.dumps([event]).encode())["position"]
     begun = time.perf_counter()
-    while True:
-        if first not in [one["item_id"] for one in _recommend(client, user, log=False)[1]["items"]]:
-            return time.perf_counter() - begun
+    found = _recommend(client, user, log=False, min_position=position)[1]["items"]
+    took = time.perf_counter() - begun
+    if first in [one["item_id"] for one in found]:
+        raise RuntimeError(f"{user} bought {first}, and is recommended it again")
+    return took
 
 
 def stack(quick: bool, repeats: int) -> list[Figure]:
