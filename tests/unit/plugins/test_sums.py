@@ -214,6 +214,24 @@ def test_a_row_left_out_is_scored_as_if_it_had_not_come(read_out: str) -> None:
             assert distances[i] == pytest.approx(math.sqrt(away @ precise))
 
 
+def test_a_row_is_left_out_of_targets_of_its_own_and_of_what_it_was_topped_up_by() -> None:
+    phi, labels, weights = drawn(5, 40, 3)
+    sums = folded(phi, labels, weights, [], np.arange(40))
+    codes = np.array([sums.names.index(label) for label in labels])
+    targets = np.array([[1, 0.6, 0], [0.6, 1, -0.2], [0, -0.2, 1]])
+    n, s, _ = sums.per_class()
+    left_out = Ridge(s, sums.gram, 0.5, targets).left_out(phi, codes, weights)
+    for i in range(5):
+        rest = folded(phi, labels, weights, [], np.delete(np.arange(40), i))
+        expected = Ridge(rest.per_class()[1], rest.gram, 0.5, targets).of(phi[i : i + 1])[0]
+        np.testing.assert_allclose(left_out[i], expected, atol=1e-9)
+    grown, more, _ = sums.topped_up().per_class()
+    plain = Means(n, s / n[:, None]).left_out(phi, codes, weights)
+    topped = Means(grown, more / grown[:, None]).left_out(phi, codes, weights * (grown / n)[codes])
+    for one, other in zip(plain, topped, strict=True):  # as means they are the same: nothing of the row stays
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-9 * np.abs(one).max())
+
+
 def test_probabilities_are_as_sure_as_they_are_right() -> None:
     """Of 4,000 overlapping rows, the mean probability of the likeliest class is the share that is right."""
     rng = np.random.default_rng(0)
