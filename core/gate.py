@@ -6,6 +6,9 @@ predictable plug-in, Waudby-Smith and Ramdas, arXiv 2010.09686, theorem 2; the d
 it holds at all times at once, so looking often promotes nothing by chance, where a repeated z-test promotes a quarter
 of equal pairs. *Not worse*: the upper bound is below δ; *better*: below 0. What is neither is undecided, and undecided
 never promotes.
+
+A *negative flip* is an example that was right and is wrong now: whoever is used to a model feels it, also where the
+new one is better on the whole (MUSCLE, Echterhoff et al. 2024, arXiv:2407.09435). Their share has a limit of its own.
 """
 
 from __future__ import annotations

@@ -3,12 +3,15 @@
 A head that has just met a class has longer weights and higher scores for it. Each correction is a function of what is
 stored, computed when the head is read; where no class is new, or all are, nothing is changed.
 
-============ =========================================================================================================
-``norm``     weight alignment (Zhao et al. 2019, arXiv:1911.07053): new rows times ``mean‖w_old‖ / mean‖w_new‖`` if < 1
-``bias``     BiC (Wu et al. 2019, arXiv:1905.13049): ``α o + β`` for new classes, fitted on rows that were held out
-``gaussian`` SLCA (Zhang et al. 2023, arXiv:2303.05118): a few steps on rows drawn from each class's Gaussian
-``herding``  iCaRL (Rebuffi et al. 2016, arXiv:1611.07725): the nearest mean of herded rows; no weights at all
-============ =========================================================================================================
+=============== ========================================================================================================
+``norm``        weight alignment (Zhao et al. 2019, arXiv:1911.07053): new rows times ``mean‖w_old‖ / mean‖w_new‖``,
+                if that is below 1
+``bias``        BiC (Wu et al. 2019, arXiv:1905.13049): ``α o + β`` for new classes, fitted on rows that were held out
+``gaussian``    SLCA (Zhang et al. 2023, arXiv:2303.05118): a few steps on rows drawn from each class's Gaussian
+``translation`` FeTrIL (Petit et al. 2023, arXiv:2211.13131): a few steps on rows of new classes, and on the same rows
+                moved to where an old class's mean is
+``herding``     iCaRL (Rebuffi et al. 2016, arXiv:1611.07725): the nearest mean of herded rows; no weights at all
+=============== ========================================================================================================
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ Flags = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int64]
 _NEWTON = 25
 _DRAWN, _STEPS, _RATE = 32, 20, 2.0
-"""Rows per class, steps and step length of ``gaussian``."""
+"""Rows per class of ``gaussian``; steps, and their length, of it and of ``translation``."""
 
 
 def align_norms(weights: Floats, new: Flags) -> Floats:
@@ -85,14 +88,53 @@ def draw_like(rows: Floats, n: int, rng: np.random.Generator) -> Floats:
     return found
 
 
+def translated(rows: Floats, mean: Floats) -> Floats:
+    """Move rows ``(n, width)`` so that their mean is another one; how they vary around it stays.
+
+    >>> translated(np.array([[0.0, 1.0], [2.0, 3.0]]), np.array([5.0, 5.0])).tolist()
+    [[4.0, 4.0], [6.0, 6.0]]
+    """
+    found: Floats = rows - rows.mean(axis=0) + mean
+    return found
+
+
+def align_translated(weights: Floats, rows: Floats, codes: Codes, new: Flags, means: Floats) -> Floats:
+    """Go on from the weights on rows of new classes and, as rows of each old class, those of the new one most like it.
+
+    ``means (classes, width)``: of all rows that a class ever had; of an old class nothing else is needed. Most like it
+    is the one whose mean has the largest cosine with its own (FeTrIL's first choice).
+    """
+    given = [int(one) for one in np.unique(codes) if new[one]]
+    if not given or new.all():
+        return weights
+    length = np.maximum(np.linalg.norm(means, axis=1), 1e-12)
+    alike = means @ means[given].T / np.outer(length, length[given])
+    parts, labels = [], []
+    for one in range(len(weights)):
+        if not new[one]:
+            parts.append(translated(rows[codes == given[int(alike[one].argmax())]], means[one]))
+        elif one in given:
+            parts.append(rows[codes == one])
+        else:
+            continue
+        labels.append(np.full(len(parts[-1]), one))
+    return _go_on(weights, np.vstack(parts), np.concatenate(labels))
+
+
 def align_gaussian(weights: Floats, rows: Floats, codes: Codes, seed: int) -> Floats:
-    """Go on from the weights on rows drawn from each class's Gaussian, with logits of length 1 (SLCA's ``LN``)."""
+    """Go on from the weights on rows drawn from each class's Gaussian."""
     classes = np.unique(codes)
     if len(classes) < 2:
         return weights
     rng = np.random.default_rng(seed)
     x = np.vstack([draw_like(rows[codes == one], _DRAWN, rng) for one in classes])
-    y = np.repeat(classes, _DRAWN)
+    return _go_on(weights, x, np.repeat(classes, _DRAWN))
+
+
+def _go_on(weights: Floats, x: Floats, y: Codes) -> Floats:
+    """Take steps on rows, each class counting the same, with logits of length 1 (SLCA's ``LN``)."""
+    classes, counts = np.unique(y, return_counts=True)
+    share = (1.0 / counts)[np.searchsorted(classes, y)]
     w = weights.copy()
     others = np.setdiff1d(np.arange(len(w)), classes)
     for _ in range(_STEPS):
@@ -101,7 +143,7 @@ def align_gaussian(weights: Floats, rows: Floats, codes: Codes, seed: int) -> Fl
         scale = np.linalg.norm(logits[:, classes], axis=1, keepdims=True) / np.sqrt(len(classes))
         away = softmax(logits / np.maximum(scale, 1e-3), axis=1)
         away[np.arange(len(y)), y] -= 1
-        w -= _RATE * (away.T @ x) / len(y) * len(classes)
+        w -= _RATE * (share[:, None] * away).T @ x
     return w
 
 

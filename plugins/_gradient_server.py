@@ -144,7 +144,7 @@ class GradientServer(HeadsServer):
         groups = np.array([names.index(str(read_as[label])) for label in states])
         n = np.bincount(groups, [float(one.rows + one.prior) for one in states.values()]).astype(np.float64)
         rows = self._rows(states, space)
-        scores = self._scores(self.weights(states, steps), groups, new, rows)
+        scores = self._scores(self.weights(states, steps), groups, new, rows, [one.slot for one in states.values()])
         shown = {label: row.name for label, row in known.items() if row.name}
         return _calibrated(names, n, scores, groups, rows), shown
 
@@ -157,7 +157,7 @@ class GradientServer(HeadsServer):
         x = self._lift(unpacked(b"".join(phis), space).reshape(len(kept), -1))
         return Replayed(x, np.array([i for i, _, _ in kept]), np.array([held_out(hash) for _, hash, _ in kept]))
 
-    def _scores(self, weights: Floats, groups: Codes, new: Flags, rows: Replayed) -> Linear:
+    def _scores(self, weights: Floats, groups: Codes, new: Flags, rows: Replayed, slots: list[int]) -> Linear:
         """Correct the weights for new classes."""
         c, bias = self._config, (1.0, 0.0)
         if c.read_out == "herding":
@@ -167,6 +167,10 @@ class GradientServer(HeadsServer):
             weights = _alignment.align_norms(weights, new)
         elif c.align == "gaussian":
             weights = _alignment.align_gaussian(weights, rows.x, rows.codes, c.seed)
+        elif c.align == "translation":
+            totals = self._view["totals"].get(slots)
+            means = totals[:, :-1] / np.maximum(totals[:, -1:], 1e-12)
+            weights = _alignment.align_translated(weights, rows.x, rows.codes, new, means)
         elif c.align == "bias":
             x, codes = _calibrating(rows)
             bias = _alignment.fit_bias(x @ weights.T, codes, new)

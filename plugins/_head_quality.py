@@ -19,8 +19,9 @@ from zlib import crc32
 import numpy as np
 
 from streamfold.core import QualityPoint, Scored, View
-from streamfold.plugins._heads import HeadsServer, MakeState, Row, SpaceState
+from streamfold.plugins._heads import HeadsServer, MakeState, Row, SpaceState, guide
 from streamfold.plugins._labels import HeadRow
+from streamfold.plugins._named_targets import Named, names_of
 from streamfold.plugins._sums import Floats
 from streamfold.plugins._targets import TEXT, unpacked
 
@@ -129,10 +130,14 @@ class RowsMeasured(MeasuredLabels):
         for name, held in self._heads.items():
             if head in (None, name):
                 if held.tested is None:
-                    held.tested = [one for space, rows in held.spaces.items() for one in self._test(name, space, rows)]
+                    priors = [(row.label, row.phi) for _, row in held.spaces.get(TEXT, ()) if row.source is None]
+                    named = names_of(priors)
+                    held.tested = [
+                        one for space, rows in held.spaces.items() for one in self._test(name, space, rows, named)
+                    ]
                 yield from held.tested
 
-    def _test(self, head: str, space: str, rows: Sequence[tuple[str, Row]]) -> list[Tested]:
+    def _test(self, head: str, space: str, rows: Sequence[tuple[str, Row]], named: Named) -> list[Tested]:
         """Score the last rows, each block by all before it. O(rows + blocks × solve)."""
         labels = [(key, row) for key, row in rows if row.source is not None and row.weight]
         last = sorted(labels, key=lambda one: one[1].source.seq if one[1].source is not None else 0)[-_LAST:]
@@ -140,6 +145,7 @@ class RowsMeasured(MeasuredLabels):
         before = {key: row for key, row in rows if key not in kept}
         size = len(rows[0][1].phi) // (4 if space == TEXT else 8)
         state = self._make(self._config, space, size)
+        guide([state], named)
         if before:
             state.update((), before)
         found: list[Tested] = []

@@ -17,6 +17,7 @@ import numpy as np
 
 from streamfold.core import ClassifyRequest, Prediction, ScoredLabel, View, WrongTarget, best_slots
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
+from streamfold.plugins._named_targets import Named, named_targets, names_of
 from streamfold.plugins._readouts import Head, solve
 from streamfold.plugins._sums import Floats, Sums, relu_expansion
 from streamfold.plugins._targets import TEXT, unpacked, vectors_of
@@ -29,8 +30,10 @@ _CALIBRATE = 512
 _DIGITS = 6
 """Of probabilities: in which order rows were added decides the last bits of sums."""
 _EVIDENCE = 20
-_MOST_HALVED, _NOTHING = 64, -500.0
-"""After so many half-lives the base moves; what is older than so many weighs next to nothing."""
+_MOST_HALVED, _MOST_BACK, _NOTHING = 64, 8, -500.0
+"""After so many half-lives the base moves; if the newest rows go, and so many half-lives with them, what remains is
+added up anew, because it is as small beside them as their rounding; what is older than so many weighs next to nothing.
+"""
 _LEAST = 1e-12
 """A class whose labels weigh less together is forgotten."""
 
@@ -74,7 +77,7 @@ class Decay:
     def __init__(self, half_life_us: int) -> None:
         self._half_us = half_life_us
         self._base = 0
-        self._newest_us = -1
+        self._newest_us = self._latest_us = -1
 
     def moves(self, rows: Mapping[str, Row], out: Sequence[Row], come: Iterable[Row]) -> bool:
         """Note that rows went and came; whether the base moved, so that all weights are others."""
@@ -83,10 +86,12 @@ class Decay:
         if any(row.at_us == self._newest_us for row in out):
             self._newest_us = max((row.at_us for row in rows.values()), default=-1)
         self._newest_us = max(self._newest_us, max((row.at_us for row in come), default=-1))
+        self._latest_us = max(self._latest_us, self._newest_us)
         base = self._newest_us // self._half_us
-        moved = abs(base - self._base) >= _MOST_HALVED
+        back = self._latest_us - self._newest_us
+        moved = abs(base - self._base) >= _MOST_HALVED or back > _MOST_BACK * self._half_us
         if moved:
-            self._base = base
+            self._base, self._latest_us = base, self._newest_us
         return moved
 
     def weights(self, rows: Sequence[Row]) -> Floats:
@@ -113,6 +118,7 @@ class SpaceState:
         self._sample: dict[str, Row] = {}
         self._below = 0
         self._decay = Decay(round(config.half_life_s * 1e6))
+        self._named: Named = {}
         self._clear()
 
     def _clear(self) -> None:
@@ -135,6 +141,11 @@ class SpaceState:
             self._move(out, -1)
             self._move(list(come.values()), 1)
 
+    def guide(self, named: Named) -> None:
+        """Take the names of classes, if they are targets."""
+        if self._config.targets == "names" and named != self._named:
+            self._named, self._head = named, None
+
     def _choose(self, gone: Sequence[str], come: Mapping[str, Row]) -> None:
         """Keep the rows whose hash is below a bound, which halves when they double: any view chooses the same."""
         below = (1 << 32) * _CALIBRATE >> max(9, len(self.rows).bit_length())
@@ -154,18 +165,24 @@ class SpaceState:
         phi = unpacked(b"".join(row.phi for row in rows), self._space).reshape(len(rows), self._dim)
         return self.lift(phi), [row.label or "" for row in rows], self._decay.weights(rows)
 
+    def sums(self) -> Sums:
+        """The sums as of the newest row."""
+        factor = self._decay.factor
+        return self._sums if factor == 1.0 else self._sums.scaled(factor, _LEAST)
+
     def head(self) -> Head:
         """The solved head; solved once per change."""
         if self._head is None:
             rows, labels, weights = self._arrays([self._sample[key] for key in sorted(self._sample)])
-            config, sums, factor = self._config, self._sums, self._decay.factor
+            config, sums, factor = self._config, self.sums(), self._decay.factor
             if factor != 1.0:
-                sums, weights = sums.scaled(factor, _LEAST), weights * factor
+                weights = weights * factor
                 kept = [i for i, label in enumerate(labels) if label in sums]
                 rows, labels, weights = rows[kept], [labels[i] for i in kept], weights[kept]
             self._head = solve(
                 sums, config.read_out, gamma=config.gamma, shrinkage=config.shrinkage,
-                rows=rows, labels=labels, weights=weights,
+                rows=rows, labels=labels, weights=weights, top_up=config.top_up,
+                targets=named_targets(sums.names, self._named),
             )  # fmt: skip
         return self._head
 
@@ -215,6 +232,7 @@ class HeadState:
             gone = [key for key in self._known if key not in labels and key not in priors]
         self._apply(gone, changed)
         self._seen, self._read_as = row, read_as
+        guide(self.spaces.values(), names_of((read_as[label], found.prior) for label, found in classes.items()))
 
     def _changed(self, view: View, read_as: Mapping[str, str | None]) -> dict[str, Row]:
         """Labels that are new, that were replaced, or whose class is read as another."""
@@ -278,6 +296,13 @@ class HeadState:
             self.spaces[space].update(out.get(space, ()), rows)
             if not self.spaces[space].rows:
                 del self.spaces[space]
+
+
+def guide(states: Iterable[State], named: Named) -> None:
+    """Tell states what classes are called; those over filters have no targets."""
+    for state in states:
+        if isinstance(state, SpaceState):
+            state.guide(named)
 
 
 def _hash(key: str) -> int:

@@ -1,11 +1,14 @@
 """Classifiers read out of sums: class means, ridge regression, linear discriminants; with calibrated probabilities.
 
 ======== ===============================================================================================================
-prototype the nearest class mean, ``−‖φ − m_c‖²`` (SimpleCIL: Zhou et al. 2023, arXiv:2303.07338)
-ridge     ``φᵀ(G + γI)⁻¹S_c`` (ACIL: Zhuang et al. 2022, arXiv:2205.14922)
+prototype the nearest class mean, ``−‖φ − m_c‖²`` (SimpleCIL, and ADAM over it: Zhou et al. 2023, arXiv:2303.07338)
+ridge     ``φᵀ(G + γI)⁻¹S_c`` (ACIL: Zhuang et al. 2022, arXiv:2205.14922); its targets may be those of
+          ``_named_targets.py``
 lda       linear discriminants of a pooled covariance ``Σ = (G − Σ n_c m_c m_cᵀ)/n``, shrunk to
           ``(1 − s)Σ + s tr(Σ)/d I``, with priors n_c/n (FSA: Panos et al. 2023, arXiv:2303.13199)
 ======== ===============================================================================================================
+
+Topped up, classes with few labels weigh as much as those with many (:meth:`Sums.topped_up`).
 
 Each scores a labelled row as if it had been left out, without another solve: class means and discriminants take the row
 out of its own class's mean (of the covariance it stays part), ridge uses ``(ŷ − h y)/(1 − h)`` with the leverage
@@ -87,13 +90,14 @@ class Means:
 
 
 class Ridge:
-    """Ridge regression on one-hot targets."""
+    """Ridge regression on one-hot targets, or on the rows of ``targets (C, C)``: ``XᵀY`` is then Sᵀ times these."""
 
-    def __init__(self, s: Floats, gram: Floats, gamma: float) -> None:
+    def __init__(self, s: Floats, gram: Floats, gamma: float, targets: Floats | None = None) -> None:
         a = gram.copy()
         a.flat[:: len(a) + 1] += gamma
+        self._targets = targets
         self._factor = cho_factor(a, lower=True, overwrite_a=True, check_finite=False)
-        self.weights: Floats = cho_solve(self._factor, s.T, check_finite=False)
+        self.weights: Floats = cho_solve(self._factor, s.T if targets is None else s.T @ targets, check_finite=False)
         """``(d, C)``."""
 
     def of(self, phi: Floats) -> Floats:
@@ -103,8 +107,7 @@ class Ridge:
     def left_out(self, phi: Floats, codes: Codes, weights: Floats) -> Floats:
         """Scores of rows, each as if it had not been added."""
         leverage = weights * np.einsum("nd,nd->n", phi, cho_solve(self._factor, phi.T, check_finite=False).T)
-        targets = np.zeros((len(phi), self.weights.shape[1]))
-        targets[np.arange(len(phi)), codes] = 1.0
+        targets = (np.eye(self.weights.shape[1]) if self._targets is None else self._targets)[codes]
         left: Floats = (self.of(phi) - leverage[:, None] * targets) / np.maximum(1 - leverage, 1e-12)[:, None]
         return left
 
@@ -155,25 +158,30 @@ class Head:
 
 
 def solve(
-    sums: Sums, read_out: str, *, gamma: float, shrinkage: float, rows: Floats, labels: list[str], weights: Floats
-) -> Head:
+    sums: Sums, read_out: str, *, gamma: float, shrinkage: float, rows: Floats, labels: list[str], weights: Floats,
+    top_up: bool = False, targets: Floats | None = None,
+) -> Head:  # fmt: skip
     """Read a classifier out of sums, and calibrate it by some of the rows that were added.
 
     Parameters
     ----------
     rows : ``(m, d)``, with ``labels`` and ``weights``: those that calibrate.
+    top_up : whether to read it out of a copy in which all classes weigh the same.
+    targets : of ridge, in order of the names of classes.
     """
-    n, s, _ = sums.per_class()
-    means = Means(n, s / n[:, None], shrunk_covariance(sums, shrinkage) if read_out == "lda" else None)
-    scores: Scores = Ridge(s, sums.gram, gamma) if read_out == "ridge" else means
-    names = sums.names
+    n, names = sums.per_class()[0], sums.names
+    if top_up:
+        sums = sums.topped_up()
+    grown, s, _ = sums.per_class()
+    means = Means(grown, s / grown[:, None], shrunk_covariance(sums, shrinkage) if read_out == "lda" else None)
+    scores: Scores = Ridge(s, sums.gram, gamma, targets) if read_out == "ridge" else means
     place = {name: i for i, name in enumerate(names)}
     codes = np.array([place[label] for label in labels], np.int64)
     others = n[codes] - weights > 1e-9 * weights  # the only row of a class cannot be left out
     rows, codes, weights = rows[others], codes[others], weights[others]
     sharpness, usual = 1.0, np.zeros(0)
     if len(rows):
-        left_out, distances = means.left_out(rows, codes, weights)
+        left_out, distances = means.left_out(rows, codes, weights * (grown / n)[codes])  # with what it was topped up by
         usual = np.sort(distances)
         if isinstance(scores, Ridge):
             left_out = scores.left_out(rows, codes, weights)

@@ -3,8 +3,10 @@
 Of vectors φ (rows, float64) with class c and weight w are kept, per class, ``n_c = Σ w``, ``S_c = Σ w φ`` and
 ``Q_c = Σ w φ²``, and over all ``G = Σ w φφᵀ``. With one-hot targets ``XᵀY = S``, so ridge regression, linear
 discriminants and class means are all functions of these sums (Zhuang et al., ACIL, 2022, arXiv:2205.14922; Panos et
-al., First Session Adaptation, 2023, arXiv:2303.13199). Each sum is additive: in any order, in any batches, in parts
-that are merged, and backwards, by which a row is forgotten as if it had never come, up to rounding.
+al., First Session Adaptation, 2023, arXiv:2303.13199). Each sum is additive: in any order, in any batches, also where
+old and new classes come mixed (G-ACIL, Zhuang et al. 2024, arXiv:2403.15706); in parts that are merged, as those of
+several places (Hendryx et al., Federated Reconnaissance, 2021, arXiv:2109.00150); and backwards, by which a row is
+forgotten as if it had never come, up to rounding (analytic continual unlearning, Tang et al. 2025, arXiv:2505.12239).
 """
 
 from __future__ import annotations
@@ -85,6 +87,29 @@ class Sums:
             for to, of in ((found._n, self._n), (found._s, self._s), (found._q, self._q)):
                 to[mine] = of[row] * factor
         found.gram[...] = self.gram * factor
+        return found
+
+    def topped_up(self) -> Sums:
+        """Return a copy in which every class weighs as much as the heaviest one; these sums stay as they are.
+
+        The rows that a class c lacks are thought of as drawn from ``N(m_c, diag v_c)``, as the pseudo-features of
+        AEF-OCL are (Zhuang et al. 2024, arXiv:2405.17779). Instead of drawing, what they add on average is added:
+        ``e m_c`` to S_c and ``e (m_c m_cᵀ + diag v_c)`` to G, so nothing is left to chance, and nothing changes where
+        no class is lighter. As a few rows tell little of a variance, v_c counts the one within all classes as one row.
+        """
+        found = self.scaled(1.0, 0.0)
+        rows = list(found._rows.values())
+        n, s, q = found._n[rows], found._s[rows], found._q[rows]
+        missing = (n.max() - n)[:, None]
+        means = s / n[:, None]
+        own = np.maximum(q / n[:, None] - means**2, 0.0)
+        variances = (n[:, None] * own + n @ own / n.sum()) / (n + 1)[:, None]
+        found._n[rows] += missing[:, 0]
+        found._s[rows] += missing * means
+        found._q[rows] += missing * (means**2 + variances)
+        if found.gram.size:
+            found.gram += (missing * means).T @ means
+            found.gram.flat[:: self.dim + 1] += (missing * variances).sum(axis=0)
         return found
 
     def __contains__(self, label: str) -> bool:

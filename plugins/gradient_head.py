@@ -62,9 +62,10 @@ class GradientHeadConfig:
     anchor : λ of the pull to where each class began. shrink, perturb : λ and σ after each step.
     read_out : ``linear``, or ``herding``: the nearest mean of ``exemplars`` herded rows per class.
     align : how ``linear`` is corrected for classes of the last ``new_for`` steps: ``none``, ``norm``, ``bias`` or
-        ``gaussian``.
-    average : what is served: ``none`` (the weights), or their ``ema``, ``swa`` or ``lawa`` over checkpoints, one every
-        ``every`` steps. decay : of ``ema``. keep : of ``lawa``. blend : how much the average counts beside the weights.
+        ``gaussian`` or ``translation`` (which keeps the mean of each class).
+    average : what is served: ``none`` (the weights), or their ``ema``, ``swa``, ``lawa`` or ``stock`` over checkpoints,
+        one every ``every`` steps. decay : of ``ema``. keep : of ``lawa`` and ``stock``. blend : how much the average
+        counts beside the weights.
     expansion : units of a fixed random ReLU layer; 0: none. seed : of that layer and of all chance.
     dim : the longest vector without an expansion.
     prior_weight : how much the name of a class counts in its step.
@@ -84,9 +85,9 @@ class GradientHeadConfig:
     perturb: float = 0.0
     read_out: Literal["linear", "herding"] = "linear"
     exemplars: int = 10
-    align: Literal["none", "norm", "bias", "gaussian"] = "none"
+    align: Literal["none", "norm", "bias", "gaussian", "translation"] = "none"
     new_for: int = 500
-    average: Literal["none", "ema", "swa", "lawa"] = "none"
+    average: Literal["none", "ema", "swa", "lawa", "stock"] = "none"
     every: int = 50
     decay: float = 0.9
     keep: int = 5
@@ -106,8 +107,8 @@ class GradientHeadConfig:
             optimiser=("sgd", "upgd"),
             init=("mean", "zero"),
             read_out=("linear", "herding"),
-            align=("none", "norm", "bias", "gaussian"),
-            average=("none", "ema", "swa", "lawa"),
+            align=("none", "norm", "bias", "gaussian", "translation"),
+            average=("none", "ema", "swa", "lawa", "stock"),
         )
         within(
             "gradient_head", self,
@@ -123,6 +124,8 @@ class GradientHeadConfig:
             )
         if self.read_out == "herding" and not self.replay:
             raise ConfigError("gradient_head: read_out is 'herding' with replay = 0: there are no rows to herd")
+        if self.align == "translation" and not self.replay:
+            raise ConfigError("gradient_head: align is 'translation' with replay = 0: there are no rows to translate")
 
     @property
     def width(self) -> int:
@@ -135,6 +138,11 @@ class GradientHeadConfig:
         if self.average == "none":
             return None
         return Averages(kind=self.average, every=self.every, decay=self.decay, keep=self.keep)
+
+
+def _totals(config: GradientHeadConfig) -> bool:
+    """Whether the sum of each class's rows is kept, with their weight behind it: for its mean."""
+    return config.align == "translation"
 
 
 class GradientHead(LabelStatistics):
@@ -162,6 +170,7 @@ class GradientHead(LabelStatistics):
             Array("weights", shape=shape),
             *((Array("utility", shape=shape),) if c.optimiser == "upgd" else ()),
             *((Array("anchors", shape=shape),) if c.anchor else ()),
+            *((Array("totals", shape=(c.max_classes, c.width + 1), dtype="float64"),) if _totals(c) else ()),
             *(self._averages.stores(*shape) if self._averages else ()),
         )
 
@@ -240,6 +249,9 @@ class GradientHead(LabelStatistics):
         stores["spaces"].put(prefix, msgspec.structs.replace(was, steps=was.steps + 1))
         slots = [state.slot, *(one.slot for one, _ in replayed)]
         self._step(prefix, was, x, slots, min(weight, _MOST_COUNTS), rng, stores)
+        if _totals(self.config):
+            total = stores["totals"].get([state.slot])
+            stores["totals"].put([state.slot], total + min(weight, _MOST_COUNTS) * np.append(x[0], 1.0))
         kept, out = admitted(state.replay, (PRIOR if prior else chance, key), self.config.replay + state.prior + prior)
         if out is None or out[1] != key:
             stores["phi"].put(key, phi)
@@ -329,9 +341,10 @@ class GradientHead(LabelStatistics):
 
     def _end(self, prefix: str, label: str, state: ClassState, stores: Stores) -> None:
         """Take a class's row of weights; the head's last class takes its place."""
-        for name in ("weights", "anchors", "utility"):
+        for name in ("weights", "anchors", "utility", "totals"):
             if any(declared.name == name for declared in self.stores):
-                stores[name].put([state.slot], np.zeros((1, self.config.width), np.float32))
+                values = stores[name].values
+                stores[name].put([state.slot], np.zeros((1, values.shape[1]), values.dtype))
         if self._averages:
             self._averages.begin(state.slot, 0, stores)
         stores["states"].delete(f"{prefix}\0{label}")

@@ -10,7 +10,8 @@ The sums are not stored: a Gram matrix of d = 384 has 1.2 MB, which every commit
 row has 1.6 kB, and has to be kept anyway to be taken back. A label costs the same however many there are.
 
 With ``half_life_s`` labels count for less the older they are beside the head's newest one (the forgetting ridge of
-Lite-RVFL): by event time, so that order of arrival does not matter and a label taken back leaves nothing.
+Lite-RVFL, Hu et al. 2025, arXiv:2506.08063): by event time, so that order of arrival does not matter and a label taken
+back leaves nothing.
 
 A class is there while it has labels. ``class.upserted`` with a name gives it a prior: as much as ``prior_weight``
 labels of the name's embedding. ``class.merged`` reads one class's labels as another's, ``class.retired`` leaves them
@@ -26,6 +27,7 @@ import msgspec
 
 from streamfold.core import (
     Batch,
+    ConfigError,
     Event,
     EventError,
     NeedsRebuild,
@@ -54,6 +56,9 @@ class LabelStatisticsConfig:
     read_out : ``ridge``, ``lda`` or ``prototype``.
     gamma : ridge's γ. shrinkage : of the LDA's covariance.
     expansion : units of a fixed random ReLU layer over φ; 0: none. seed : of that layer.
+    top_up : whether classes with few labels weigh as much as the one with most: on a copy of the sums, when they are
+        read out; not for ``prototype``, which weighs classes evenly.
+    targets : of ridge: ``one_hot``, or ``names``: classes of similar names get similar targets.
     prior_weight : κ, how many labels the name of a class counts for.
     half_life_s : in which a label's weight halves, by the times of the labels; 0: never.
     max_labels, max_classes : of all heads together.
@@ -64,18 +69,26 @@ class LabelStatisticsConfig:
     shrinkage: float = 0.1
     expansion: int = 0
     seed: int = 0
+    top_up: bool = False
+    targets: Literal["one_hot", "names"] = "one_hot"
     prior_weight: float = 1.0
     half_life_s: float = 0.0
     max_labels: int = 1_000_000
     max_classes: int = 10_000
 
     def __post_init__(self) -> None:
-        one_of("label_statistics", self, read_out=("ridge", "lda", "prototype"))
+        one_of("label_statistics", self, read_out=("ridge", "lda", "prototype"), targets=("one_hot", "names"))
         within(
             "label_statistics", self,
             gamma=(1e-9, 1e12), shrinkage=(1e-6, 1.0), expansion=(0, 8192), seed=(0, 2**63),
             prior_weight=(1e-6, _MOST_WEIGHT), half_life_s=(0.0, 1e12), max_labels=(1, 2**40), max_classes=(1, 2**40),
         )  # fmt: skip
+        if self.top_up and self.read_out == "prototype":
+            raise ConfigError("label_statistics: top_up with read_out = 'prototype': class means have no weights")
+        if self.targets == "names" and self.read_out != "ridge":
+            raise ConfigError(
+                f"label_statistics: targets = 'names' with read_out = {self.read_out!r}: ridge has targets"
+            )
 
 
 class LabelStatistics(OfTargets):

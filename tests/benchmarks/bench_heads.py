@@ -115,6 +115,7 @@ GRADIENT: dict[str, tuple[Any, float | None]] = {
     "… EMA of checkpoints": (GradientHeadConfig(replay=20, average="ema"), None),
     "… SWA": (GradientHeadConfig(replay=20, average="swa"), None),
     "… LAWA": (GradientHeadConfig(replay=20, average="lawa"), None),
+    "… model stock": (GradientHeadConfig(replay=20, average="stock"), None),
     "… interpolation with live (BCWI)": (GradientHeadConfig(replay=20, average="lawa", keep=1, blend=0.5), None),
     "… herding": (GradientHeadConfig(replay=20, read_out="herding"), None),
     "as many bytes as ridge": (GradientHeadConfig(replay=100, replayed=40, rate=8.0), None),
@@ -126,6 +127,7 @@ SHARP = {
     "weight alignment": GradientHeadConfig(align="norm", new_for=250),
     "bias correction": GradientHeadConfig(align="bias", new_for=250),
     "Gaussian alignment": GradientHeadConfig(align="gaussian"),
+    "translated rows": GradientHeadConfig(align="translation", new_for=250),
 }
 """On a stream in which classes come one pair after the other, none earlier, so that the last are new at its end."""
 PIXELS = [f"p{i:02d}" for i in range(64)]

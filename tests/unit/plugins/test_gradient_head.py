@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from streamfold.core import ClassifyRequest, ConfigError, EventError, NeedsRebuild, StoreFull, Target, WrongTarget
 from streamfold.core.testing import parametrize_with_checks
 from streamfold.core.testing.lab import Case
-from streamfold.plugins import _alignment, _gradient, builtin
+from streamfold.plugins import _alignment, _averages, _gradient, builtin
 from streamfold.plugins._gradient import Anchor, Batch, Learner, Sgd, ShrinkPerturb, State, Upgd
 from streamfold.plugins._replay import admitted, held_out
 from streamfold.plugins.gradient_head import GradientHead, GradientHeadConfig
@@ -34,10 +34,12 @@ VARIANTS: list[dict[str, Any]] = [
     {"align": "norm", "new_for": 4},
     {"align": "bias", "new_for": 4},
     {"align": "gaussian"},
+    {"align": "translation", "new_for": 4},
     {"average": "ema", "every": 2, "decay": 0.5},
     {"average": "swa", "every": 2},
     {"average": "lawa", "every": 1, "keep": 3},
     {"average": "lawa", "every": 2, "keep": 1, "blend": 0.5},
+    {"average": "stock", "every": 1, "keep": 3},
 ]
 
 
@@ -237,6 +239,7 @@ def test_at_a_bound_labels_are_refused_loudly(stream: Any) -> None:
         {"shrink": 1.5},
         {"read_out": "herding", "replay": 0},
         {"align": "x"},
+        {"align": "translation", "replay": 0},
         {"anchor": 0.6},
     ],
 )
@@ -440,6 +443,51 @@ def test_gaussian_alignment_draws_rows_like_the_classs_and_takes_a_bias_away() -
     assert (_alignment.align_gaussian(weights, x, codes, 0) == aligned).all()
 
 
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 30))
+def test_translated_rows_have_exactly_the_old_classs_mean_and_the_new_ones_spread(seed: int, n: int) -> None:
+    """FeTrIL, arXiv:2211.13131."""
+    rng = np.random.default_rng(seed)
+    rows, mean = rng.normal(size=(n, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=6) * 10
+    moved = _alignment.translated(rows, mean)
+    np.testing.assert_allclose(moved.mean(axis=0), mean, rtol=0, atol=1e-12 * np.abs(mean).max())
+    np.testing.assert_allclose(moved - moved[0], rows - rows[0], rtol=0, atol=1e-12 * np.abs(mean).max())
+
+
+def test_classes_of_which_only_the_mean_is_known_are_told_from_new_ones_by_translated_rows() -> None:
+    """FeTrIL, arXiv:2211.13131: rows of the most similar new class stand for an old one's."""
+    rng = np.random.default_rng(0)
+    means = np.array([[2, 0, 0, 1], [0, 2, 0, 1], [2, 0, 1.5, 1], [0, 2, 1.5, 1]], float)
+    new = np.array([False, False, True, True])
+    spread = np.array([0.1, 0.1, 0.4, 0.0])
+    x = np.repeat(means, 50, axis=0) + rng.normal(size=(200, 4)) * spread
+    codes = np.repeat(np.arange(4), 50)
+    weights = means * np.array([1, 1, 3, 3])[:, None]  # new classes have too much to say
+    held = x[100:], codes[100:]  # no rows of old ones
+    aligned = _alignment.align_translated(weights, *held, new, means)
+    wrong, right = ((x @ w.T).argmax(1)[:100] == codes[:100] for w in (weights, aligned))
+    assert wrong.mean() < 0.6
+    assert right.mean() > 0.9
+    for flags in (np.zeros(4, bool), np.ones(4, bool)):
+        assert _alignment.align_translated(weights, *held, flags, means) is weights
+
+
+def test_a_head_that_translates_keeps_the_mean_of_all_rows_a_class_had(stream: Any) -> None:
+    head = stream(align="translation", replay=3)
+    rows = blobs(60)
+    head.send(*[head.label(label, features=features) for label, features in rows])
+    lift, values = head.bench.server._lift, {}
+    for label, features in rows:
+        values.setdefault(label, []).append([features[f"x{i}"] for i in range(8)])
+    for label, of_class in values.items():
+        slot = head.bench.view["states"].get(f"mail\0{_space(head)}\0{label}").slot
+        total = head.bench.view["totals"].get([slot])[0]
+        assert total[-1] == len(of_class)
+        assert total[:-1] / total[-1] == pytest.approx(lift(np.array(of_class)).mean(axis=0), abs=1e-6)
+    head.send(*[head.label(None, features=features) for _, features in rows])
+    assert not head.bench.view["totals"].values.any()
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1000))
 def test_herded_rows_have_nearly_the_mean_of_all(seed: int) -> None:
@@ -460,9 +508,9 @@ def test_herded_rows_have_nearly_the_mean_of_all(seed: int) -> None:
 
 
 # -- serving weights ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["ema", "swa", "lawa", "bcwi"])
+@pytest.mark.parametrize("kind", ["ema", "swa", "lawa", "stock", "bcwi"])
 def test_an_average_is_the_mean_of_its_checkpoints_of_one_base(stream: Any, kind: str) -> None:
-    """EMA (arXiv:1610.02242), SWA (arXiv:1803.05407), LAWA (arXiv:2209.14981), BCWI (arXiv:2301.10546)."""
+    """EMA (arXiv:1610.02242), SWA (1803.05407), LAWA (2209.14981), model stock (2403.19522), BCWI (2301.10546)."""
     every, keep, decay = 5, 3, 0.8
     how = {"average": "lawa", "keep": 1, "blend": 0.5} if kind == "bcwi" else {"average": kind, "keep": keep}
     head, plain = stream(every=every, decay=decay, **how), stream()
@@ -483,6 +531,8 @@ def test_an_average_is_the_mean_of_its_checkpoints_of_one_base(stream: Any, kind
             wanted = np.mean(points, axis=0)
         elif kind == "lawa":
             wanted = np.mean(points[-keep:], axis=0)
+        elif kind == "stock":
+            wanted = _averages.model_stock(points[0], np.stack(points[1:][-keep:], dtype=np.float64))
         elif kind == "bcwi":
             wanted = (points[-1] + live[key]) / 2
         else:
@@ -495,6 +545,33 @@ def test_an_average_is_the_mean_of_its_checkpoints_of_one_base(stream: Any, kind
     late = {key: one for key, one in head.bench.view["states"].items() if key.endswith("\0w")}
     after = head.bench.server.weights(late, len(rows) + 1)[0]
     assert after == pytest.approx(head.weights("w", space=_space(head)))  # nothing is left of whose row it was
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 6))
+def test_a_model_stock_is_the_nearest_point_to_the_centre_of_the_shell(seed: int, k: int) -> None:
+    """arXiv:2403.19522: where fine-tuned weights lie around a centre at right angles, by the ratio of their angle."""
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    centre, far, radius = rng.normal(size=12), rng.uniform(0.5, 5), rng.uniform(0.1, 5)
+    anchor, points = centre + far * axes[0], centre + radius * axes[1 : k + 1]
+    away = points - anchor
+    cosine = away[0] @ away[1] / np.linalg.norm(away[0]) ** 2
+    ratio = k * cosine / ((k - 1) * cosine + 1)
+    found = _averages.model_stock(anchor, points)
+    np.testing.assert_allclose(found, ratio * points.mean(axis=0) + (1 - ratio) * anchor, atol=1e-9)
+    plane = away.T
+    nearest = anchor + plane @ np.linalg.lstsq(plane, centre - anchor, rcond=None)[0]
+    np.testing.assert_allclose(found, nearest, atol=1e-8)
+
+
+def test_a_model_stock_goes_nowhere_without_agreement_and_all_the_way_with_it() -> None:
+    anchor, step = np.ones(3), np.array([1.0, 2.0, 0.0])
+    assert _averages.model_stock(anchor, np.stack([anchor + step, anchor - step])).tolist() == anchor.tolist()
+    assert _averages.model_stock(anchor, np.stack([anchor, anchor])).tolist() == anchor.tolist()
+    same = np.stack([anchor + step, anchor + 3 * step])
+    assert _averages.model_stock(anchor, same) == pytest.approx(anchor + 2 * step)
+    assert _averages.model_stock(anchor, same[:1]) == pytest.approx(same[0])
 
 
 def test_a_fifth_of_the_rows_calibrates_and_is_never_replayed() -> None:

@@ -6,11 +6,14 @@ import itertools
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamfold.core import ClassifyRequest, ConfigError, EventError, NeedsRebuild, StoreFull, Target, WrongTarget
+from streamfold.plugins._heads import Row, SpaceState
+from streamfold.plugins._labels import LabelRow
 from streamfold.plugins.label_statistics import LabelStatistics, LabelStatisticsConfig
 
 SPAM = ["cheap pills now", "win cheap money now", "cheap loans, pills, money", "you win a prize now"]
@@ -163,6 +166,117 @@ def test_a_named_class_has_a_prior_before_its_first_label(stream: Any) -> None:
     assert mail.best(text="a ticket for the train") == "b"  # κ = 1 label is soon outweighed
 
 
+def test_a_renamed_class_has_another_prior_and_is_shown_by_its_new_name(stream: Any) -> None:
+    mail, fresh = stream(), stream()
+    for one in (mail, fresh):
+        one.send(one.label("a", text="the meeting is on monday"), one.label("b", text="a ticket for the train"))
+    mail.send(mail.event("class.upserted", head="mail", **{"class": "a"}, name="pills and money"))
+    next(fresh._seq)
+    assert mail.best(text="cheap pills, money") == "a"
+    first = mail.bench.view["classes"].get("mail\0a")
+    for one in (mail, fresh):
+        one.send(one.event("class.upserted", head="mail", **{"class": "a"}, name="minutes and reviews"))
+    row = mail.bench.view["classes"].get("mail\0a")
+    assert row.prior != first.prior
+    assert row.labels == first.labels == 1
+    found = mail.ask(text="minutes, reviews")
+    assert (found.labels[0].label, found.labels[0].name) == ("a", "minutes and reviews")
+    assert mail.bench.fingerprint() == fresh.bench.fingerprint()  # nothing is left of the first name
+    assert mail.ask(text="cheap pills, money") == fresh.ask(text="cheap pills, money")
+
+
+COLOURS, SHAPES = ("red", "blue", "green", "yellow"), ("square", "circle", "star")
+
+
+def shapes(stream: Any, few: int, named: bool, **config: Any) -> tuple[Any, list[tuple[str, dict[str, float]]]]:
+    """A head of things with a colour and a shape; of three of the twelve classes there are few labels."""
+    rng = np.random.default_rng(0)
+    colours, forms = rng.normal(size=(4, 12)), rng.normal(size=(3, 12))
+    head = stream(**config)
+    if named:
+        for i, colour in enumerate(COLOURS):
+            for j, shape in enumerate(SHAPES):
+                head.send(head.event("class.upserted", head="mail", **{"class": f"{i}{j}"}, name=f"{colour} {shape}"))
+    asked = []
+    for i in range(4):
+        for j in range(3):
+            rows = colours[i] + forms[j] + 0.5 * rng.normal(size=(60, 12))
+            told = [{f"x{k}": float(v) for k, v in enumerate(row)} for row in rows]
+            rare = i == j
+            head.send(*[head.label(f"{i}{j}", features=one) for one in told[: few if rare else 40]])
+            asked += [(f"{i}{j}", one) for one in told[40:] if rare]
+    return head, asked
+
+
+def test_a_named_class_with_few_labels_is_found_by_what_others_of_similar_names_are(stream: Any) -> None:
+    """Language-guided targets, arXiv:2403.16124: of a blue circle much is known from blue squares and red circles."""
+    right = {}
+    for targets in ("one_hot", "names"):
+        head, asked = shapes(stream, 2, True, targets=targets)
+        right[targets] = np.mean([head.best(features=features) == label for label, features in asked])
+    assert right["one_hot"] < 0.2
+    assert right["names"] > 0.8
+
+
+def test_targets_of_names_are_one_hot_where_there_are_none_and_follow_a_renaming(stream: Any) -> None:
+    plain, guided = (shapes(stream, 5, False, targets=targets) for targets in ("one_hot", "names"))
+    for _, features in plain[1][:10]:
+        assert plain[0].ask(features=features) == guided[0].ask(features=features)
+        tested = [list(each[0].bench.server.measured().tested(None)) for each in (plain, guided)]
+    assert tested[0] == tested[1]
+    other, _ = shapes(stream, 2, True)
+    head, asked = shapes(stream, 2, True, targets="names")
+    tested = [list(each.bench.server.measured().tested(None)) for each in (other, head)]
+    assert tested[0] != tested[1]  # a head is measured as it answers
+    before = head.ask(features=asked[0][1])
+    head.send(head.event("class.upserted", head="mail", **{"class": "00"}, name="something else altogether"))
+    after = head.ask(features=asked[0][1])
+    assert before.labels[0].label == "00"
+    assert after.labels[0].label != "00"
+
+
+def test_topped_up_a_head_answers_otherwise_and_keeps_the_same(stream: Any) -> None:
+    """AEF-OCL, arXiv:2405.17779: where classes are balanced even the answer is the same."""
+    plain, topped = stream(), stream(top_up=True)
+    for one in (plain, topped):
+        one.learn()
+    for text in (*SPAM, "the review of monday's pills"):
+        assert plain.ask(text=text) == topped.ask(text=text)
+    for one in (plain, topped):
+        one.send(*[one.label("ham", text=f"{HAM[n % 4]} {n}") for n in range(60)])
+    assert plain.bench.fingerprint() == topped.bench.fingerprint()
+    first, second = (one.ask(text="a cheap review", explain=True) for one in (plain, topped))
+    assert second.explain["weights"] == {"spam": 4.0, "ham": 64.0}
+    chance = [next(label.score for label in one.labels if label.label == "spam") for one in (first, second)]
+    assert chance[1] > chance[0]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([3.0, 40.0, 300.0]))
+def test_decayed_labels_that_are_taken_out_leave_what_a_fresh_fold_has(seed: int, taken: int, halved: float) -> None:
+    """Within 1e-10 of the largest entry, also where the newest go and what remains is many half-lives older."""
+    rng = np.random.default_rng(seed)
+    config = LabelStatisticsConfig(half_life_s=3600.0)
+    rows = {}
+    for n in range(60):
+        at_us = int(rng.uniform(0, halved) * HOUR_US)
+        phi = rng.normal(size=8).tobytes()
+        rows[f"k{n}"] = Row(LabelRow("a", 1.0, n, "8", at_us), f"c{n % 3}", rng.uniform(0.5, 2), "8", phi, n, at_us)
+    by_time = sorted(rows, key=lambda key: -rows[key].at_us)
+    gone = by_time[:taken] if seed % 2 else list(rng.permutation(by_time)[:taken])
+    every, fresh = (SpaceState(config, "8", 8) for _ in range(2))
+    every.update((), rows)
+    for start in range(0, taken, 7):
+        every.update(gone[start : start + 7], {})
+    fresh.update((), {key: row for key, row in rows.items() if key not in gone})
+    one, other = (each.sums() for each in (every, fresh))
+    assert one.names == other.names
+    parts = [(*each.per_class(), each.gram) for each in (one, other)]
+    largest = max(float(np.abs(part).max()) for part in parts[1])
+    for mine, theirs in zip(*parts, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-10 * largest)
+
+
 def test_classes_are_merged_retired_and_brought_back_without_touching_labels(stream: Any) -> None:
     mail = stream()
     mail.learn()
@@ -271,7 +385,18 @@ def test_features_of_other_names_are_never_mixed_and_a_target_of_them_is_refused
     assert {one.label for one in mail.ask(features={"x": 1.0, "y": 2.0}).labels} == {"a", "b"}
 
 
-@pytest.mark.parametrize("bad", [{"read_out": "svm"}, {"gamma": 0.0}, {"shrinkage": 2.0}, {"max_labels": 0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"read_out": "svm"},
+        {"gamma": 0.0},
+        {"shrinkage": 2.0},
+        {"max_labels": 0},
+        {"targets": "words"},
+        {"targets": "names", "read_out": "lda"},
+        {"top_up": True, "read_out": "prototype"},
+    ],
+)
 def test_wrong_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="label_statistics"):
         LabelStatisticsConfig(**bad)

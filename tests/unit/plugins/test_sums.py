@@ -116,6 +116,60 @@ def test_parts_merge_into_one_fold_and_rows_are_taken_back(
     assert not any(part.any() for part in (whole._n, whole._s, whole._q))  # nothing, not even rounding
 
 
+@settings(deadline=None, max_examples=40)
+@given(**CASES)
+def test_topped_up_classes_weigh_the_same_by_rows_like_their_own_and_the_sums_stay(
+    seed: int, n: int, classes: int, cuts: list[int]
+) -> None:
+    """AEF-OCL, arXiv:2405.17779: beside rows that have exactly the mean and the variances that are drawn from there."""
+    phi, labels, weights = drawn(seed, n, classes)
+    sums = folded(phi, labels, weights, cuts, np.arange(n))
+    before = [part.copy() for part in state(sums)]
+    found = sums.topped_up()
+    assert all((one == other).all() for one, other in zip(before, state(sums), strict=True))
+    expected = folded(phi, labels, weights, cuts, np.arange(n))
+    per_class, s, q = sums.per_class()
+    own = q / per_class[:, None] - (s / per_class[:, None]) ** 2
+    shared = (per_class @ own) / per_class.sum()
+    for code, name in enumerate(sums.names):
+        missing = per_class.max() - per_class[code]
+        variance = (per_class[code] * own[code] + shared) / (per_class[code] + 1)
+        away = np.diag(np.sqrt(DIM * variance))
+        if missing:  # each axis to both sides
+            made = s[code] / per_class[code] + np.vstack([away, -away])
+            expected.add(made, [name] * len(made), np.full(len(made), missing / len(made)))
+    close(found, expected, 1e-10)
+    np.testing.assert_allclose(found.per_class()[0], per_class.max())
+    again = Sums(DIM)
+    again.add(phi, [f"c{i % 2}" for i in range(n)], np.ones(n))
+    if n % 2 == 0:  # balanced: the same to the bit
+        assert all((one == other).all() for one, other in zip(state(again), state(again.topped_up()), strict=True))
+
+
+@pytest.mark.parametrize("read_out", ["ridge", "lda"])
+def test_topped_up_minorities_are_found(read_out: str) -> None:
+    """Digits, 120 rows of five classes and 6 of the others: balanced accuracy."""
+    data, target = load_digits(return_X_y=True)
+    weights, bias = relu_expansion(64, 512, 0)
+    phi = np.hstack([np.maximum(data / 16 @ weights + bias, 0), np.ones((len(data), 1))])
+    shuffled = np.random.default_rng(0).permutation(len(data))
+    test, rest = shuffled[:540], shuffled[540:]
+    train = np.concatenate([rest[target[rest] == code][: 120 if code < 5 else 6] for code in range(10)])
+    sums = Sums(513)
+    labels = [str(code) for code in target[train]]
+    sums.add(phi[train], labels, np.ones(len(train)))
+    right = []
+    for top_up in (False, True):
+        head = solve(
+            sums, read_out, gamma=0.1, shrinkage=0.1, rows=phi[train], labels=labels, weights=np.ones(len(train)),
+            top_up=top_up,
+        )  # fmt: skip
+        said = head.probabilities(phi[test]).argmax(axis=1)
+        right.append(float(np.mean([(said[target[test] == code] == code).mean() for code in range(10)])))
+        assert head.n.tolist() == [120.0] * 5 + [6.0] * 5  # what is told is what there is
+    assert right[1] > right[0] + (0.05 if read_out == "ridge" else 0.01), right
+
+
 def test_a_user_of_the_digits_who_is_erased_might_never_have_come() -> None:
     data, target = load_digits(return_X_y=True)
     weights, bias = relu_expansion(64, 512, 0)
@@ -158,6 +212,24 @@ def test_a_row_left_out_is_scored_as_if_it_had_not_come(read_out: str) -> None:
             away = phi[i] - (s_i / n_i[:, None])[codes[i]]
             precise = away if covariance is None else np.linalg.solve(covariance, away)
             assert distances[i] == pytest.approx(math.sqrt(away @ precise))
+
+
+def test_a_row_is_left_out_of_targets_of_its_own_and_of_what_it_was_topped_up_by() -> None:
+    phi, labels, weights = drawn(5, 40, 3)
+    sums = folded(phi, labels, weights, [], np.arange(40))
+    codes = np.array([sums.names.index(label) for label in labels])
+    targets = np.array([[1, 0.6, 0], [0.6, 1, -0.2], [0, -0.2, 1]])
+    n, s, _ = sums.per_class()
+    left_out = Ridge(s, sums.gram, 0.5, targets).left_out(phi, codes, weights)
+    for i in range(5):
+        rest = folded(phi, labels, weights, [], np.delete(np.arange(40), i))
+        expected = Ridge(rest.per_class()[1], rest.gram, 0.5, targets).of(phi[i : i + 1])[0]
+        np.testing.assert_allclose(left_out[i], expected, atol=1e-9)
+    grown, more, _ = sums.topped_up().per_class()
+    plain = Means(n, s / n[:, None]).left_out(phi, codes, weights)
+    topped = Means(grown, more / grown[:, None]).left_out(phi, codes, weights * (grown / n)[codes])
+    for one, other in zip(plain, topped, strict=True):  # as means they are the same: nothing of the row stays
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-9 * np.abs(one).max())
 
 
 def test_probabilities_are_as_sure_as_they_are_right() -> None:
