@@ -72,10 +72,7 @@ def evaluate(
         raise CliError("--policies names no policy: give the rankers to score, as in --policies ensemble", USAGE)
     if bool(data) == (first is not None or last is not None):
         raise CliError("give either --data FILE or --from POSITION [--to POSITION] (the log)", USAGE)
-    if plot is not None and plot.suffix.lower() != ".svg":
-        raise CliError(f"--plot {plot}: SVG is drawn, so name a file that ends in .svg", USAGE)
-    if plot is not None and not plot.parent.is_dir():
-        raise CliError(f"--plot {plot}: there is no folder {plot.parent}", USAGE)
+    check_plot(plot)
     settings = options.settings()
     if data:
         source = _of_files(options, settings, data, map_ or [], type_ or [])
@@ -94,7 +91,7 @@ def evaluate(
     if plot is not None:
         from streamfold.pipelines.evaluate.plot import draw
 
-        _write(plot, draw(body))
+        write_plot(plot, draw(body))
         options.note(f"drawn: {plot}")
     if options.json:
         options.print("", body)
@@ -224,7 +221,15 @@ def _bars(options: Globals) -> Iterator[Callable[[str, int], Callable[[], None]]
 
 
 # -- output -----------------------------------------------------------------------------------------------------------
-def _write(path: Path, text: str) -> None:
+def check_plot(path: Path | None) -> None:
+    """Refuse a plot that cannot be drawn, before anything else is done."""
+    if path is not None and path.suffix.lower() != ".svg":
+        raise CliError(f"--plot {path}: SVG is drawn, so name a file that ends in .svg", USAGE)
+    if path is not None and not path.parent.is_dir():
+        raise CliError(f"--plot {path}: there is no folder {path.parent}", USAGE)
+
+
+def write_plot(path: Path, text: str) -> None:
     try:
         path.write_text(text, "utf-8")
     except OSError as error:
