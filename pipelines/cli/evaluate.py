@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamfold.pipelines.cli.state import SOME_REJECTED, USAGE, CliError, Globals, console
+from streamfold.pipelines.cli.state import SOME_REJECTED, USAGE, CliError, Globals, console, plain
 
 if TYPE_CHECKING:
     from streamfold.core.settings import Settings
@@ -297,7 +297,7 @@ def _show_heads(body: dict[str, Any]) -> None:
     often = sorted(range(len(slices[0])), key=lambda i: -slices[0][i]["events"])
     for i in often[:_MOST_CLASSES]:
         parts.add_row(
-            slices[0][i]["slice"], f"{slices[0][i]['events']:,}", *(_cell(s[i]["accuracy"], 3) for s in slices)
+            plain(slices[0][i]["slice"]), f"{slices[0][i]['events']:,}", *(_cell(s[i]["accuracy"], 3) for s in slices)
         )
     out.print(parts)
     if len(often) > _MOST_CLASSES:

@@ -228,14 +228,15 @@ def test_nothing_to_test_is_said(heads: Settings, source: Make) -> None:
 def test_the_command_prints_tables_json_and_a_plot(
     run: Run, lines: Callable[[Iterable[Given]], list[bytes]], points: list[Given]
 ) -> None:
-    Path("labels.jsonl").write_bytes(b"\n".join(lines(points)))
+    odd = [(type_, at_s, {**data, "label": f"[/{data['label']}]"}) for type_, at_s, data in points]
+    Path("labels.jsonl").write_bytes(b"\n".join(lines(odd)))
     arguments = ("--data", "labels.jsonl", "--policies", "label_statistics,quick", "--draws", "20")
     code, out, _ = run(*arguments, "--plot", "heads.svg", "--block", "16")
     assert code == 0
     said = " ".join(out.split())
     for words in (
         "180 of 200 labelled targets tested, 3 classes", "balanced accuracy", "worst class", "forgetting", "labels/s",
-        "state, MB", "at most 16 labels", "h: c", "class shares", "last label", "95 % interval",
+        "state, MB", "at most 16 labels", "h: [/c]", "class shares", "last label", "95 % interval",
     ):  # fmt: skip
         assert words in said
     svg = "{http://www.w3.org/2000/svg}"
