@@ -22,6 +22,9 @@ from streamfold.pipelines.evaluate.labels import CLASS_EVENTS, LABEL, LabelSet
 from streamfold.pipelines.evaluate.metrics import Floats
 from streamfold.pipelines.evaluate.stack import PolicyFailed, Stack
 
+_MOST_EVENTS = 1024
+"""A block of anything ends here: what is prepared for it is held."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Cost:
@@ -124,7 +127,7 @@ class _Block:
     def full(self, event: Event, before: Mapping[str, int]) -> bool:
         """Whether the event is the block's last one; ``before``: labels of heads in blocks before."""
         if event.type != LABEL:
-            return False
+            return len(self.events) >= _MOST_EVENTS
         head = event.data.head
         return self.labels.total() >= self.most or self.labels[head] >= max(1, before[head])
 
