@@ -11,6 +11,7 @@ from streamfold.core.classifying import (
     ScoredLabel,
     Target,
     WrongTarget,
+    class_name,
 )
 from streamfold.core.errors import (
     BackendUnavailable,
@@ -181,6 +182,7 @@ __all__ = [
     "Watcher",
     "WrongTarget",
     "best_slots",
+    "class_name",
     "hookimpl",
     "plain_characters",
     "stem",

@@ -16,6 +16,20 @@ Target = LabelTarget
 """What is classified: exactly one of ``document_id``, ``item_id``, ``user_id``, ``text``, ``features``."""
 
 
+_WHOLE = 1e15
+
+
+def class_name(label: str | float) -> str:
+    """Name a label's class: numbers as they are written.
+
+    >>> class_name(3.0), class_name("spam"), class_name(0.5)
+    ('3', 'spam', '0.5')
+    """
+    if isinstance(label, str):
+        return label
+    return str(int(label)) if float(label).is_integer() and abs(label) < _WHOLE else repr(label)
+
+
 class ScoredLabel(NamedTuple):
     """A label and its probability; ``name``: what a ``class.upserted`` event called it."""
 

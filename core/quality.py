@@ -19,13 +19,18 @@ BY_NEW = ("known", "new_user", "new_item", "new_both")
 """Slices of rankers' examples; their numbers are bits: 1 a new user, 2 a new item."""
 
 
+_PARTS, _IN_PART = 20, 50
+"""A calibration error is over at most so many parts of the scores, of at least so many examples."""
+
+
 class QualityPoint(NamedTuple):
     """How good scores were in a stretch of time; ``nan`` where nothing can be said.
 
     ``auc`` to ``ndcg_at_10`` are of rankers, what follows is of heads. ``min_accuracy``: of the class that fared worst
     (De Lange et al., Continual evaluation for lifelong learning, 2023, arXiv:2205.13452). ``forgetting``: how far the
     classes' accuracies are below the best that they had in an earlier stretch, on average (Chaudhry et al., Riemannian
-    walk for incremental learning, 2018, arXiv:1801.10112).
+    walk for incremental learning, 2018, arXiv:1801.10112). ``calibration_error``, of both: the mean distance between
+    the probability of what was expected and how often it came true.
     """
 
     at_us: int
@@ -37,6 +42,7 @@ class QualityPoint(NamedTuple):
     accuracy: float = math.nan
     min_accuracy: float = math.nan
     forgetting: float = math.nan
+    calibration_error: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,3 +92,25 @@ class QualityReport(Protocol):
     def measured(self) -> Measured:
         """Take from the view what is needed: quick, as the view stands still meanwhile."""
         ...
+
+
+def calibration_error(positive: Floats, negative: Floats) -> float:
+    """Mean distance of prediction and share of positives over parts of about equally many examples.
+
+    ``positive``, ``negative``: how many scores of each label are in each of equally wide bins of 0…1.
+
+    Neighbouring bins are one part until it holds enough: of few examples a share is mostly chance. A bin's predictions
+    count as its middle.
+    """
+    counts = positive + negative
+    total = counts.sum()
+    if not total:
+        return math.nan
+    enough = max(total / _PARTS, _IN_PART)
+    part, held = np.zeros(len(counts), np.int64), 0.0
+    for i in range(1, len(counts)):
+        held += counts[i - 1]
+        part[i] = part[i - 1] + (held >= enough and counts[i:].sum() >= enough)
+        held *= part[i] == part[i - 1]
+    predicted = np.bincount(part, weights=counts * (np.arange(len(counts)) + 0.5) / len(counts))
+    return float(np.abs(predicted - np.bincount(part, weights=positive)).sum() / total)

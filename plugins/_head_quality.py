@@ -19,6 +19,7 @@ from zlib import crc32
 import numpy as np
 
 from streamfold.core import QualityPoint, Scored, View
+from streamfold.core.quality import calibration_error
 from streamfold.plugins._heads import HeadsServer, MakeState, Row, SpaceState, guide
 from streamfold.plugins._labels import HeadRow
 from streamfold.plugins._named_targets import Named, names_of
@@ -30,6 +31,7 @@ _LAST = 2048
 _BLOCK = 64
 _STRETCH_US = 3_600_000_000
 _LEAST = 1e-4
+_BINS = 64
 
 
 class Tested(NamedTuple):
@@ -43,6 +45,8 @@ class Tested(NamedTuple):
     label: str
     chance: float
     right: bool
+    sure: float
+    """The probability of the likeliest class."""
 
 
 class MeasuredLabels(ABC):
@@ -162,14 +166,15 @@ class RowsMeasured(MeasuredLabels):
 def _expected(head: str, block: Sequence[tuple[str, Row]], names: Sequence[str], chances: Floats) -> Iterable[Tested]:
     """Hold what was expected against the labels; a class that was not there yet had no chance."""
     place = {name: number for number, name in enumerate(names)}
-    likeliest = chances.argmax(axis=1).tolist()
+    likeliest, sure = chances.argmax(axis=1).tolist(), chances.max(axis=1).tolist()
     for number, (key, row) in enumerate(block):
         assert row.source is not None
         assert row.label is not None
         code = place.get(row.label)
         chance = float(chances[number, code]) if code is not None else 0.0
         target = crc32(key.partition("\0")[2].encode("utf-8", "surrogatepass"))
-        yield Tested(row.source.seq, row.at_us, target, head, row.label, chance, likeliest[number] == code)
+        right = likeliest[number] == code
+        yield Tested(row.source.seq, row.at_us, target, head, row.label, chance, right, sure[number])
 
 
 def _point(at_us: int, rows: Sequence[Tested], best: dict[tuple[str, str], float]) -> QualityPoint:
@@ -191,4 +196,12 @@ def _point(at_us: int, rows: Sequence[Tested], best: dict[tuple[str, str], float
         accuracy=sum(one.right for one in rows) / len(rows),
         min_accuracy=min(accuracies.values()),
         forgetting=sum(lost) / len(lost) if lost else math.nan,
+        calibration_error=calibration_error(*_histograms(rows)),
     )
+
+
+def _histograms(rows: Sequence[Tested]) -> list[Floats]:
+    """How sure the head was where it was right, and where it was wrong."""
+    bins = np.minimum([one.sure * _BINS for one in rows], _BINS - 1).astype(np.int64)
+    right = np.array([one.right for one in rows], bool)
+    return [np.bincount(bins[which], minlength=_BINS).astype(np.float64) for which in (right, ~right)]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from streamfold.core import EventError
+from streamfold.core import EventError, class_name
 
 _MOST_BYTES = 256
-_WHOLE = 1e15
 _MASK = (1 << 64) - 1
 
 
@@ -49,13 +48,8 @@ def mixed(seq: int) -> int:
 
 
 def label_name(label: str | float) -> str:
-    """Name a label's class: numbers as they are written. Raises ``EventError``.
-
-    >>> label_name(3.0), label_name("spam"), label_name(0.5)
-    ('3', 'spam', '0.5')
-    """
-    if not isinstance(label, str):
-        return str(int(label)) if float(label).is_integer() and abs(label) < _WHOLE else repr(label)
+    """Name a label's class. Raises ``EventError``."""
+    label = class_name(label)
     if not label or "\0" in label or len(label.encode("utf-8", "surrogatepass")) > _MOST_BYTES:
         raise EventError(f"label is {label[:40]!r}: 1 to {_MOST_BYTES} bytes without NUL", code="wrong-label")
     return label

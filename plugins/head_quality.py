@@ -24,7 +24,7 @@ from streamfold.plugins._of_targets import key_of
 from streamfold.plugins._settings import within
 
 _MOST_CLASSES = 10_000
-_COLUMNS = 6
+_COLUMNS = 7
 _DIGITS = 6
 _ONE = 10**_DIGITS
 
@@ -83,7 +83,8 @@ class HeadQuality(OfLabels):
         if stores["classes"].get(class_) is None:
             stores["classes"].put(class_, named)
         count = stores["count"].get("count") or 0
-        row = (event.seq, event.at_us, target, class_, round(chance * _ONE), int(right))
+        sure = round(float(chances.max()) * _ONE)
+        row = (event.seq, event.at_us, target, class_, round(chance * _ONE), int(right), sure)
         stores["tested"].put([count % self.config.ring], np.array([row], np.int64))
         stores["count"].put("count", count + 1)
 
@@ -122,7 +123,7 @@ class RingMeasured(MeasuredLabels):
 
     def tested(self, head: str | None) -> Iterable[Tested]:
         """What was expected, of one head or of all."""
-        for seq, at_us, target, class_, chance, right in self._rows.tolist():
+        for seq, at_us, target, class_, chance, right, sure in self._rows.tolist():
             named, _, label = self._classes.get(class_, "?\0?").partition("\0")
             if head in (None, named):
-                yield Tested(seq, at_us, target, named, label, chance / _ONE, bool(right))
+                yield Tested(seq, at_us, target, named, label, chance / _ONE, bool(right), sure / _ONE)

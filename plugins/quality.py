@@ -6,9 +6,9 @@ An interaction that followed no exposure is scored before it is learned. Policie
 so the ranker is always as it was.
 
 Kept are sums per stretch of time and slice, one row of an array each: log loss, a histogram of scores by label (AUC
-from it is exact up to ties within 1/64 of probability), won pairs within exposures (per-user AUC) and NDCG@10 of
-exposures in the order of this ranker's scores (in the slice ``known``, whatever was shown). And a ring of the last
-scored examples, which a gate pairs with another version's.
+from it is exact up to ties within 1/64 of probability, the calibration error up to 1/128), won pairs within exposures
+(per-user AUC) and NDCG@10 of exposures in the order of this ranker's scores (in the slice ``known``, whatever was
+shown). And a ring of the last scored examples, which a gate pairs with another version's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from streamfold.core import (
     View,
     user_key,
 )
-from streamfold.core.quality import BY_NEW
+from streamfold.core.quality import BY_NEW, calibration_error
 from streamfold.plugins._settings import at_least
 
 SLICES = ("all", *BY_NEW)
@@ -233,7 +233,10 @@ def _point(at_us: int, row: npt.NDArray[np.float64]) -> QualityPoint:
 
     positive, negative = row[_BINS_AT : _BINS_AT + _BINS], row[_BINS_AT + _BINS :]
     auc = _auc(positive, negative)
-    return QualityPoint(at_us, int(row[_EVENTS]), auc, mean(_WON, _PAIRS), mean(_LOSS, _EVENTS), mean(_NDCG, _LISTS))
+    return QualityPoint(
+        at_us, int(row[_EVENTS]), auc, mean(_WON, _PAIRS), mean(_LOSS, _EVENTS), mean(_NDCG, _LISTS),
+        calibration_error=calibration_error(positive, negative),
+    )  # fmt: skip
 
 
 def _auc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.float64]) -> float:

@@ -1,4 +1,4 @@
-"""``streamfold evaluate``: rankers on a file of events or on the log, test-then-train, beside baselines."""
+"""``streamfold evaluate``: rankers or heads on a file of events or on the log, test-then-train, beside baselines."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamfold.pipelines.cli.state import SOME_REJECTED, USAGE, CliError, Globals, console
+from streamfold.pipelines.cli.state import SOME_REJECTED, USAGE, CliError, Globals, console, plain
 
 if TYPE_CHECKING:
     from streamfold.core.settings import Settings
     from streamfold.pipelines.evaluate import Source
 
-HELP = """Score rankers on events that are over: each is scored on an event before it learns it, beside baselines.
+HELP = """Score rankers or heads on events that are over: each is asked before it learns, beside baselines.
 
 The events come from files, as `send` takes them (CloudEvents, rows with --type, CSV with --map), or from the log; the
 policies and their configuration from the settings. Nothing is written. Several --data are read as one stream, in order
@@ -28,10 +28,12 @@ Examples:
   streamfold evaluate --data items.jsonl --data ratings.csv --map "" --map ratings.toml --policies count_stack,ensemble
   streamfold evaluate --from 1 --policies ensemble --plot ensemble.svg
   streamfold evaluate --data events.jsonl --policies ensemble --json > report.json
+  streamfold evaluate --from 1 --policies label_statistics,kalman_head,gradient_head
 
-What the measures mean: docs/how-to/evaluate-a-ranker.md.
+What the measures mean: docs/how-to/evaluate-a-ranker.md; of heads: docs/how-to/classify.md.
 """
 _SHOWN = 5
+_MOST_CLASSES = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     ctx: typer.Context,
-    policies: Annotated[str, typer.Option(metavar="A,B", help="The rankers to score.")],
+    policies: Annotated[str, typer.Option(metavar="A,B", help="The rankers to score, or the heads.")],
     data: Annotated[
         list[str] | None, typer.Option(metavar="FILE|-", help="Events; may be given several times.")
     ] = None,
@@ -50,10 +52,15 @@ def evaluate(
     last: Annotated[int | None, typer.Option("--to", min=1, help="Read the log up to this position.")] = None,
     baselines: Annotated[bool, typer.Option(help="Score the built-in baselines too.")] = True,
     warm_up: Annotated[float, typer.Option(min=0, max=0.99, help="First share of the examples, not tested.")] = 0.1,
+    block: Annotated[int, typer.Option(min=1, help="Labels that a head is asked about before it learns them.")] = 64,
     sample: Annotated[int, typer.Option(min=0, help="Positives ranked among all unseen items, for NDCG@10.")] = 500,
-    draws: Annotated[int, typer.Option(min=0, help="Draws of users for the intervals; 0: none.")] = 500,
+    draws: Annotated[
+        int, typer.Option(min=0, help="Draws of users (heads: of targets) for the intervals; 0: none.")
+    ] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Of the sample and the draws.")] = 0,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw AUC, log loss and calibration.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.svg", help="Draw AUC (accuracy), log loss and calibration.")
+    ] = None,
 ) -> None:
     from streamfold.core.errors import ConfigError
     from streamfold.pipelines.evaluate import NothingToTest, Options
@@ -65,18 +72,16 @@ def evaluate(
         raise CliError("--policies names no policy: give the rankers to score, as in --policies ensemble", USAGE)
     if bool(data) == (first is not None or last is not None):
         raise CliError("give either --data FILE or --from POSITION [--to POSITION] (the log)", USAGE)
-    if plot is not None and plot.suffix.lower() != ".svg":
-        raise CliError(f"--plot {plot}: SVG is drawn, so name a file that ends in .svg", USAGE)
-    if plot is not None and not plot.parent.is_dir():
-        raise CliError(f"--plot {plot}: there is no folder {plot.parent}", USAGE)
+    check_plot(plot)
     settings = options.settings()
     if data:
         source = _of_files(options, settings, data, map_ or [], type_ or [])
     else:
         source = _of_log(options, settings, last)
     chosen = Options(
-        policies=names, baselines=baselines, warm_up=warm_up, first=first or 1, sample=sample, draws=draws, seed=seed
-    )
+        policies=names, baselines=baselines, warm_up=warm_up, first=first or 1, block=block, sample=sample,
+        draws=draws, seed=seed,
+    )  # fmt: skip
     try:
         with _bars(options) as progress:
             body = run(settings, source, chosen, progress=progress)
@@ -86,10 +91,12 @@ def evaluate(
     if plot is not None:
         from streamfold.pipelines.evaluate.plot import draw
 
-        _write(plot, draw(body))
+        write_plot(plot, draw(body))
         options.note(f"drawn: {plot}")
     if options.json:
         options.print("", body)
+    elif body["task"] == "classify":
+        _show_heads(body)
     else:
         _show(body)
     if source.refused:
@@ -214,7 +221,15 @@ def _bars(options: Globals) -> Iterator[Callable[[str, int], Callable[[], None]]
 
 
 # -- output -----------------------------------------------------------------------------------------------------------
-def _write(path: Path, text: str) -> None:
+def check_plot(path: Path | None) -> None:
+    """Refuse a plot that cannot be drawn, before anything else is done."""
+    if path is not None and path.suffix.lower() != ".svg":
+        raise CliError(f"--plot {path}: SVG is drawn, so name a file that ends in .svg", USAGE)
+    if path is not None and not path.parent.is_dir():
+        raise CliError(f"--plot {path}: there is no folder {path.parent}", USAGE)
+
+
+def write_plot(path: Path, text: str) -> None:
     try:
         path.write_text(text, "utf-8")
     except OSError as error:
@@ -245,16 +260,63 @@ def _show(body: dict[str, Any]) -> None:
         parts.add_row(part["slice"], f"{part['events']:,}", *(_cell(one["auc"]) for one in found))
     out.print(parts)
     if body["differences"]:
-        table = Table("measure", "of", "to", "difference", "95 % interval")
-        for d in body["differences"]:
-            table.add_row(
-                d["measure"], d["of"], d["to"], _signed(d["difference"]), f"{_signed(d['low'])} … {_signed(d['high'])}"
-            )
-        out.print(table)
+        out.print(_differences(body["differences"]))
     if body["off_policy"]:
         out.print(_off_policy(body["off_policy"]))
     if body["skipped"] or body["duplicates"]:
         out.print(f"{body['skipped']} events skipped by a policy, {body['duplicates']} duplicates")
+
+
+def _show_heads(body: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    out = console()
+    title = f"{body['tested']:,} of {body['labels']:,} labelled targets tested, {body['classes']} classes"
+    names = ("accuracy", "balanced accuracy", "log loss", "worst class", "forgetting", "calibration")
+    table = Table("", *names, title=f"{title} of {len(body['heads'])} heads" if len(body["heads"]) > 1 else title)
+    for one in body["methods"]:
+        cells = [_with_interval(one, name) for name in ("accuracy", "balanced_accuracy", "logloss")]
+        cells += [_cell(one[name], 3) for name in ("min_accuracy", "forgetting")] + [_cell(one["calibration_error"])]
+        table.add_row(one["name"] if one["kind"] != "baseline" else f"[dim]{one['name']}[/]", *cells)
+    out.print(table)
+    table = Table("cost", "labels/s", "CPU ms per label: learned", "asked", "state, MB", "skipped events")
+    for one in body["methods"]:
+        if (cost := one["cost"]) is not None:
+            cells = [f"{cost['labels_per_s']:,.0f}", f"{cost['fold_ms']:.3f}", f"{cost['ask_ms']:.3f}"]
+            table.add_row(one["name"], *cells, f"{cost['state_bytes'] / 1e6:.2f}", f"{cost['skipped']:,}")
+    out.print(table)
+    asked = f"at most {body['block']} labels" if body["block"] > 1 else "one label"
+    out.print(
+        f"Asked in blocks of {asked}, by the state from before; cost without embedding texts. Seed {body['seed']}; "
+        f"intervals: 95 %, {body['draws']} draws of targets."
+    )
+    if body["unanswered"]:
+        out.print(f"{body['unanswered']:,} labels that no policy could be asked about yet are left out.")
+    slices = [one["slices"] for one in body["methods"]]
+    parts = Table("accuracy of class", "labels", *(one["name"] for one in body["methods"]))
+    often = sorted(range(len(slices[0])), key=lambda i: -slices[0][i]["events"])
+    for i in often[:_MOST_CLASSES]:
+        parts.add_row(
+            plain(slices[0][i]["slice"]), f"{slices[0][i]['events']:,}", *(_cell(s[i]["accuracy"], 3) for s in slices)
+        )
+    out.print(parts)
+    if len(often) > _MOST_CLASSES:
+        out.print(f"… and {len(often) - _MOST_CLASSES} classes more (--json has all)")
+    if body["differences"]:
+        out.print(_differences(body["differences"]))
+    if body["duplicates"]:
+        out.print(f"{body['duplicates']} duplicates")
+
+
+def _differences(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table("measure", "of", "to", "difference", "95 % interval")
+    for d in rows:
+        table.add_row(
+            d["measure"], d["of"], d["to"], _signed(d["difference"]), f"{_signed(d['low'])} … {_signed(d['high'])}"
+        )
+    return table
 
 
 def _off_policy(rows: list[dict[str, Any]]) -> Any:

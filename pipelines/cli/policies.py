@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamfold.pipelines.cli import versions
+from streamfold.pipelines.cli import quality, versions
 from streamfold.pipelines.cli.state import FAILED, CliError, Globals, console
 
 if TYPE_CHECKING:
     from streamfold.pipelines.cli.client import Client
 
-HELP = """List the policies; add a version, promote it, roll back; pause, resume, verify, rebuild, skip.
+HELP = """List the policies; add a version, judge it, promote it, roll back; pause, resume, verify, rebuild, skip.
 
 \b
 Examples:
@@ -22,6 +22,7 @@ Examples:
   streamfold policies verify trending
   streamfold policies pause graph_index --reason "disk is being moved"
   streamfold policies add trending --set half_lives_s=[3600] --reason "one hour, not one day"
+  streamfold policies quality ensemble --plot ensemble.svg
   streamfold policies promote trending --reason "better on clicks"
 """
 VERIFY_HELP = """Fold the log afresh beside the live policy and compare: equal, or what differs (exit code 1)."""
@@ -40,6 +41,7 @@ def register(app: typer.Typer) -> None:
     group.command("resume", help="Go on folding, also after a failure.")(resume)
     group.command("verify", help=VERIFY_HELP)(verify)
     group.command("rebuild", help="Fold it afresh from the log while it serves, then take its place.")(rebuild)
+    quality.register(group)
     versions.register(group, app)
     app.add_typer(group, name="policies")
 

@@ -90,6 +90,11 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 160)
 
 
+def plain(text: str) -> str:
+    """Keep rich from reading markup out of others' text."""
+    return text.replace("[", "\\[")
+
+
 def _url_of_settings(config: Path | None) -> str:
     """Read only host and port: a command that speaks HTTP need not import core for them."""
     import tomllib

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from streamfold.pipelines.cli.state import Globals, console
+from streamfold.pipelines.cli.state import Globals, console, plain
 
 STATUS_HELP = """Show positions, lag and failures of every policy.
 
@@ -85,7 +85,7 @@ def status_table(body: Mapping[str, Any]) -> Any:
             f"{row.get('lag_events', 0)} events, {row.get('lag_s') or 0:.1f} s",
             f"{row.get('state_bytes') or 0:,}",
             str(row.get("skips", 0)),
-            _plain(row.get("last_error") or ""),
+            plain(row.get("last_error") or ""),
         )
     intakes = Table("intake", "kind", "rate/s", "lag", "duplicates", "rejected", box=None)
     for row in body.get("intakes") or ():
@@ -121,7 +121,7 @@ def trace_table(body: Mapping[str, Any]) -> Any:
         state = row["state"]
         dead_letter = str(row.get("dead_letter_id") or "")
         problem = row.get("error") or ""
-        error = _plain(": ".join(map(str, problem.values())) if isinstance(problem, Mapping) else str(problem))
+        error = plain(": ".join(map(str, problem.values())) if isinstance(problem, Mapping) else str(problem))
         name, slot, at = str(row["policy"]), str(row.get("slot")), str(row.get("at") or "")
         table.add_row(name, slot, f"[{_COLOURS.get(state, 'yellow')}]{state}[/]", at, error, dead_letter)
     steps = Table("step", "policy", "at", box=None, header_style="dim")
@@ -183,14 +183,9 @@ def plugins(ctx: typer.Context) -> None:
 def _name(item: Any) -> str:
     """Say a registered thing in a line: its name first, then its other plain fields."""
     if not isinstance(item, Mapping):
-        return _plain(str(item))
+        return plain(str(item))
     first = str(item.get("name") or item.get("policy") or "")
     others = (
         f"{k} {v}" for k, v in item.items() if k not in ("name", "policy") and isinstance(v, str | int) and v != ""
     )
-    return _plain("  ".join((first, *others)))
-
-
-def _plain(text: str) -> str:
-    """Keep rich from reading markup out of others' text."""
-    return text.replace("[", "\\[")
+    return plain("  ".join((first, *others)))

@@ -6,8 +6,10 @@ that what they have in common cancels out (Efron and Tibshirani, An Introduction
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,11 +24,12 @@ class Interval(NamedTuple):
     high: float
 
     def body(self) -> list[float | None]:
-        return [_number(self.low), _number(self.high)]
+        return [number(self.low), number(self.high)]
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 6)
+def number(value: float | np.floating[Any]) -> float | None:
+    """Return a measure as it stands in a report."""
+    return None if math.isnan(value) else round(float(value), 6)
 
 
 class Draws:
@@ -57,6 +60,18 @@ class Draws:
         found = [(drawn[:size] @ above, drawn[:size] @ below) for drawn in self._drawn]
         return np.array([a / b if b else np.nan for a, b in found])
 
+    def mean_by_class(self, users: Codes, classes: Codes, values: Floats) -> Floats:
+        """Mean of the classes' means in each draw; a class that is not drawn is left out."""
+        size = int(classes.max()) + 1 if len(classes) else 0
+        found = []
+        for drawn in self._drawn:
+            times = drawn[users].astype(np.float64)
+            below = np.bincount(classes, weights=times, minlength=size)
+            above = np.bincount(classes, weights=times * values, minlength=size)
+            there = below > 0
+            found.append((above[there] / below[there]).mean() if there.any() else np.nan)
+        return np.array(found)
+
     def group_auc(self, users: Codes, found: GroupAuc) -> Floats:
         """Mean AUC of groups in each draw; ``users``: whose each group is."""
         return self.mean(users, found.value, found.events)
@@ -69,6 +84,46 @@ def interval(value: float, drawn: Floats) -> Interval:
         return Interval(value, np.nan, np.nan)
     low, high = np.quantile(there, (0.025, 0.975))
     return Interval(value, float(low), float(high))
+
+
+def differences(
+    policies: Sequence[str],
+    others: Sequence[str],
+    measures: Mapping[str, bool],
+    value: Callable[[str, str], float],
+    drawn: Callable[[str, str], Floats],
+) -> list[dict[str, Any]]:
+    """Each policy against the best baseline of a measure, and against the first policy.
+
+    Parameters
+    ----------
+    measures : names, with whether low is good. value, drawn : of a method and a measure; ``drawn``: in each draw.
+    """
+    found, kept = [], dict[tuple[str, str], Floats]()
+
+    def in_draws(name: str, measure: str) -> Floats:
+        if (name, measure) not in kept:
+            kept[name, measure] = drawn(name, measure)
+        return kept[name, measure]
+
+    for measure, lowest in measures.items():
+        to = best(others, partial(_of, value, measure), lowest=lowest)
+        for name in policies:
+            against = {to, policies[0] if name != policies[0] else None} - {None}
+            for other in sorted(str(one) for one in against):
+                distance = value(name, measure) - value(other, measure)
+                if not math.isnan(distance):
+                    spread = interval(distance, in_draws(name, measure) - in_draws(other, measure))
+                    low, high = spread.body()
+                    found.append(
+                        {"measure": measure, "of": name, "to": other, "difference": number(distance), "low": low,
+                         "high": high}
+                    )  # fmt: skip
+    return found
+
+
+def _of(value: Callable[[str, str], float], measure: str, name: str) -> float:
+    return value(name, measure)
 
 
 def best(names: Iterable[str], value: Callable[[str], float], *, lowest: bool = False) -> str | None:

@@ -1,10 +1,10 @@
-"""A report drawn as one SVG file: AUC and log loss over time, and calibration. No library, no script, no font file."""
+"""A report drawn as one SVG file: measures over time, and calibration. No library, no script, no font file."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
 _WIDTH, _HEIGHT = 360, 260
@@ -16,27 +16,58 @@ _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
 Point = tuple[float, float]
 
 
+class Curves(NamedTuple):
+    """One of the plots: a line of points for each name; ``ends``: what stands under its left and right end."""
+
+    title: str
+    lines: Mapping[str, Sequence[Point]]
+    y: tuple[float, float]
+    x: tuple[float, float] | None = None
+    ends: Sequence[str] = ()
+
+
 def draw(body: Mapping[str, Any]) -> str:
     """Return the SVG of a report."""
-    styles = _styles(body["methods"])
+    classify = body["task"] == "classify"
+    measured = ("accuracy", "accuracy over time") if classify else ("auc", "AUC over time")
+    plots = []
+    for name, title in (measured, ("logloss", "log loss over time (nats)")):
+        lines = {m["name"]: _over_time(m["over_time"], name) for m in body["methods"]}
+        ends = [one["at"][:10] for one in body["methods"][0]["over_time"]] if body["methods"] else []
+        plots.append(Curves(title, lines, _span(lines.values()), None, ends))
+    bins = {
+        m["name"]: [(b["predicted"], b["observed"]) for b in m["calibration"]]
+        for m in body["methods"]
+        if m["calibration"] and m["kind"] != "baseline"
+    }
+    observed = "share that was right, by how sure" if classify else "share of positives by prediction"
+    plots.append(Curves(f"calibration: {observed}", bins, (0.0, 1.0), (0.0, 1.0)))
+    what = "labels" if classify else "examples"
+    return _svg(f"Test-then-train: {body['tested']:,} {what}", plots, _styles(body["methods"]))
+
+
+def draw_series(name: str, series: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
+    """Return the SVG of a policy's quality over time; ``titles``: of the three measures that are drawn."""
+    ends = [one["at"][:16].replace("T", " ") for one in series]
+    plots = []
+    for measure, title in titles.items():
+        line = _over_time(series, measure)
+        plots.append(Curves(f"{title} over time", {name: line}, _span([line]), None, ends))
+    events = sum(one["events"] for one in series)
+    return _svg(f"{name}: {events:,} events", plots, _styles([{"name": name, "kind": "policy"}]))
+
+
+def _svg(title: str, plots: Sequence[Curves], styles: Mapping[str, str]) -> str:
     rows = -(-len(styles) // 4)
     width, height = _LEFT + 3 * _WIDTH + 2 * _GAP + 24, _TOP + _HEIGHT + 56 + 20 * rows
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="system-ui, sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{_LEFT}" y="26" font-size="15">Test-then-train: {body["tested"]:,} examples</text>',
+        f'<text x="{_LEFT}" y="26" font-size="15">{escape(title)}</text>',
     ]
-    for column, name, title in ((0, "auc", "AUC over time"), (1, "logloss", "log loss over time (nats)")):
-        lines = {m["name"]: _over_time(m, name) for m in body["methods"]}
-        ends = [one["at"][:10] for one in body["methods"][0]["over_time"]] if body["methods"] else []
-        parts += _Panel(column, title, lines, _span(lines.values())).draw(styles, ends)
-    bins = {
-        m["name"]: [(b["predicted"], b["observed"]) for b in m["calibration"]]
-        for m in body["methods"]
-        if m["calibration"] and m["kind"] != "baseline"
-    }
-    parts += _Panel(2, "calibration: share of positives by prediction", bins, (0.0, 1.0), (0.0, 1.0)).draw(styles, [])
+    for column, one in enumerate(plots):
+        parts += _Panel(column, one).draw(styles, one.ends)
     parts += _legend(styles, _TOP + _HEIGHT + 58)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -55,8 +86,8 @@ def _styles(methods: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def _over_time(method: Mapping[str, Any], name: str) -> list[Point]:
-    return [(i, one[name]) for i, one in enumerate(method["over_time"]) if one.get(name) is not None]
+def _over_time(parts: Sequence[Mapping[str, Any]], name: str) -> list[Point]:
+    return [(i, one[name]) for i, one in enumerate(parts) if one.get(name) is not None]
 
 
 def _span(lines: Any) -> tuple[float, float]:
@@ -78,17 +109,11 @@ def _ticks(low: float, high: float) -> list[float]:
 class _Panel:
     """One of the three plots, with its axes."""
 
-    def __init__(
-        self,
-        column: int,
-        title: str,
-        lines: Mapping[str, Sequence[Point]],
-        y: tuple[float, float],
-        x: tuple[float, float] | None = None,
-    ) -> None:
-        self._left, self._title, self._lines = _LEFT + column * (_WIDTH + _GAP), title, lines
-        self._y, self._x = y, x or (0.0, max((p[0] for line in lines.values() for p in line), default=1.0) or 1.0)
-        self._diagonal = x is not None
+    def __init__(self, column: int, one: Curves) -> None:
+        self._left, self._title, self._lines = _LEFT + column * (_WIDTH + _GAP), one.title, one.lines
+        widest = max((p[0] for line in one.lines.values() for p in line), default=1.0) or 1.0
+        self._y, self._x = one.y, one.x or (0.0, widest)
+        self._diagonal = one.x is not None
 
     def draw(self, styles: Mapping[str, str], ends: Sequence[str]) -> list[str]:
         right, bottom = self._left + _WIDTH, _TOP + _HEIGHT

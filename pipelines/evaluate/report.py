@@ -11,7 +11,7 @@ import numpy as np
 
 from streamfold.core.events.fields import from_us
 from streamfold.pipelines.evaluate.examples import Slices, TestSet
-from streamfold.pipelines.evaluate.intervals import Draws, Interval, best, interval
+from streamfold.pipelines.evaluate.intervals import Draws, Interval, differences, interval, number
 from streamfold.pipelines.evaluate.metrics import (
     Codes,
     Flags,
@@ -64,7 +64,7 @@ class Report:
         return {
             "events": len(self._test),
             "tested": len(self._at),
-            "positives": _number(self._labels.mean()) if len(self._at) else None,
+            "positives": number(self._labels.mean()) if len(self._at) else None,
             "users": len(np.unique(self._users)),
             "items": self._items,
             "exposures": self._test.exposures,
@@ -94,14 +94,14 @@ class Report:
         bins = calibration(labels, scores) if one.predicts else None
         body: dict[str, Any] = {"name": one.name, "kind": one.kind, "events": int(there.sum())}
         for name in MEASURES:
-            body[name] = _number(self._value(one, name))
+            body[name] = number(self._value(one, name))
         if self._count:
             body["intervals"] = {name: self._interval(one, name).body() for name in MEASURES}
-        body["calibration_error"] = _number(bins.error) if bins else None
+        body["calibration_error"] = number(bins.error) if bins else None
         sampled = len(self._plan.sample) and one.kind != "served"
-        body["coverage"] = _number(len(one.listed) / max(self._items, len(one.listed), 1)) if sampled else None
+        body["coverage"] = number(len(one.listed) / max(self._items, len(one.listed), 1)) if sampled else None
         body["calibration"] = [
-            {"predicted": _number(p), "observed": _number(o), "events": int(n)}
+            {"predicted": number(p), "observed": number(o), "events": int(n)}
             for p, o, n in (zip(*bins, strict=True) if bins else ())
         ]
         body["slices"] = self._slices(one)
@@ -162,10 +162,10 @@ class Report:
         scores, there = self._single(one)
         mask = mask & there
         labels, scores = self._labels[mask], scores[mask]
-        body |= {"events": int(mask.sum()), "auc": _number(auc(labels, scores))}
+        body |= {"events": int(mask.sum()), "auc": number(auc(labels, scores))}
         if one.predicts:
-            body["logloss"] = _number(log_loss(labels, scores))
-            body["calibration_error"] = _number(calibration(labels, scores).error)
+            body["logloss"] = number(log_loss(labels, scores))
+            body["calibration_error"] = number(calibration(labels, scores).error)
         return body
 
     # -- differences --------------------------------------------------------------------------------------------------
@@ -173,30 +173,13 @@ class Report:
         """Each policy against the best baseline of a measure, and against the first policy."""
         if not self._count:
             return []
-        policies = [one for one in self._scores.values() if one.kind == "policy"]
-        others = [one.name for one in self._scores.values() if one.kind == "baseline"]
-        found, drawn = [], dict[tuple[str, str], Floats]()
-
-        def in_draws(one: Scores, measure: str) -> Floats:
-            key = one.name, measure
-            if key not in drawn:
-                drawn[key] = self._drawn(one, measure)
-            return drawn[key]
-
-        for measure in MEASURES:
-            to = best(others, lambda name, m=measure: self._value(self._scores[name], m), lowest=measure == "logloss")  # type: ignore[misc]
-            for one in policies:
-                against = {to, policies[0].name if one is not policies[0] else None} - {None}
-                for name in sorted(str(name) for name in against):
-                    other = self._scores[name]
-                    value = self._value(one, measure) - self._value(other, measure)
-                    if not math.isnan(value):
-                        spread = interval(value, in_draws(one, measure) - in_draws(other, measure))
-                        found.append(
-                            {"measure": measure, "of": one.name, "to": name, "difference": _number(value),
-                             "low": _number(spread.low), "high": _number(spread.high)}
-                        )  # fmt: skip
-        return found
+        return differences(
+            [one.name for one in self._scores.values() if one.kind == "policy"],
+            [one.name for one in self._scores.values() if one.kind == "baseline"],
+            {measure: measure == "logloss" for measure in MEASURES},
+            lambda name, measure: self._value(self._scores[name], measure),
+            lambda name, measure: self._drawn(self._scores[name], measure),
+        )
 
     # -- off-policy ---------------------------------------------------------------------------------------------------
     def _off_policy(self) -> list[dict[str, Any]]:
@@ -231,14 +214,10 @@ def _estimates(name: str, found: Estimates) -> dict[str, Any]:
     for key, value in asdict(found).items():
         if isinstance(value, tuple):
             low, high = Interval(*value).body()
-            body[key] = {"value": _number(value[0]), "low": low, "high": high}
+            body[key] = {"value": number(value[0]), "low": low, "high": high}
         else:
-            body[key] = _number(value) if isinstance(value, float) else value
+            body[key] = number(value) if isinstance(value, float) else value
     return body
-
-
-def _number(value: float | np.floating[Any]) -> float | None:
-    return None if math.isnan(value) else round(float(value), 6)
 
 
 def served(test: TestSet) -> Scores | None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from streamfold.core import Catalogue, Ranker
+from streamfold.core import Catalogue, Classifier, Ranker
 from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import ConfigError, StreamfoldError, nearest
 from streamfold.core.events.model import Event
@@ -84,6 +84,11 @@ class Stack:
     def close(self) -> None:
         self._open.close()
 
+    def prepare(self, events: Sequence[Event]) -> None:
+        """Prepare events that are folded next, in batches."""
+        for folded in self._folded:
+            folded.prepare(events)
+
     def fold(self, event: Event) -> None:
         """Fold one event in every policy that handles it; an event that a policy refuses is skipped there."""
         for folded in self._folded:
@@ -102,6 +107,17 @@ class Stack:
             raise ConfigError(f"policy {name!r} ranks no items{nearest(name, rankers)}")
         return server
 
+    def classifier(self, name: str) -> Classifier:
+        """What a policy classifies with. Raises ``ConfigError`` where it has no heads."""
+        server = self.servers[name]
+        if not isinstance(server, Classifier):
+            raise ConfigError(f"policy {name!r} classifies nothing")
+        return server
+
+    def state_bytes(self) -> int:
+        """What the stores of all policies hold."""
+        return sum(folded.stores.state_bytes() for folded in self._folded)
+
     def catalogues(self) -> list[str]:
         """Policies that make examples."""
         return sorted(name for name, server in self.servers.items() if isinstance(server, Catalogue))
@@ -115,6 +131,7 @@ class _Folded:
         self._context = context
         self.stores = GroupStores(context, group, side="both")
         reads = readers(group, self.stores)
+        self._values: dict[tuple[str, int], Any] = {}
         self._fold = {r.key: FoldStores(r, self.stores.by_runtime[r.key], reads[r.key]) for r in group.runtimes}
         read = {name: one for named in reads.values() for name, one in named.items()}
         self.servers = {
@@ -141,9 +158,21 @@ class _Folded:
                 f"{type(error).__name__}: {error}"
             ) from error
 
+    def prepare(self, events: Sequence[Event]) -> None:
+        for runtime in self.group.runtimes:
+            wanted = [event for event in events if event.type in runtime.handles] if runtime.prepares else []
+            if wanted:
+                try:
+                    values = prepare_inline(self._context, _WORKSPACE, runtime, wanted)
+                except Exception:  # fold prepares one by one, and names the event
+                    continue
+                self._values |= {(runtime.key, e.seq): value for e, value in zip(wanted, values, strict=True)}
+
     def _prepared(self, runtime: Runtime, event: Event) -> Any:
         if not runtime.prepares:
             return None
+        if (runtime.key, event.seq) in self._values:
+            return self._values.pop((runtime.key, event.seq))
         [value] = prepare_inline(self._context, _WORKSPACE, runtime, [event])
         return value
 
@@ -152,7 +181,7 @@ class _Live:
     """A member's view: its stores as they are now."""
 
     def __init__(self, context: Context, runtime: Runtime, named: Mapping[str, Any], reads: Mapping[str, Any]) -> None:
-        self.tools: Tools = InstanceTools(context, _WORKSPACE, runtime, keep=False)
+        self.tools: Tools = InstanceTools(context, _WORKSPACE, runtime, keep=True)  # what fold embedded, too
         self._named, self._reads = named, reads
 
     def __getitem__(self, name: str) -> Any:

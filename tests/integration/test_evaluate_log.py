@@ -76,3 +76,39 @@ def test_the_log_gives_what_the_file_gives_with_and_without_a_service(
     assert (part["events"], part["tested"]) == (500, 200)
     assert main(["evaluate", "--config", str(config), "--policies", "item_taste", "--from", "601"]) == 2
     assert "past the warm-up" in capsys.readouterr().err
+
+
+def test_heads_are_tested_on_the_labels_of_the_log(
+    service: SubService, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on those of a file; what it cost is another thing each time."""
+    rng, path = np.random.default_rng(7), tmp_path / "labels.jsonl"
+    words = {"camera": ["lens", "shutter", "focus", "film"], "kitchen": ["flour", "butter", "oven", "sugar"]}
+    with path.open("w") as file:
+        for n in range(200):
+            name = ("camera", "kitchen")[int(rng.integers(2))]
+            text = " ".join(rng.choice(words[name], 3).tolist())
+            data = {"head": "topic", "target": {"text": f"{text} {n}"}, "label": name}
+            event = {"specversion": "1.0", "id": f"l{n}", "source": "/test", "type": "label.observed"}
+            time = (START + timedelta(minutes=n)).isoformat()
+            file.write(json.dumps({**event, "time": time, "data": data}) + "\n")
+    config = tmp_path / "evaluate.toml"
+    config.write_text(f'data = "{service.folder / "data"}"\n[backends.encoder]\nuse = "hashing"\n')
+
+    def evaluate(*arguments: str) -> Any:
+        capsys.readouterr()
+        options = ("--config", str(config), "--url", service.url, "--json", "--draws", "10", "--quiet")
+        assert main(["evaluate", "--policies", "label_statistics,kalman_head", *options, *arguments]) == 0
+        body = json.loads(capsys.readouterr().out)
+        for one in body["methods"]:
+            one["cost"] = None
+        return body
+
+    from_file = evaluate("--data", str(path))
+    assert (from_file["tested"], from_file["classes"]) == (180, 2)
+    assert from_file["methods"][0]["accuracy"] > 0.9
+    assert main(["send", str(path), "--wait", "--url", service.url]) == 0
+    assert evaluate("--from", "1") == from_file
+    service.stop()
+    part = evaluate("--from", "101", "--to", "150")
+    assert (part["events"], part["tested"]) == (150, 50)

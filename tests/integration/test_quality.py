@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from streamfold.core.testing.service import EmbeddedService
+from streamfold.pipelines.cli import main
 
 POLICIES: dict[str, dict[str, Any]] = {
     "trending": {},
@@ -87,6 +90,7 @@ def test_the_series_says_how_good_it_is(shop: EmbeddedService) -> None:
     assert sum(point["events"] for point in found["series"]) == 4000
     late = [point for point in found["series"] if point["auc"] is not None][-20:]
     assert np.mean([point["auc"] for point in late]) > 0.8
+    assert 0 < np.mean([point["calibration_error"] for point in late]) < 0.25
     assert found["gate"] == []  # it is the live one itself
     known = shop.get("/v1/policies/count_stack/quality", slice="known")
     assert sum(point["events"] for point in known["series"]) < 4000
@@ -95,7 +99,37 @@ def test_the_series_says_how_good_it_is(shop: EmbeddedService) -> None:
     assert shop.client.get("/v1/policies/count_stak/quality").status_code == 404
 
 
-def test_a_worse_shadow_is_refused_a_better_promoted_and_rolled_back(shop: EmbeddedService) -> None:
+def test_the_command_shows_the_series_and_draws_it(
+    shop: EmbeddedService, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(["policies", "quality", *arguments, "--url", shop.url])
+        said = capsys.readouterr()
+        return code, " ".join(said.out.split()), said.err
+
+    plot = tmp_path / "quality.svg"
+    code, out, err = run("count_stack", "--last", "5", "--plot", str(plot))
+    assert (code, "drawn: " in err) == (0, True)
+    assert "count_stack, all" in out
+    assert "per-user AUC" not in out  # nothing was shown: nothing is compared within exposures
+    for words in ("AUC", "log loss", "calibration", "earlier ones", "gate: nothing to compare"):
+        assert words in out
+    svg = "{http://www.w3.org/2000/svg}"
+    root = ET.parse(plot).getroot()
+    assert "calibration over time" in {one.text for one in root.iter(f"{svg}text")}
+    assert len(list(root.iter(f"{svg}polyline"))) == 3
+    code, out, _ = run("count_stack", "--slice", "known", "--json")
+    assert (code, json.loads(out)["slice"]) == (0, "known")
+    code, _, err = run("count_stak")
+    assert (code, "did you mean 'count_stack'" in err) == (1, True)
+    code, _, err = run("count_stack", "--slice", "old")
+    assert (code, "slice is 'old'" in err) == (1, True)
+    assert run("count_stack", "--plot", "quality.png")[0] == 2
+
+
+def test_a_worse_shadow_is_refused_a_better_promoted_and_rolled_back(
+    shop: EmbeddedService, capsys: pytest.CaptureFixture[str]
+) -> None:
     body = {"name": "count_stack", "config": {"ids": 8, "crosses": 8}, "slot": "shadow", "reason": "smaller"}
     job(shop, shop.client.post("/v1/policies", json=body))
     versions = shop.get("/v1/policies")["items"]
@@ -103,6 +137,10 @@ def test_a_worse_shadow_is_refused_a_better_promoted_and_rolled_back(shop: Embed
     label = f"count_stack@{shadow['label']}"
     gate = {rule["rule"]: rule for rule in shop.get(f"/v1/policies/{label}/quality")["gate"]}
     assert gate["not_worse"]["passed"] is False
+    assert main(["policies", "quality", label, "--url", shop.url]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the gate refuses it: not_worse" in said
+    assert gate["negative_flips"]["detail"].split()[0] in said
     refused = shop.client.post(f"/v1/policies/{label}/promote", json={"reason": "try"})
     assert refused.status_code == 409
     assert refused.json()["code"] == "gate-failed"

@@ -53,6 +53,7 @@ def test_each_label_is_scored_by_those_before_it(
     whole.send(*labels)
     assert isinstance(whole.server, QualityReport)
     scored = whole.server.measured().scored()
+    tested = list(whole.server.measured().tested("h"))
     assert scored.key[:, 0].tolist() == [event.seq for event in labels[-20:]]
     one_by_one = bench(type(policy)(policy.config))
     one_by_one.send(*labels[:-20])
@@ -62,6 +63,7 @@ def test_each_label_is_scored_by_those_before_it(
         chance = {one.label: one.score for one in found}.get(event.data.label, 0.0)
         assert scored.score[row] == pytest.approx(chance, abs=2e-6)
         assert scored.right[row] == (found[0].label == event.data.label)
+        assert tested[row].sure == pytest.approx(found[0].score, abs=2e-6)
         one_by_one.send(event)
     assert {scored.names[place] for place in scored.slices} <= {"h: a", "h: b", "h: c"}
 
@@ -84,12 +86,13 @@ def test_what_was_retracted_or_replaced_is_not_measured(
 
 def test_the_series_tells_accuracy_the_worst_class_and_what_was_forgotten() -> None:
     best: dict[tuple[str, str], float] = {}
-    tested = lambda label, right: _head_quality.Tested(1, 0, 0, "h", label, 0.5, right)  # noqa: E731
+    tested = lambda label, right: _head_quality.Tested(1, 0, 0, "h", label, 0.5, right, 0.6)  # noqa: E731
     first = _head_quality._point(0, [tested("a", True), tested("a", True), tested("b", False)], best)
     assert first.accuracy == pytest.approx(2 / 3)
     assert first.min_accuracy == 0.0
     assert math.isnan(first.forgetting)
     assert first.logloss == pytest.approx(math.log(2))
+    assert first.calibration_error == pytest.approx(2 / 3 - 38.5 / 64)  # .6 lies in the 39th of 64 bins
     second = _head_quality._point(HOUR_US, [tested("a", True), tested("a", False), tested("b", True)], best)
     assert second.forgetting == pytest.approx((0.5 + 0.0) / 2)
     assert math.isnan(second.auc)
@@ -143,15 +146,19 @@ def test_a_head_that_learns_step_by_step_is_asked_just_before(head: str) -> None
             if n > 9:
                 asked = ClassifyRequest(head="h", targets=[Target(features=features)])
                 found = folded.world.view.member(head).server.classify(asked)[0].labels
-                expected.append(({one.label: one.score for one in found}["ab"[n % 2]], found[0].label == "ab"[n % 2]))
+                chances = {one.label: one.score for one in found}
+                expected.append((chances["ab"[n % 2]], found[0].label == "ab"[n % 2], found[0].score))
             folded.send([("label.observed", {"head": "h", "target": {"features": features}, "label": "ab"[n % 2]})])
         scored = folded.server.measured().scored()
-        assert scored.score == pytest.approx([chance for chance, _ in expected], abs=2e-6)
+        assert scored.score == pytest.approx([chance for chance, _, _ in expected], abs=2e-6)
         assert scored.right is not None
-        assert scored.right.tolist() == [right for _, right in expected]
+        assert scored.right.tolist() == [right for _, right, _ in expected]
+        told = [one.sure for one in folded.server.measured().tested("h")]
+        assert told == pytest.approx([sure for _, _, sure in expected], abs=2e-6)
         [point] = folded.server.measured().series(from_us=0, to_us=2**62, slice_="h")
         assert point.events == 30
         assert point.accuracy > 0.8
+        assert point.calibration_error < 0.2
         assert folded.server.slices == ("all", "h")
     finally:
         folded.close()

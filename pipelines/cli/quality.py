@@ -1,0 +1,101 @@
+"""``policies quality``: how good a version's scores were over time, what the gate says of it, and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from streamfold.pipelines.cli.state import USAGE, CliError, Globals, console, plain
+
+HELP = """Show how good a policy's scores were, by stretch of time, and whether the gate would let it take over.
+
+NAME is any member of a group that a `quality` or `head_quality` policy measures, or a head that is a function of its
+rows; NAME@VERSION for a shadow, as `policies list` shows it.
+
+\b
+Examples:
+  streamfold policies quality ensemble
+  streamfold policies quality ensemble --slice new_user --plot ensemble.svg
+  streamfold policies quality label_statistics@1-5f0c --json
+"""
+TITLES = {
+    "auc": "AUC", "user_auc": "per-user AUC", "logloss": "log loss", "ndcg_at_10": "NDCG@10",
+    "accuracy": "accuracy", "min_accuracy": "worst class", "forgetting": "forgetting",
+    "calibration_error": "calibration",
+}  # fmt: skip
+_DRAWN = (("auc", "logloss", "calibration_error"), ("accuracy", "logloss", "min_accuracy"))
+
+
+def register(group: typer.Typer) -> None:
+    group.command("quality", help=HELP)(quality)
+
+
+def quality(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    slice_: Annotated[str, typer.Option("--slice", help="As new_user, or a head; all by default.")] = "",
+    from_: Annotated[str, typer.Option("--from", metavar="TIME", help="As 2026-01-31T12:00:00Z.")] = "",
+    to: Annotated[str, typer.Option(metavar="TIME", help="Before this time.")] = "",
+    last: Annotated[int, typer.Option(min=1, help="Stretches of time in the table, the newest.")] = 24,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw all stretches of time.")] = None,
+) -> None:
+    from streamfold.pipelines.cli.client import segment
+    from streamfold.pipelines.cli.evaluate import check_plot, write_plot
+
+    options: Globals = ctx.obj
+    check_plot(plot)
+    given = {"slice": slice_, "from": from_, "to": to}
+    with options.client() as client:
+        asked = {key: value for key, value in given.items() if value}
+        body = client.get(f"/v1/policies/{segment(name)}/quality", **asked)
+    series = body["series"]
+    if plot is not None:
+        from streamfold.pipelines.evaluate.plot import draw_series
+
+        if not series:
+            raise CliError(f"nothing of {name} was measured yet: there is nothing to draw", USAGE)
+        write_plot(plot, draw_series(name, series, {one: TITLES[one] for one in _drawn(series)}))
+        options.note(f"drawn: {plot}")
+    if options.json:
+        options.print("", body)
+        return
+    out = console()
+    out.print(_series(name, series[-last:], body["slice"]) if series else f"{name}: nothing was measured yet")
+    if len(series) > last:
+        out.print(f"{len(series) - last} earlier ones: --last, --json")
+    out.print(_gate(body["gate"]) if body["gate"] else "gate: nothing to compare: what is live is judged by nobody")
+
+
+def _drawn(series: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return _DRAWN[any(one["accuracy"] is not None for one in series)]
+
+
+def _series(name: str, series: Sequence[Mapping[str, Any]], slice_: str) -> Any:
+    """One row a stretch of time, with the measures that there are."""
+    from rich.table import Table
+
+    there = [key for key in TITLES if any(one.get(key) is not None for one in series)]
+    table = Table("from", "events", *(TITLES[key] for key in there), title=plain(f"{name}, {slice_}"))
+    for one in series:
+        cells = ("–" if one[key] is None else f"{one[key]:.4f}" for key in there)
+        table.add_row(one["at"][:16].replace("T", " "), f"{one['events']:,}", *cells)
+    return table
+
+
+def _gate(rules: Sequence[Mapping[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table("gate", "verdict", "value", "limit", "", title=_verdict(rules))
+    for rule in rules:
+        verdict = "pass" if rule["passed"] else "refused"
+        numbers = ("–" if rule[key] is None else f"{rule[key]:.4g}" for key in ("value", "limit"))
+        table.add_row(rule["rule"], verdict, *numbers, plain(rule["detail"]))
+    return table
+
+
+def _verdict(rules: Sequence[Mapping[str, Any]]) -> str:
+    failed = [rule["rule"] for rule in rules if not rule["passed"]]
+    return f"the gate refuses it: {', '.join(failed)}" if failed else "the gate lets it take over"
