@@ -176,18 +176,16 @@ def _step_rows(rows, split, table, factors, of_x, slope, linear_rate, rate, pull
 
 
 @numba.njit(cache=True)
-def _step_content(content, told, of_x, slope, linear_rate, rate):  # type: ignore[no-untyped-def]
+def _step_content(content, told, of_x, slope, rate, pull):  # type: ignore[no-untyped-def]
     """Move the map from what is told of the item to its vector, and the content's weights."""
     k = len(content) - 1
     for i in range(len(told)):
         if told[i] != 0.0:
-            for f in range(k):
+            for f in range(k + 1):
+                by = slope * told[i] * (of_x[_CONTENT * k + f] if f < k else 1.0)
                 content[f, 0, i], content[f, 1, i] = _moved(
-                    content[f, 0, i], content[f, 1, i], slope * of_x[_CONTENT * k + f] * told[i], rate
+                    content[f, 0, i], content[f, 1, i], by + pull * content[f, 0, i], rate
                 )
-            content[k, 0, i], content[k, 1, i] = _moved(
-                content[k, 0, i], content[k, 1, i], slope * told[i], linear_rate
-            )
 
 
 @numba.njit(cache=True)
@@ -215,8 +213,9 @@ def writable(pairs, table, upto, keep):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def learn(  # type: ignore[no-untyped-def]
-    pairs, told, labels, swaps, table, factors, layers, head, content, linear_rate, rate, pull, spread, keep
-):
+    pairs, told, labels, swaps, table, factors, layers, head, content,
+    linear_rate, rate, content_rate, pull, spread, keep,
+):  # fmt: skip
     """Learn pairs in order; return each one's score from before it."""
     found, ends, trait_ends = keys(pairs)
     k, hidden = factors.shape[2], len(layers) // 2
@@ -238,7 +237,7 @@ def learn(  # type: ignore[no-untyped-def]
             slope = 1.0 - 2.0 * labels[j]
         _backward(layers, k, x, one, two, of_x, of_one, of_two)
         _step_layers(layers, x, one, two, of_one, of_two, slope, rate)
-        _step_content(content, told[j], of_x, slope, linear_rate, rate)
+        _step_content(content, told[j], of_x, slope, content_rate, pull)
         _step_rows(rows, split, table, factors, of_x, slope, linear_rate, rate, pull, spread)
         head[0, ALL], head[0, ALL_SQUARES] = _moved(head[0, ALL], head[0, ALL_SQUARES], slope, linear_rate)
     return scores

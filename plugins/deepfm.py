@@ -12,9 +12,9 @@ was learned of texts holds for an item as soon as it is there. An item without a
 learned, as if there were no such field.
 
 After each example everything that it rests on takes a step of AdaGrad (Duchi et al., JMLR 12, 2011) down the log loss:
-with g the slope of a parameter θ, ``G ← G + g²``, ``θ ← θ − η g / √(1 + G)``; weights and vectors are pulled back by
-``ρ θ``, which is part of g. Slopes are written by hand, in a compiled kernel; tests hold them against torch's autograd.
-G lies beside its parameter in the same row: an example costs the same however large the tables are.
+with g the slope of a parameter θ, ``G ← G + g²``, ``θ ← θ − η g / √(1 + G)``; weights, vectors, A and a are pulled back
+by ``ρ θ``, which is part of g. Slopes are written by hand, in a compiled kernel; tests hold them against torch's
+autograd. G lies beside its parameter in the same row: an example costs the same however large the tables are.
 
 A late positive was learned as a negative before. Importance weighting of such fake negatives (Ktena et al. 2019,
 arXiv:1907.06558) has to guess which they are; here the join says which, so that its weight is known, −1: the step is
@@ -65,6 +65,7 @@ class DeepfmConfig:
     hidden : units of each of the two hidden layers.
     linear_rate : η of b and w.
     rate : η of vectors and layers.
+    content_rate : η of A and a, which every item with a text moves.
     pull, spread : ρ and σ.
     """
 
@@ -76,13 +77,14 @@ class DeepfmConfig:
     max_items: int = 1_000_000
     linear_rate: float = 0.3
     rate: float = 0.06
+    content_rate: float = 0.02
     pull: float = 0.01
     spread: float = 0.1
 
     def __post_init__(self) -> None:
         at_least("deepfm", self, 8, "rows")
         at_least("deepfm", self, 1, "factors", "hidden", "max_items")
-        at_least("deepfm", self, 0.0, "content", "linear_rate", "rate", "pull", "spread")
+        at_least("deepfm", self, 0.0, "content", "linear_rate", "rate", "content_rate", "pull", "spread")
 
 
 class Deepfm(OnlineRanker):
@@ -181,6 +183,16 @@ class Deepfm(OnlineRanker):
             content.touch(np.arange(len(content)))
         head.touch_row(0)
         scores: Floats = self._kernels.learn(
-            pairs, told, labels, swaps, *self.values(stores), c.linear_rate, c.rate, c.pull, c.spread, keep
+            pairs,
+            told,
+            labels,
+            swaps,
+            *self.values(stores),
+            c.linear_rate,
+            c.rate,
+            c.content_rate,
+            c.pull,
+            c.spread,
+            keep,
         )
         return scores

@@ -44,7 +44,8 @@ class TorchDeepfm:
     ``told``: what the texts of items say, by item.
     """
 
-    factors, hidden, content, linear_rate, rate, pull, spread = 8, 32, 64, 0.3, 0.06, 0.01, 0.1
+    factors, hidden, content, pull, spread = 8, 32, 64, 0.01, 0.1
+    linear_rate, rate, content_rate = 0.3, 0.06, 0.02
 
     def __init__(self, told: Mapping[str, Any] | None = None) -> None:
         self.told = told or {}
@@ -67,8 +68,9 @@ class TorchDeepfm:
         self.map, self.of_content = _parameter(np.stack(starts)), _parameter(np.zeros(self.content))
         self.shared = [self.bias, *self.deep, self.map, self.of_content]
         self.steps = [
-            self._adagrad([self.bias, self.of_content], self.linear_rate),
-            self._adagrad([*self.deep, self.map], self.rate),
+            self._adagrad([self.bias], self.linear_rate),
+            self._adagrad(self.deep, self.rate),
+            self._adagrad([self.map, self.of_content], self.content_rate),
         ]
         self.rows: dict[int, tuple[Any, Any, Any]] = {}
 
@@ -119,6 +121,9 @@ class TorchDeepfm:
         slopes = torch.autograd.grad(loss, [*self.shared, *weights.values(), *vectors.values()])
         for parameter, slope in zip(self.shared, slopes, strict=False):
             parameter.grad = slope
+        if e.item in self.told:
+            for parameter in (self.map, self.of_content):
+                parameter.grad = parameter.grad + self.pull * parameter.detach()
         first = len(self.shared)
         for step in self.steps:
             step.step()
