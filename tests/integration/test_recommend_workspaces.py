@@ -27,7 +27,9 @@ POLICIES: dict[str, dict[str, Any]] = {
     "newest": {},
     "diag_linucb": {"clusters": 4},
     "count_stack": {"ids": 1024, "crosses": 1024},
-    "residual_table": {"base": "count_stack", "rows": 1024},
+    "factorization": {"rows": 1024},
+    "ensemble": {},
+    "residual_table": {"rows": 1024},
 }
 
 
@@ -83,7 +85,11 @@ def like(user: str, item: str, action: str = "like", **more: Any) -> tuple[str, 
 def fill(shop: Shop) -> None:
     titles = {"jazz": "trumpet and brushes", "rock": "loud guitar amplifier", "folk": "fiddle", "noise": "feedback"}
     shop.send(
-        *[("item.upserted", {"item_id": item, "title": title}) for item, title in titles.items()],
+        ("user.upserted", {"user_id": "ann", "properties": {"country": "NO"}}),
+        *[
+            ("item.upserted", {"item_id": item, "title": title, "categories": ["music"]})
+            for item, title in titles.items()
+        ],
         *[like(f"u{n % 7}", "jazz" if n % 2 else "rock", "like" if n % 3 else "dislike") for n in range(60)],
         *[like("ann", "jazz") for _ in range(5)],
     )
@@ -118,7 +124,7 @@ def test_one_workspace_switches_its_error_memory_off_and_on_again(shops: tuple[S
     one, two = shops
     before = [corrected(shop) for shop in shops]
     assert [(told, correction != 0) for told, correction in before] == [(True, True)] * 2
-    off = {"base": "count_stack", "rows": 1024, "enabled": False}
+    off = {"rows": 1024, "enabled": False}
     one.done(one.post("/v1/policies", name="residual_table", config=off, reason="off"))
     [shadow] = [v for v in one.get("/v1/policies")["items"] if (v["policy"], v["slot"]) == ("residual_table", "shadow")]
     assert corrected(one) == nearly(before[0]), "a shadow changes no answer"
