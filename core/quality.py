@@ -22,10 +22,11 @@ BY_NEW = ("known", "new_user", "new_item", "new_both")
 class QualityPoint(NamedTuple):
     """How good scores were in a stretch of time; ``nan`` where nothing can be said.
 
-    ``auc`` to ``ndcg_at_10`` are of rankers, what follows is of heads. ``min_accuracy``: of the class that fared worst
-    (De Lange et al., Continual evaluation for lifelong learning, 2023, arXiv:2205.13452). ``forgetting``: how far the
-    classes' accuracies are below the best that they had in an earlier stretch, on average (Chaudhry et al., Riemannian
-    walk for incremental learning, 2018, arXiv:1801.10112).
+    ``auc`` to ``ndcg_at_10`` and ``calibration`` are of rankers, what lies between is of heads. ``calibration``: how
+    far scores are from the share that was liked, on average over 20 bins of about equal mass. ``min_accuracy``: of the
+    class that fared worst (De Lange et al., Continual evaluation for lifelong learning, 2023, arXiv:2205.13452).
+    ``forgetting``: how far the classes' accuracies are below the best that they had in an earlier stretch, on average
+    (Chaudhry et al., Riemannian walk for incremental learning, 2018, arXiv:1801.10112).
     """
 
     at_us: int
@@ -37,6 +38,7 @@ class QualityPoint(NamedTuple):
     accuracy: float = math.nan
     min_accuracy: float = math.nan
     forgetting: float = math.nan
+    calibration: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,11 +40,13 @@ from streamfold.core import (
     View,
     user_key,
 )
-from streamfold.core.quality import BY_NEW
+from streamfold.core.quality import BY_NEW, Floats
 from streamfold.plugins._settings import at_least
 
 SLICES = ("all", *BY_NEW)
 _BINS = 64
+_JOINED = 20
+"""Bins of the calibration error, as many as ``streamfold evaluate`` takes."""
 _LEAST = 1e-6
 _NEW = 5
 """A user or an item is new in its first examples."""
@@ -202,7 +204,7 @@ class QualityServer:
 class SumsAndRing:
     """What was ``Measured``."""
 
-    def __init__(self, config: QualityConfig, sums: npt.NDArray[np.float64], ring: npt.NDArray[np.int64]) -> None:
+    def __init__(self, config: QualityConfig, sums: Floats, ring: npt.NDArray[np.int64]) -> None:
         self._config, self._sums, self._ring = config, sums, ring
 
     def series(self, *, from_us: int, to_us: int, slice_: str) -> list[QualityPoint]:
@@ -227,16 +229,30 @@ class SumsAndRing:
         )  # fmt: skip
 
 
-def _point(at_us: int, row: npt.NDArray[np.float64]) -> QualityPoint:
+def _point(at_us: int, row: Floats) -> QualityPoint:
     def mean(total: int, count: int) -> float:
         return float(row[total] / row[count]) if row[count] else math.nan
 
     positive, negative = row[_BINS_AT : _BINS_AT + _BINS], row[_BINS_AT + _BINS :]
     auc = _auc(positive, negative)
-    return QualityPoint(at_us, int(row[_EVENTS]), auc, mean(_WON, _PAIRS), mean(_LOSS, _EVENTS), mean(_NDCG, _LISTS))
+    return QualityPoint(
+        at_us, int(row[_EVENTS]), auc, mean(_WON, _PAIRS), mean(_LOSS, _EVENTS), mean(_NDCG, _LISTS),
+        calibration=_calibration(positive, negative),
+    )  # fmt: skip
 
 
-def _auc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.float64]) -> float:
+def _calibration(positive: Floats, negative: Floats) -> float:
+    """Calibration error of two histograms: their bins, each at its middle, joined to about equal mass."""
+    count = positive + negative
+    total = count.sum()
+    if not total:
+        return math.nan
+    middle = (np.arange(_BINS) + 0.5) / _BINS
+    joined = (_JOINED * (np.cumsum(count) - count / 2) / total).astype(np.int64)
+    return float(np.abs(np.bincount(joined, count * middle - positive)).sum() / total)
+
+
+def _auc(positive: Floats, negative: npt.NDArray[np.float64]) -> float:
     """AUC of two histograms, ties within a bin counted half."""
     pairs = positive.sum() * negative.sum()
     if not pairs:

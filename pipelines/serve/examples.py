@@ -220,6 +220,7 @@ QUALITY = {
             "user_auc": 0.72,
             "logloss": 0.56,
             "ndcg_at_10": 0.31,
+            "calibration": 0.012,
         }
     ],
     "slice": "all",

@@ -106,7 +106,7 @@ def test_live_equals_replay_however_it_was_cut(seed: int, tmp_path: Path) -> Non
         for world in (one, many):
             for verdict in world.verify().values():
                 assert verdict.equal, verdict.differences
-        points = one.view.member("quality").server.series(from_us=0, to_us=2**62, slice_="all")
+        points = one.view.member("quality").server.measured().series(from_us=0, to_us=2**62, slice_="all")
         assert sum(point.events for point in points) > 150
         assert any(point.user_auc >= 0 for point in points), "some exposure had what was liked and what was not"
 
