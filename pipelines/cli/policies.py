@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamfold.pipelines.cli import versions
+from streamfold.pipelines.cli import quality, versions
 from streamfold.pipelines.cli.state import FAILED, CliError, Globals, console
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
     group.command("resume", help="Go on folding, also after a failure.")(resume)
     group.command("verify", help=VERIFY_HELP)(verify)
     group.command("rebuild", help="Fold it afresh from the log while it serves, then take its place.")(rebuild)
+    quality.register(group)
     versions.register(group, app)
     app.add_typer(group, name="policies")
 

@@ -1,9 +1,10 @@
-"""A report drawn as one SVG file: AUC and log loss over time, and calibration. No library, no script, no font file."""
+"""Quality drawn as one SVG file, of an evaluation or of what a service measures. No library, script or font file."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -11,22 +12,21 @@ _WIDTH, _HEIGHT = 360, 260
 _LEFT, _TOP, _GAP = 56, 64, 76
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c98b00", "#00808a")
 _GREYS = ("#444444", "#777777", "#999999", "#aaaaaa", "#bbbbbb")
+_PANELS = 3
+_MEASURES = {
+    "auc": "AUC", "logloss": "log loss (nats)", "calibration": "calibration error", "accuracy": "accuracy",
+    "min_accuracy": "accuracy of the worst class", "forgetting": "forgetting",
+}  # fmt: skip
+"""What is drawn of a series: the first three of these that are measured."""
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
 
 Point = tuple[float, float]
 
 
 def draw(body: Mapping[str, Any]) -> str:
-    """Return the SVG of a report."""
+    """Return the SVG of a report: AUC and log loss over time, and calibration."""
     styles = _styles(body["methods"])
-    rows = -(-len(styles) // 4)
-    width, height = _LEFT + 3 * _WIDTH + 2 * _GAP + 24, _TOP + _HEIGHT + 56 + 20 * rows
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="system-ui, sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{_LEFT}" y="26" font-size="15">Test-then-train: {body["tested"]:,} examples</text>',
-    ]
+    parts = []
     for column, name, title in ((0, "auc", "AUC over time"), (1, "logloss", "log loss over time (nats)")):
         lines = {m["name"]: _over_time(m, name) for m in body["methods"]}
         ends = [one["at"][:10] for one in body["methods"][0]["over_time"]] if body["methods"] else []
@@ -37,8 +37,43 @@ def draw(body: Mapping[str, Any]) -> str:
         if m["calibration"] and m["kind"] != "baseline"
     }
     parts += _Panel(2, "calibration: share of positives by prediction", bins, (0.0, 1.0), (0.0, 1.0)).draw(styles, [])
-    parts += _legend(styles, _TOP + _HEIGHT + 58)
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return _page(f"Test-then-train: {body['tested']:,} examples", parts, styles)
+
+
+def draw_series(title: str, series: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return the SVG of what a service measured of policies over time; what none of them has gets no panel."""
+    styles = _styles([{"name": name, "kind": "policy"} for name in series])
+    points = [point for one in series.values() for point in one]
+    told = [name for name in _MEASURES if any(point.get(name) is not None for point in points)]
+    times = sorted(point["at"] for point in points)
+    parts = []
+    for column, name in enumerate(told[:_PANELS]):
+        lines = {
+            policy: [(_seconds(times[0], point["at"]), point[name]) for point in one if point.get(name) is not None]
+            for policy, one in series.items()
+        }
+        ends = [at[:16].replace("T", " ") for at in (times[0], times[-1])]
+        parts += _Panel(column, _MEASURES[name], lines, _span(lines.values())).draw(styles, ends)
+    return _page(title, parts, styles)
+
+
+def _seconds(start: str, at: str) -> float:
+    return (datetime.fromisoformat(at) - datetime.fromisoformat(start)).total_seconds()
+
+
+def _page(title: str, panels: Sequence[str], styles: Mapping[str, str]) -> str:
+    rows = -(-len(styles) // 4)
+    width, height = _LEFT + _PANELS * _WIDTH + (_PANELS - 1) * _GAP + 24, _TOP + _HEIGHT + 56 + 20 * rows
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="system-ui, sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        f'<text x="{_LEFT}" y="26" font-size="15">{escape(title)}</text>',
+        *panels,
+        *_legend(styles, _TOP + _HEIGHT + 58),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
 
 
 def _styles(methods: Sequence[Mapping[str, Any]]) -> dict[str, str]:

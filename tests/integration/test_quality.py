@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from streamfold.core.testing.service import EmbeddedService
+from streamfold.pipelines.cli import main
 
 POLICIES: dict[str, dict[str, Any]] = {
     "trending": {},
@@ -99,6 +102,29 @@ def test_the_series_says_how_good_it_is(shop: EmbeddedService) -> None:
     assert shop.client.get("/v1/policies/count_stack/quality", params={"slice": "old"}).status_code == 422
     assert shop.client.get("/v1/policies/trending/quality").status_code == 404
     assert shop.client.get("/v1/policies/count_stak/quality").status_code == 404
+
+
+def test_the_command_shows_and_draws_it(
+    shop: EmbeddedService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STREAMFOLD_URL", shop.url)
+    assert main(["policies", "quality", "count_stack", "--slice", "known", "--plot", "q.svg"]) == 0
+    said = capsys.readouterr()
+    assert "count_stack (known)" in said.out
+    assert "calibration" in said.out
+    assert "drawn: q.svg" in said.err
+    series = shop.get("/v1/policies/count_stack/quality", slice="known")["series"]
+    told = [sum(point[name] is not None for point in series) for name in ("auc", "logloss", "calibration")]
+    lines = [
+        one.get("points", "").split() for one in ET.parse("q.svg").getroot().iter() if one.tag.endswith("polyline")
+    ]
+    assert [len(line) for line in lines] == told
+    assert main(["policies", "quality", "count_stack", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["slice"] == "all"
+    assert main(["policies", "quality", "count_stack", "--plot", "q.png"]) == 2
+    assert main(["policies", "quality", "trending"]) == 1
+    assert "quality" in capsys.readouterr().err
 
 
 def test_a_worse_shadow_is_refused_a_better_promoted_and_rolled_back(shop: EmbeddedService) -> None:
