@@ -55,7 +55,7 @@ class Shop:
         made = []
         for event in events:
             self._count += 1
-            made.append({"specversion": "1.0", "id": f"{self.name}{self._count}", "source": "/shop"} | event)
+            made.append({"specversion": "1.0", "id": f"{id(self)}-{self._count}", "source": "/shop"} | event)
         params = {"wait": "visible", "wait_ms": 30_000, "results": "all"}
         return self.client.post("/v1/events", params=params, json=made, headers=self.headers)
 
@@ -138,6 +138,25 @@ def test_one_workspace_switches_its_error_memory_off_and_on_again(shops: tuple[S
     assert told
     assert abs(correction - before[0][1]) > 1e-4, "it has learned on while it was off"
     assert corrected(two) == nearly(before[1])
+
+
+def test_a_restart_leaves_off_what_was_switched_off(tmp_path: Path) -> None:
+    settings = Settings(backends=BACKENDS, data=tmp_path, policies=POLICIES)
+    with serving(settings) as client:
+        key = make(client, "operator")
+        shop = Shop(client, key, "default")
+        fill(shop)
+        assert corrected(shop)[0]
+        shop.done(shop.post("/v1/policies", name="residual_table", config={"enabled": False}, reason="off"))
+        labels = {v["slot"]: v["label"] for v in shop.get("/v1/policies")["items"] if v["policy"] == "residual_table"}
+        shop.done(shop.post(f"/v1/policies/residual_table@{labels['shadow']}/promote", reason="off"))
+        assert corrected(shop) == (False, 0.0)
+    with serving(settings) as client:
+        shop = Shop(client, key, "default")
+        shop.send(("item.upserted", {"item_id": "late", "title": "late"}))
+        assert corrected(shop) == (False, 0.0)
+        live = [v for v in shop.get("/v1/policies")["items"] if (v["policy"], v["slot"]) == ("residual_table", "live")]
+        assert [v["label"] for v in live] == [labels["shadow"]]
 
 
 def test_feedback_on_an_exposure_of_another_workspace_joins_nothing_there(shops: tuple[Shop, Shop]) -> None:
