@@ -1,10 +1,10 @@
 """Rankers, test then train: every event is scored before it is folded, through the policies as they are folded live.
 
-Run: ``python tests/benchmarks/bench_rankers.py [--data FOLDER] [--events N] [--years] [--texts hashing|minilm]``. The
-stream is MovieTweetings-100K by time, like = rating ≥ 8, the first tenth is warm-up; films come with their genres
+Run: ``python tests/benchmarks/bench_rankers.py [--data FOLDER] [--events N] [--years] [--texts ENCODER] [--peers]``.
+The stream is MovieTweetings-100K by time, like = rating ≥ 8, the first tenth is warm-up; films come with their genres
 before all (``--years`` adds the year of release as a property, ``--texts`` titles, embedded for who reads them).
-Default configurations throughout; ``user x item mean`` and ``item mean`` are computed beside them. One thread; seconds
-of CPU.
+Default configurations throughout; ``user x item mean`` and ``item mean`` are computed beside them, with ``--peers``
+Vowpal Wabbit and river, too (``ranker_peers.py``). One thread; seconds of CPU.
 
 Figures: AUC, log loss, calibration error (20 bins of equal mass), AUC of the first events of users, of items, and of
 both at once; and AUC within sessions: tested events of a user with gaps of up to a day, all scored from the state
@@ -33,6 +33,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import psutil
+from ranker_peers import PEERS, Peer
 
 from streamfold.core import Event, Example, Policy, RankRequest
 from streamfold.core.events import builtin_types
@@ -221,6 +222,21 @@ def test_then_train(
         return stream.figures(scores, in_session) | {"stack_events_s": len(ratings) / spent}
 
 
+def beside(peer: Peer, stream: Stream) -> dict[str, float]:
+    """Score and learn the whole stream with a peer."""
+    genres = {film: data["categories"] for film, data in stream.films.items()}
+    scores, in_session = np.zeros(len(stream.rows)), np.full(len(stream.rows), np.nan)
+    spent = 0.0
+    for j, (_, _, user, film, _) in enumerate(stream.rows):
+        for k in stream.sessions.get(j, ()):
+            in_session[k] = peer.score(user, stream.rows[k][3], genres.get(stream.rows[k][3], ()))
+        start = time.process_time()
+        scores[j] = peer.score(user, film, genres.get(film, ()))
+        peer.learn(user, film, genres.get(film, ()), bool(stream.labels[j]))
+        spent += time.process_time() - start
+    return stream.figures(scores, in_session) | {"learn_events_s": len(stream.rows) / spent}
+
+
 def learning(make: Make, stream: Stream, items: Sequence[Event], encoder: Any) -> dict[str, float]:
     """How many examples a second ``learn`` takes, alone, 1,000 at a time."""
     tokens = {film: tuple(sorted(data["categories"])) for film, data in stream.films.items()}
@@ -302,6 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--events", type=int, default=1 << 60)
     parser.add_argument("--years", action="store_true")
     parser.add_argument("--texts", choices=["hashing", "minilm"], help="films have titles, embedded by this encoder")
+    parser.add_argument("--peers", action="store_true", help="Vowpal Wabbit and river beside them")
     parser.add_argument("--ids", type=int, help="in place of the stream: so many examples, each of new ids")
     parser.add_argument("--only", nargs="+", default=list(RANKERS), choices=list(RANKERS))
     given = parser.parse_args(arguments)
@@ -317,6 +334,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     events = stream.events()
     rows = {"item mean": means(stream, user_too=False), "user x item mean": means(stream, user_too=True)}
     _show(rows)
+    for name, make_peer in PEERS.items() if given.peers else ():
+        rows[name] = beside(make_peer(), stream)
+        _show({name: rows[name]})
     for name, make in ((name, RANKERS[name]) for name in given.only):
         found = test_then_train(make, stream, events, encoder)
         if not name.startswith("ensemble"):
