@@ -255,3 +255,29 @@ def test_an_item_whose_property_is_no_number_is_refused(shops: tuple[Shop, Shop]
     headers = one.headers | {"Content-Type": "application/cloudevents+json"}
     is_problem(one.client.post("/v1/events", content=nan, headers=headers), 400, "malformed")
     assert one.client.get("/v1/items/odd", headers=one.headers).status_code == 404
+
+
+def test_an_erased_user_is_a_stranger_to_every_member_and_the_report_says_how(shops: tuple[Shop, Shop]) -> None:
+    two = shops[1]
+    items = ["jazz", "rock", "folk"]
+
+    def scores(user: str) -> list[float]:
+        found = two.ask("/v1/rank", user_id=user, item_ids=items, log_exposure=False)["items"]
+        return [one["score"] for one in sorted(found, key=lambda one: items.index(one["item_id"]))]
+
+    assert scores("u3") != pytest.approx(scores("stranger"), rel=1e-3)
+    answer = two.post("/v1/erasures", user_id="u3")
+    assert answer.status_code == 202, answer.text
+    for _ in range(3000):
+        report = two.get(f"/v1/erasures/{answer.json()['erasure_id']}")
+        if report["state"] in ("complete", "failed"):
+            break
+        time.sleep(0.02)
+    assert report["state"] == "complete", report
+    methods = {one["policy"].partition("@")[0]: one["method"] for one in report["policies"]}
+    assert {methods[name] for name in ("activity", "count_stack", "factorization", "ensemble", "residual_table")} == {
+        "rebuild"
+    }
+    assert methods["newest"] == "exact"
+    assert all(one["residue"] == 0 for one in report["stores"]), report["stores"]
+    assert scores("u3") == pytest.approx(scores("stranger"), rel=1e-6)
