@@ -1,8 +1,10 @@
 """The per-event loop of ``deepfm``, compiled: forward and backward pass by hand; the equations are in ``deepfm.py``.
 
-A pair has four fields: user, its tokens, item, its tokens. Its input ``x`` is their vectors, one after the other. A
-unit of a hidden layer is a row of ``layers``: first its weights and, last, its bias, then the sums of squared slopes of
-each; ``hidden`` units of the first layer, as many of the second, then the output.
+A pair has five fields: user, its tokens, item, its tokens, the item's content. Its input ``x`` is their vectors, one
+after the other. A unit of a hidden layer is a row of ``layers``: first its weights and, last, its bias, then the sums
+of squared slopes of each; ``hidden`` units of the first layer, as many of the second, then the output. The rows of
+``content`` times what is told of the item give the content's vector, the last row its linear part: values, then sums of
+squared slopes. What is told of most items may be zeros: then nothing of the content takes part, and nothing moves.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import numpy as np
 from streamfold.plugins._kernels_factor import keys
 from streamfold.plugins._kernels_hash import MET, admit, drawn, find_all, key_of, probability, rows_to_learn
 
-COLUMNS, FIELDS, PARTS = 5, 4, 5
+COLUMNS, FIELDS, PARTS = 5, 5, 6
 _WEIGHT, _SQUARES = 3, 4
 """Columns of a row after the first three: its weight in the linear part, and the sum of its squared slopes."""
+_CONTENT = 4
+"""The last field."""
 ALL, ALL_SQUARES, CLOCK = 0, 1, 2
 """Places in the head: the bias of everything, the sum of its squared slopes, how many examples were learned."""
 
@@ -51,6 +55,17 @@ def _input(rows, split, table, factors, x, parts):  # type: ignore[no-untyped-de
 
 
 @numba.njit(cache=True)
+def _input_content(told, content, x, parts):  # type: ignore[no-untyped-def]
+    """Add the content's vector to the input, and its linear part."""
+    k = len(content) - 1
+    for i in range(len(told)):
+        if told[i] != 0.0:
+            for f in range(k):
+                x[_CONTENT * k + f] += content[f, 0, i] * told[i]
+            parts[5] += content[k, 0, i] * told[i]
+
+
+@numba.njit(cache=True)
 def _layer(layers, first, given, into):  # type: ignore[no-untyped-def]
     """Activate a layer's units, which are the rows from ``first`` on."""
     for h in range(len(into)):
@@ -61,12 +76,15 @@ def _layer(layers, first, given, into):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _forward(rows, split, table, factors, layers, head, x, one, two, parts):  # type: ignore[no-untyped-def]
-    """Fill input, hidden layers and parts of the log-odds (all, user, item, pairs, layers); return their sum."""
+def _forward(  # type: ignore[no-untyped-def]
+    rows, split, told, table, factors, layers, head, content, x, one, two, parts
+):
+    """Fill input, hidden layers and parts of the log-odds (all … layers, content); return their sum."""
     k, hidden = factors.shape[2], len(one)
     parts[:] = 0.0
     parts[0] = head[0, ALL]
     _input(rows, split, table, factors, x, parts)
+    _input_content(told, content, x, parts)
     for f in range(k):  # Σ of products of two = half of (square of the sum − sum of the squares)
         total, squares = 0.0, 0.0
         for field in range(FIELDS):
@@ -77,7 +95,7 @@ def _forward(rows, split, table, factors, layers, head, x, one, two, parts):  # 
     _layer(layers, hidden, one, two)
     for h in range(hidden):
         parts[4] += layers[2 * hidden, 0, h] * two[h]
-    return parts[0] + parts[1] + parts[2] + parts[3] + parts[4]
+    return parts[0] + parts[1] + parts[2] + parts[3] + parts[4] + parts[5]
 
 
 @numba.njit(cache=True)
@@ -158,13 +176,33 @@ def _step_rows(rows, split, table, factors, of_x, slope, linear_rate, rate, pull
 
 
 @numba.njit(cache=True)
-def _begin(layers, inputs):  # type: ignore[no-untyped-def]
-    """Start the layers' weights (He et al. 2015, arXiv:1502.01852); numbers that their places alone decide."""
-    hidden = len(layers) // 2
+def _step_content(content, told, of_x, slope, rate, pull):  # type: ignore[no-untyped-def]
+    """Move the map from what is told of the item to its vector, and the content's weights."""
+    k = len(content) - 1
+    for i in range(len(told)):
+        if told[i] != 0.0:
+            for f in range(k + 1):
+                by = slope * told[i] * (of_x[_CONTENT * k + f] if f < k else 1.0)
+                content[f, 0, i], content[f, 1, i] = _moved(
+                    content[f, 0, i], content[f, 1, i], by + pull * content[f, 0, i], rate
+                )
+
+
+@numba.njit(cache=True)
+def _begin(layers, content, spread):  # type: ignore[no-untyped-def]
+    """Start the layers' weights (He et al. 2015, arXiv:1502.01852); numbers that their places alone decide.
+
+    What is told of an item has about length one, so its vector starts as large as those of ids. The first layer's
+    weights are as large as if there were no content, which most items may not have.
+    """
+    hidden, k = len(layers) // 2, len(content) - 1
     for unit in range(len(layers)):
-        n = inputs if unit < hidden else hidden
+        n, fan_in = (FIELDS * k, _CONTENT * k) if unit < hidden else (hidden, hidden)
         for i in range(n):
-            layers[unit, 0, i] = sqrt(6.0 / n) * drawn(key_of(np.uint64(unit), 7), i)
+            layers[unit, 0, i] = sqrt(6.0 / fan_in) * drawn(key_of(np.uint64(unit), 7), i)
+    for f in range(k):
+        for i in range(content.shape[2]):
+            content[f, 0, i] = spread * drawn(key_of(np.uint64(f), 8), i)
 
 
 @numba.njit(cache=True)
@@ -175,8 +213,9 @@ def writable(pairs, table, upto, keep):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def learn(  # type: ignore[no-untyped-def]
-    pairs, labels, swaps, table, factors, layers, head, linear_rate, rate, pull, spread, keep
-):
+    pairs, told, labels, swaps, table, factors, layers, head, content,
+    linear_rate, rate, content_rate, pull, spread, keep,
+):  # fmt: skip
     """Learn pairs in order; return each one's score from before it."""
     found, ends, trait_ends = keys(pairs)
     k, hidden = factors.shape[2], len(layers) // 2
@@ -185,24 +224,27 @@ def learn(  # type: ignore[no-untyped-def]
     scores, parts = np.empty(len(labels)), np.empty(PARTS)
     for j in range(len(labels)):
         if head[0, CLOCK] == 0.0:
-            _begin(layers, len(x))
+            _begin(layers, content, spread)
         head[0, CLOCK] += 1.0
         rows = np.empty(ends[j + 1] - ends[j], np.int64)
         admit(table, found[ends[j] : ends[j + 1]], head[0, CLOCK], keep, rows)
         split = 1 + trait_ends[j + 1] - trait_ends[j]
-        scores[j] = probability(_forward(rows, split, table, factors, layers, head, x, one, two, parts))
+        scores[j] = probability(
+            _forward(rows, split, told[j], table, factors, layers, head, content, x, one, two, parts)
+        )
         slope = scores[j] - labels[j]
         if swaps[j]:  # the loss of the label less that of its opposite, which was learned
             slope = 1.0 - 2.0 * labels[j]
         _backward(layers, k, x, one, two, of_x, of_one, of_two)
         _step_layers(layers, x, one, two, of_one, of_two, slope, rate)
+        _step_content(content, told[j], of_x, slope, content_rate, pull)
         _step_rows(rows, split, table, factors, of_x, slope, linear_rate, rate, pull, spread)
         head[0, ALL], head[0, ALL_SQUARES] = _moved(head[0, ALL], head[0, ALL_SQUARES], slope, linear_rate)
     return scores
 
 
 @numba.njit(cache=True)
-def predict(pairs, table, factors, layers, head):  # type: ignore[no-untyped-def]
+def predict(pairs, told, table, factors, layers, head, content):  # type: ignore[no-untyped-def]
     """Return scores, whether each item was met, and the parts of the log-odds."""
     found, ends, trait_ends = keys(pairs)
     n, k, hidden = len(ends) - 1, factors.shape[2], len(layers) // 2
@@ -212,12 +254,14 @@ def predict(pairs, table, factors, layers, head):  # type: ignore[no-untyped-def
         rows = np.empty(ends[j + 1] - ends[j], np.int64)
         find_all(table, found[ends[j] : ends[j + 1]], rows)
         split = 1 + trait_ends[j + 1] - trait_ends[j]
-        scores[j] = probability(_forward(rows, split, table, factors, layers, head, x, one, two, parts[j]))
+        scores[j] = probability(
+            _forward(rows, split, told[j], table, factors, layers, head, content, x, one, two, parts[j])
+        )
         known[j] = rows[split] >= 0 and table[rows[split], MET] > 0.0
     return scores, known, parts
 
 
 @numba.njit(cache=True)
-def score(pairs, table, factors, layers, head):  # type: ignore[no-untyped-def]
+def score(pairs, told, table, factors, layers, head, content):  # type: ignore[no-untyped-def]
     """Return the scores of :func:`predict` alone."""
-    return predict(pairs, table, factors, layers, head)[0]
+    return predict(pairs, told, table, factors, layers, head, content)[0]

@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from hashlib import blake2b
 from importlib import import_module
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -154,7 +154,7 @@ class Predicted(NamedTuple):
 class Learner(Policy):
     """Learns each labelled example once, in order."""
 
-    handles = LEARNED_FROM
+    handles: ClassVar[tuple[str, ...]] = LEARNED_FROM
     reads: tuple[str, ...] = ("activity",)
 
     @abstractmethod

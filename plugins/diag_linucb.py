@@ -26,8 +26,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from hashlib import shake_256
 from typing import Any
 
 import msgspec
@@ -46,11 +44,11 @@ from streamfold.core import (
     Tools,
     View,
 )
+from streamfold.plugins._directions import products
 from streamfold.plugins._feedback import SEP
 from streamfold.plugins._settings import at_least
 from streamfold.plugins.item_vectors import embedded
 
-Floats = npt.NDArray[np.float32]
 _LOOK_BACK = 20
 """So many of a user's last actions are looked at for what was liked."""
 
@@ -143,7 +141,7 @@ class DiagLinucb(Policy):
     def _place(self, item: str, vector: Any, stores: Stores) -> None:
         """Give an item edges to its nearest clusters; one that it had already keeps what it knows."""
         c, edges = self.config, stores["edges"]
-        near = None if vector is None else self._near(np.asarray(vector, np.float32))
+        near = None if vector is None else products(np.asarray(vector, np.float32), c.clusters, c.seed)
         nearest = [] if near is None else best(near, c.per_item)
         had = stores["places"].get(item)
         kept = {}
@@ -164,12 +162,6 @@ class DiagLinucb(Policy):
                 kept[cluster] = f"{cluster}{SEP}{taken % c.width}"
                 edges.put(kept[cluster], Edge(item))
         stores["places"].put(item, Place(near.tobytes(), tuple(kept.values())))
-
-    def _near(self, vector: Floats) -> Floats:
-        # rounded: how rows lie in memory decides the last bits of a product, of a double one far beyond these digits
-        directions = _directions(self.config.clusters, self.config.seed, len(vector)).astype(np.float64)
-        near: Floats = np.round(directions @ vector.astype(np.float64), 5).astype(np.float32)
-        return near
 
     def _learn(self, example: Example, seeds: Sequence[tuple[str, float]], stores: Stores) -> None:
         place = stores["places"].get(example.item)
@@ -227,12 +219,3 @@ def best(near: npt.NDArray[Any], n: int) -> list[int]:
     """Return the n nearest clusters, nearest first, ties by number."""
     found: list[int] = np.argsort(-near, kind="stable")[:n].tolist()
     return found
-
-
-@lru_cache(8)
-def _directions(clusters: int, seed: int, dim: int) -> Floats:
-    """Clusters as unit vectors ``(clusters, dim) float32`` of ±1, the same in each process and version of numpy."""
-    bits = np.frombuffer(shake_256(f"clusters {seed} {dim}".encode()).digest((clusters * dim + 7) // 8), np.uint8)
-    signs = np.unpackbits(bits)[: clusters * dim].reshape(clusters, dim).astype(np.float32)
-    directions: Floats = (2 * signs - 1) / np.float32(math.sqrt(dim))
-    return directions

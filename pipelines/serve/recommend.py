@@ -356,7 +356,8 @@ def _explained(ranking: Ranking | None, index: int, vote: float | None) -> dict[
     features: Sequence[Feature] = ranking.features[index] if ranking.features else ()
     shown = [
         {"name": one.name, "value": float(one.value), "contribution": float(one.contribution)}
-        for one in features[:_SHOWN_FEATURES]
+        for n, one in enumerate(features)
+        if n < _SHOWN_FEATURES or not one.contribution  # what adds nothing is there to tell something: a memory's λ
     ]
     return {"base_score": base, "correction": score - base, "features": shown}
 

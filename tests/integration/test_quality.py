@@ -92,8 +92,13 @@ def test_the_series_says_how_good_it_is(shop: EmbeddedService) -> None:
     assert np.mean([point["auc"] for point in late]) > 0.8
     assert 0 < np.mean([point["calibration_error"] for point in late]) < 0.25
     assert found["gate"] == []  # it is the live one itself
-    known = shop.get("/v1/policies/count_stack/quality", slice="known")
-    assert sum(point["events"] for point in known["series"]) < 4000
+    parts = {}
+    for name in ("known", "new_user", "new_item", "new_both"):
+        one = shop.get("/v1/policies/count_stack/quality", slice=name)
+        assert one["slice"] == name
+        parts[name] = sum(point["events"] for point in one["series"])
+    assert sum(parts.values()) == 4000
+    assert min(parts["known"], parts["new_user"]) > parts["new_both"] > 0, "300 users are new longer than 40 items"
     assert shop.client.get("/v1/policies/count_stack/quality", params={"slice": "old"}).status_code == 422
     assert shop.client.get("/v1/policies/trending/quality").status_code == 404
     assert shop.client.get("/v1/policies/count_stak/quality").status_code == 404

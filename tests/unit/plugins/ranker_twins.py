@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,17 @@ def start(key: tuple[str, str], role: int, n: int) -> Any:
 
 
 class TorchDeepfm:
-    """The default configuration. Rows by tag: a weight and a vector, each with an optimiser's state of its own."""
+    """The default configuration. Rows by tag: a weight and a vector, each with an optimiser's state of its own.
 
-    factors, hidden, linear_rate, rate, pull, spread = 8, 32, 0.3, 0.06, 0.01, 0.1
+    ``told``: what the texts of items say, by item.
+    """
 
-    def __init__(self) -> None:
-        n, h = 4 * self.factors, self.hidden
+    factors, hidden, content, pull, spread = 8, 32, 64, 0.01, 0.1
+    linear_rate, rate, content_rate = 0.3, 0.06, 0.02
+
+    def __init__(self, told: Mapping[str, Any] | None = None) -> None:
+        self.told = told or {}
+        n, h = 5 * self.factors, self.hidden
         self.bias = _parameter(np.zeros(1))
         self.one = torch.nn.Linear(n, h, dtype=torch.float64)
         self.two = torch.nn.Linear(h, h, dtype=torch.float64)
@@ -52,12 +58,20 @@ class TorchDeepfm:
         with torch.no_grad():
             for layer in (self.one, self.two, self.out):
                 for row in layer.weight:
-                    row[:] = torch.from_numpy(math.sqrt(6 / len(row)) * drawn(mixed64(unit, 7), len(row)))
+                    fan_in = 4 * self.factors if layer is self.one else len(row)  # as if there were no content
+                    row[:] = torch.from_numpy(math.sqrt(6 / fan_in) * drawn(mixed64(unit, 7), len(row)))
                     unit += 1
                 if layer.bias is not None:
                     layer.bias.zero_()
         self.deep = [p for layer in (self.one, self.two, self.out) for p in layer.parameters()]
-        self.steps = [self._adagrad([self.bias], self.linear_rate), self._adagrad(self.deep, self.rate)]
+        starts = [self.spread * drawn(mixed64(f, 8), self.content) for f in range(self.factors)]
+        self.map, self.of_content = _parameter(np.stack(starts)), _parameter(np.zeros(self.content))
+        self.shared = [self.bias, *self.deep, self.map, self.of_content]
+        self.steps = [
+            self._adagrad([self.bias], self.linear_rate),
+            self._adagrad(self.deep, self.rate),
+            self._adagrad([self.map, self.of_content], self.content_rate),
+        ]
         self.rows: dict[int, tuple[Any, Any, Any]] = {}
 
     @staticmethod
@@ -70,15 +84,16 @@ class TorchDeepfm:
             [tag_of(("item", e.item), ITEM)], [tag_of(("item_token", g), GENRE) for g in e.item_tokens],
         ]  # fmt: skip
 
-    def _logit(self, fields: list[list[Any]], weights: dict[int, Any], vectors: dict[int, Any]) -> Any:
-        z, means = self.bias, []
+    def _logit(self, fields: list[list[Any]], told: Any, weights: dict[int, Any], vectors: dict[int, Any]) -> Any:
+        z, means = self.bias + self.of_content @ told, []
         for field in fields:
             if field:
                 z = z + torch.stack([weights[tag] for tag in field]).mean()
                 means.append(torch.stack([vectors[tag] for tag in field]).mean(0))
             else:
                 means.append(torch.zeros(self.factors, dtype=torch.float64))
-        for a in range(4):
+        means.append(self.map @ told)
+        for a in range(5):
             for b in range(a):
                 z = z + means[a] @ means[b]
         return z + self.out(relu(self.two(relu(self.one(torch.cat(means))))))
@@ -91,7 +106,8 @@ class TorchDeepfm:
             known = self.rows.get(tag)
             weights[tag] = known[0] if known else _parameter(np.zeros(()))
             vectors[tag] = known[1] if known else _parameter(np.zeros(self.factors))
-        return self._logit(fields, weights, vectors), weights, vectors
+        told = torch.tensor(self.told.get(e.item, np.zeros(self.content)), dtype=torch.float64)
+        return self._logit(fields, told, weights, vectors), weights, vectors
 
     def score(self, e: Example) -> float:
         return float(torch.sigmoid(self._forward(e)[0]).detach())
@@ -102,11 +118,13 @@ class TorchDeepfm:
         loss = binary_cross_entropy_with_logits(z, label)
         if e.swaps:
             loss = loss - binary_cross_entropy_with_logits(z, 1 - label)
-        slopes = torch.autograd.grad(loss, [self.bias, *self.deep, *weights.values(), *vectors.values()])
-        self.bias.grad = slopes[0]
-        for parameter, slope in zip(self.deep, slopes[1:], strict=False):
+        slopes = torch.autograd.grad(loss, [*self.shared, *weights.values(), *vectors.values()])
+        for parameter, slope in zip(self.shared, slopes, strict=False):
             parameter.grad = slope
-        first = 1 + len(self.deep)
+        if e.item in self.told:
+            for parameter in (self.map, self.of_content):
+                parameter.grad = parameter.grad + self.pull * parameter.detach()
+        first = len(self.shared)
         for step in self.steps:
             step.step()
         for n, tag in enumerate(weights):
@@ -127,17 +145,26 @@ class TorchDeepfm:
 
     def layers(self) -> tuple[Any, Any]:
         """Weights, and sums of squared slopes, as ``layers`` holds them: a row per unit, its bias last."""
-        n, h = 4 * self.factors, self.hidden
+        n, h = 5 * self.factors, self.hidden
         found = np.zeros((2, 2 * h + 1, 1 + max(n, h)))
         for kind in range(2):
-
-            def of(p: Any, kind: int = kind) -> Any:
-                return self.steps[1].state[p]["sum"].numpy() - 1.0 if kind else p.detach().numpy()
-
-            found[kind, :h, :n], found[kind, :h, -1] = of(self.one.weight), of(self.one.bias)
-            found[kind, h : 2 * h, :h], found[kind, h : 2 * h, -1] = of(self.two.weight), of(self.two.bias)
-            found[kind, 2 * h, :h] = of(self.out.weight)[0]
+            found[kind, :h, :n], found[kind, :h, -1] = (self._of(p, kind) for p in (self.one.weight, self.one.bias))
+            found[kind, h : 2 * h, :h] = self._of(self.two.weight, kind)
+            found[kind, h : 2 * h, -1] = self._of(self.two.bias, kind)
+            found[kind, 2 * h, :h] = self._of(self.out.weight, kind)[0]
         return found[0], found[1]
+
+    def contents(self) -> tuple[Any, Any]:
+        """As ``content`` holds them: a row for each number of the content's vector, then the weights."""
+        found = [np.vstack([self._of(self.map, kind), self._of(self.of_content, kind)]) for kind in range(2)]
+        return found[0], found[1]
+
+    def _of(self, parameter: Any, kind: int) -> Any:
+        """A parameter's values, or its sums of squared slopes."""
+        if not kind:
+            return parameter.detach().numpy()
+        [state] = [step.state[parameter] for step in self.steps if parameter in step.state]
+        return state["sum"].numpy() - 1.0
 
 
 def _parameter(values: Any) -> Any:

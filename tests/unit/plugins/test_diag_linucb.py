@@ -11,7 +11,8 @@ import pytest
 from streamfold.core import CandidateRequest, ConfigError
 from streamfold.core.testing.folded import Folded
 from streamfold.plugins import builtin
-from streamfold.plugins.diag_linucb import DiagLinucb, DiagLinucbConfig, _directions
+from streamfold.plugins._directions import directions
+from streamfold.plugins.diag_linucb import DiagLinucb, DiagLinucbConfig
 
 JAZZ, ROCK = "jazz trumpet improvisation blue", "rock guitar amplifier loud"
 
@@ -98,11 +99,11 @@ def test_a_cluster_keeps_its_newest_items(folded: Folded) -> None:
 
 
 def test_clusters_are_unit_directions_that_the_seed_alone_decides() -> None:
-    found = _directions(16, 0, 384)
+    found = directions(16, 0, 384)
     assert np.allclose(np.linalg.norm(found, axis=1), 1.0)
     assert np.abs(found @ found.T - np.eye(16)).max() < 0.25
-    assert found[0, :8].tolist() == _directions(16, 0, 384)[0, :8].tolist()
-    assert (found != _directions(16, 1, 384)).any()
+    assert found[0, :8].tolist() == directions(16, 0, 384)[0, :8].tolist()
+    assert (found != directions(16, 1, 384)).any()
 
 
 def test_bad_settings_are_refused() -> None:

@@ -304,16 +304,31 @@ TWINS: dict[str, Callable[[], Any]] = {
 }
 
 
-def test_deepfm_ends_at_the_parameters_that_torch_ends_at(open_stores: Open) -> None:
-    policy, twin = ROOMY["deepfm"](), TorchDeepfm()
+def texts_of(items: list[str]) -> dict[str, Any]:
+    """What the texts of two items in three say."""
+    rng = np.random.default_rng(2)
+    told = rng.normal(size=(len(items), 64)).astype(np.float32) / 8
+    return {item: row for item, row in zip(items, told, strict=True) if rng.random() < 0.67}
+
+
+@pytest.mark.parametrize("told", [{}, texts_of([f"i{n}" for n in range(30)])], ids=["no texts", "texts"])
+def test_deepfm_ends_at_the_parameters_that_torch_ends_at(told: dict[str, Any], open_stores: Open) -> None:
+    policy, twin = ROOMY["deepfm"](), TorchDeepfm(told)
     stores, rows = open_stores(policy), examples(300)
-    policy.learn(rows, stores)
+    for item, text in told.items():
+        policy._place(item, text.tobytes(), stores)
+    scores = policy.learn(rows, stores)
+    expected = []
     for row in rows:
+        expected.append(twin.score(row))
         twin.learn(row)
-    units, squares = twin.layers()
-    assert stores["layers"].values[:, 0] == pytest.approx(units, abs=1e-5)
-    assert stores["layers"].values[:, 1] == pytest.approx(squares, abs=1e-5)
-    assert np.count_nonzero(squares) > squares.size / 2, "slopes went through both layers"
+    assert scores == pytest.approx(expected, abs=1e-5)
+    for store, (values, squares) in (("layers", twin.layers()), ("content", twin.contents())):
+        assert stores[store].values[:, 0] == pytest.approx(values, rel=1e-5, abs=1e-5)
+        assert stores[store].values[:, 1] == pytest.approx(squares, rel=1e-5, abs=1e-5)
+    moved = [np.count_nonzero(twin.layers()[1]), np.count_nonzero(twin.contents()[1])]
+    assert moved[0] > twin.layers()[1].size / 2, "slopes went through both layers"
+    assert moved[1] == (twin.contents()[1].size if told else 0), "and to the content where there is any"
     facts, factors = stores["facts"].values, stores["factors"].values
     met = np.flatnonzero(facts[:, 2])
     tags = facts[met, 0].astype(np.int64).tolist()
@@ -445,6 +460,66 @@ def test_in_its_group_a_ranker_ranks_what_it_scores_and_says_why(kind: type[Poli
         group.close()
 
 
+JAZZ, METAL = "blue note saxophone trumpet swing quartet", "distorted guitar scream double bass drum riff"
+
+
+def records() -> list[tuple[str, dict[str, Any]]]:
+    """Records of two kinds, told by their titles alone, and what six listeners said of the first: half like jazz."""
+    rng = random.Random(5)
+    kinds = {f"{name}{n}": words.split() for name, words in (("jazz", JAZZ), ("metal", METAL)) for n in range(12)}
+    titles = {item: " ".join(rng.sample(words, 4)) for item, words in kinds.items()}
+    given = [("item.upserted", {"item_id": item, "title": title}) for item, title in titles.items()]
+    for n in range(480):
+        user, item = n % 6, f"{rng.choice(['jazz', 'metal'])}{rng.randrange(11)}"
+        given.append(acted(f"{user}", item, "like" if item.startswith("jazz") == (user < 3) else "dislike"))
+    return given
+
+
+def listening(**config: Any) -> Folded:
+    def make() -> Deepfm:
+        return Deepfm(DeepfmConfig(rows=4096, **config))
+
+    return Folded(make, plugins=(builtin,), backends={"encoder": {"use": "hashing"}})
+
+
+def test_deepfm_scores_a_new_item_by_what_its_text_says() -> None:
+    group, without = listening(), listening(content=0)
+    try:
+        for one in (group, without):
+            one.send(records())
+        asked = ["jazz11", "metal11"]  # nobody has met them
+        for user, liked in (("u:0", 0), ("u:4", 1)):
+            scores = group.server.rank(RankRequest(user=user, item_ids=asked)).scores
+            assert scores[liked] > scores[1 - liked] + 0.2
+            blind = without.server.rank(RankRequest(user=user, item_ids=asked)).scores
+            assert blind[0] == blind[1], "without their texts they cannot be told apart"
+        [features] = group.server.rank(RankRequest(user="u:0", item_ids=["jazz11"], explain=True)).features
+        assert {"content", "pairs"} <= {one.name for one in features}
+        assert group.world.verify()[group.world.group("deepfm").name].equal
+        # an item's text is that of now
+        before = group.server.rank(RankRequest(user="u:0", item_ids=asked)).scores
+        group.send([("item.upserted", {"item_id": "metal11", "title": JAZZ}), ("item.deleted", {"item_id": "jazz11"})])
+        after = group.server.rank(RankRequest(user="u:0", item_ids=[*asked, "never there"])).scores
+        assert after[1] > before[1] + 0.2
+        assert after[0] == after[2]
+    finally:
+        group.close()
+        without.close()
+
+
+def test_of_items_without_texts_deepfm_learns_what_it_would_without_contents() -> None:
+    with_, without = listening(), listening(content=0)
+    try:
+        for one in (with_, without):
+            one.send([given for given in records() if given[0] != "item.upserted"])
+        asked = [f"{kind}{n}" for kind in ("jazz", "metal") for n in range(12)]
+        found = [one.server.rank(RankRequest(user="u:1", item_ids=asked)).scores.tolist() for one in (with_, without)]
+        assert found[0] == found[1]
+    finally:
+        with_.close()
+        without.close()
+
+
 class Says:
     """A ranker whose scores are known."""
 
@@ -499,6 +574,7 @@ def test_the_mixture_loses_no_more_than_it_promises(share: float, seed: int, ope
     [
         (CountStackConfig, {"ids": 0}), (CountStackConfig, {"rate": math.nan}), (FactorizationConfig, {"factors": 0}),
         (FactorizationConfig, {"spread": -1.0}), (DeepfmConfig, {"hidden": 0}), (DeepfmConfig, {"pull": math.inf}),
+        (DeepfmConfig, {"content": -1}),
         (ImplicitFtrlConfig, {"alpha": 0.0}),
         (ImplicitFtrlConfig, {"rows": 1}),
         (EnsembleConfig, {"members": ()}), (EnsembleConfig, {"members": ("a", "a")}), (EnsembleConfig, {"share": 1.0}),
