@@ -12,7 +12,7 @@ kernel. The scores that it returns are those from before each example.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from importlib import import_module
@@ -166,6 +166,17 @@ class Learner(Policy):
         examples = stores.of("activity").server.examples(event, stores.now_us)
         if examples:
             self.learn(examples, stores)
+
+    def gather(self, event: Event, stores: Stores) -> Sequence[Example] | None:
+        """Gather an event's example. Where it has several, who reads this ranker has them all scored before the event,
+        while ``learn`` scores each after those before it: such an event is folded by itself."""
+        found: Sequence[Example] = stores.of("activity").server.examples(event, stores.now_us)
+        return found if len(found) < 2 else None
+
+    def fold_gathered(self, gathered: Sequence[Sequence[Example]], told: Mapping[str, Any], stores: Stores) -> Floats:
+        """Learn the examples of many events; returns their scores, which those who hear this ranker take."""
+        examples = [one for each in gathered for one in each]
+        return self.learn(examples, stores) if examples else np.empty(0)
 
 
 class OnlineRanker(Learner):
