@@ -1,4 +1,4 @@
-"""Members that gather come to what the loop over events gives, whatever has to be folded alone, is refused or breaks."""
+"""Members that gather come to what the loop over events gives, whatever is folded alone, is refused or breaks."""
 
 from __future__ import annotations
 
@@ -152,7 +152,8 @@ def test_what_is_gathered_equals_the_loop(batch: int, opened: Any, monkeypatch: 
             assert [letter.detail for letter in letters] == ["not this one"] * 4
     assert held(worlds[0]) == held(worlds[1])
     assert len(held(worlds[0])["hears.there"]) == 28
-    assert bool(policy(worlds[0], "before").calls) and not policy(worlds[1], "before").calls
+    assert bool(policy(worlds[0], "before").calls)
+    assert not policy(worlds[1], "before").calls
     for verdict in worlds[0].verify().values():
         assert verdict.equal, verdict.differences
 
@@ -179,7 +180,8 @@ def test_a_bug_in_gather_halts_at_its_event(opened: Any) -> None:
     send(world, ["a", "a", "broken", "a"])
     world.fold()
     group = world.ledger.group(world.workspace, world.group("before").name)
-    assert group.halted is not None and "ZeroDivisionError" in group.halted
+    assert group.halted is not None
+    assert "ZeroDivisionError" in group.halted
     assert group.watermark == 2
     assert list(held(world)["before.count"].values()) == [0, 1]
 
