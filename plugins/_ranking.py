@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from importlib import import_module
+from operator import is_
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -107,14 +108,24 @@ def coded(
 
 def coded_examples(examples: Sequence[Example]) -> Coded:
     """Code the pairs of examples."""
+    global _coded_last
     if len(examples) == 1:
         return _coded_one(examples[0])
-    return coded(
+    last, found = _coded_last
+    if len(last) == len(examples) and all(map(is_, last, examples)):
+        return found
+    found = coded(
         [one.user for one in examples],
         [one.item for one in examples],
         [one.user_tokens for one in examples],
         [one.item_tokens for one in examples],
     )
+    _coded_last = tuple(examples), found
+    return found
+
+
+_coded_last: tuple[tuple[Example, ...], Coded] = (), coded((), (), (), ())
+"""The last examples that were coded together: the next ranker of the group learns the same ones."""
 
 
 @lru_cache(_RECENT)
