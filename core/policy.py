@@ -488,6 +488,8 @@ class Policy:
     """Of upserts, patches and deletions of one subject, those before its newest upsert may be left out of a fold
     without changing what comes of it, and all of them when the newest is a deletion: a compacted log is as good as a
     whole one."""
+    hears: tuple[str, ...] = ()
+    """Of ``reads``, those of whom ``fold_gathered`` is told what theirs returned; the others are read in ``gather``."""
     may_use: ClassVar[tuple[str, ...]] = ()
     """Kinds that are pinned too where the settings configure them: ``extractor``."""
     Config: ClassVar[type] = NoConfig
@@ -517,6 +519,23 @@ class Policy:
         """Fold several events at once; must equal the loop, which is the default. Used in groups of one policy."""
         for event, prepared in batch:
             self.fold(event, prepared, stores)
+
+    def gather(self, event: Event, stores: Stores) -> Any | None:
+        """Read what an event tells this policy, before anybody folds it; a pure read, then :meth:`fold_gathered`.
+
+        With both, a policy takes many events in one call in a group of several too; what they do together must equal
+        the loop over :meth:`fold`. None: this event has to be folded by itself, after those gathered before it (as is
+        one that raises). Used where nobody reads this policy but who ``hears`` it, and all whom it hears gather, too.
+        """
+        return None
+
+    def fold_gathered(self, gathered: Sequence[Any], told: Mapping[str, Any], stores: Stores) -> Any:
+        """Fold what was gathered, in order; ``told``: what this returned for the same events in those it ``hears``.
+
+        Others' stores are further on by now, and the clock stands at the last event: read both in :meth:`gather`. No
+        ``EventError`` here: what is to be skipped is to raise in :meth:`gather`.
+        """
+        raise NotImplementedError(f"policy {self.name!r} must define fold_gathered, as it defines gather")
 
     def skipped(self, event: Event, stores: Stores) -> None:
         """The event was skipped for this instance: withdraw what it made stale."""

@@ -1,4 +1,4 @@
-"""Compiled: add one pair of items to another in rows of strongest partners."""
+"""Compiled: totals of items, and pairs of items in rows of strongest partners."""
 
 from __future__ import annotations
 
@@ -28,11 +28,28 @@ def _add(partner: npt.NDArray[np.int32], weight: npt.NDArray[np.float64], other:
 
 
 @njit(cache=True)
+def add(total: npt.NDArray[np.float64], rows: npt.NDArray[np.int64], gains: npt.NDArray[np.float64]) -> None:
+    """Add ``e^gain`` to each row's total, in order; totals are logarithms."""
+    for j in range(len(rows)):
+        old, gain = total[rows[j], 0], gains[j]
+        high, low = (old, gain) if old > gain else (gain, old)
+        total[rows[j], 0] = high + math.log1p(math.exp(low - high))
+
+
+@njit(cache=True)
 def pair(
-    partner: npt.NDArray[np.int32], weight: npt.NDArray[np.float64], rows: npt.NDArray[np.int64], gain: float
+    partner: npt.NDArray[np.int32],
+    weight: npt.NDArray[np.float64],
+    rows: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    gains: npt.NDArray[np.float64],
 ) -> None:
-    """Add ``e^gain`` to the pairs of ``rows[0]`` with each other row, on both sides; weights are logarithms."""
-    first = rows[0]
-    for other in rows[1:]:
-        _add(partner[first], weight[first], other, gain)
-        _add(partner[other], weight[other], first, gain)
+    """Add ``e^gain`` to the pairs of an item with others, on both sides, in order; weights are logarithms.
+
+    The j-th item and its others are ``rows[ends[j] : ends[j + 1]]``.
+    """
+    for j in range(len(gains)):
+        first = rows[ends[j]]
+        for other in rows[ends[j] + 1 : ends[j + 1]]:
+            _add(partner[first], weight[first], other, gains[j])
+            _add(partner[other], weight[other], first, gains[j])

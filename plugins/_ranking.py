@@ -12,10 +12,11 @@ kernel. The scores that it returns are those from before each example.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from importlib import import_module
+from operator import is_
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
@@ -107,14 +108,24 @@ def coded(
 
 def coded_examples(examples: Sequence[Example]) -> Coded:
     """Code the pairs of examples."""
+    global _coded_last
     if len(examples) == 1:
         return _coded_one(examples[0])
-    return coded(
+    last, found = _coded_last
+    if len(last) == len(examples) and all(map(is_, last, examples)):
+        return found
+    found = coded(
         [one.user for one in examples],
         [one.item for one in examples],
         [one.user_tokens for one in examples],
         [one.item_tokens for one in examples],
     )
+    _coded_last = tuple(examples), found
+    return found
+
+
+_coded_last: tuple[tuple[Example, ...], Coded] = (), coded((), (), (), ())
+"""The last examples that were coded together: the next ranker of the group learns the same ones."""
 
 
 @lru_cache(_RECENT)
@@ -166,6 +177,17 @@ class Learner(Policy):
         examples = stores.of("activity").server.examples(event, stores.now_us)
         if examples:
             self.learn(examples, stores)
+
+    def gather(self, event: Event, stores: Stores) -> Sequence[Example] | None:
+        """Gather an event's example. Where it has several, who reads this ranker has them all scored before the event,
+        while ``learn`` scores each after those before it: such an event is folded by itself."""
+        found: Sequence[Example] = stores.of("activity").server.examples(event, stores.now_us)
+        return found if len(found) < 2 else None
+
+    def fold_gathered(self, gathered: Sequence[Sequence[Example]], told: Mapping[str, Any], stores: Stores) -> Floats:
+        """Learn the examples of many events; returns their scores, which those who hear this ranker take."""
+        examples = [one for each in gathered for one in each]
+        return self.learn(examples, stores) if examples else np.empty(0)
 
 
 class OnlineRanker(Learner):

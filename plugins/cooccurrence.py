@@ -16,12 +16,13 @@ anew, and nothing of it is found under the other's name.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from itertools import accumulate, islice
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,6 +62,14 @@ class CooccurrenceConfig:
         at_least("cooccurrence", self, 1, "max_items", "partners", "recent")
 
 
+class Liked(NamedTuple):
+    """An item that a user liked, those liked before it, and the logarithm of what their pairs gain."""
+
+    item: str
+    others: tuple[str, ...]
+    gain: float
+
+
 class Cooccurrence(Policy):
     """Pairs of items that the same users liked, decayed."""
 
@@ -88,27 +97,62 @@ class Cooccurrence(Policy):
         if event.type.startswith("item."):
             self._remove(event.subject.id, stores)
             return
+        self._pair_all(self._liked(event, stores), stores)
+
+    def gather(self, event: Event, stores: Stores) -> list[Liked] | None:
+        """Gather who was liked after whom."""
+        return None if event.type.startswith("item.") else self._liked(event, stores)
+
+    def fold_gathered(self, gathered: Sequence[list[Liked]], told: Mapping[str, Any], stores: Stores) -> None:
+        """Pair what was gathered, in one call where no item has to make way."""
+        self._pair_all([one for each in gathered for one in each], stores)
+
+    def _liked(self, event: Event, stores: Stores) -> list[Liked]:
+        """Items that were liked now, with those that their users liked before."""
         if event.type == "user.erased":
-            return
-        activity = stores.of("activity").server
+            return []
+        found, activity = [], stores.of("activity").server
         for example in activity.examples(event, stores.now_us):
             if example.label > 0:
                 acted = activity.history(example.user, _LOOK_BACK * self.config.recent)
                 liked = dict.fromkeys(one.item_id for one in acted if one.label)
                 liked.pop(example.item, None)
-                self._pair(example.item, list(liked)[: self.config.recent], example.at_us / _US * self._rate, stores)
+                others = tuple(islice(liked, self.config.recent))
+                found.append(Liked(example.item, others, example.at_us / _US * self._rate))
+        return found
 
-    def _pair(self, item_id: str, others: Sequence[str], gain: float, stores: Stores) -> None:
-        row = self._row(item_id, stores)
-        total = stores["total"]
-        total.touch_row(row)
-        total.values[row, 0] = np.logaddexp(total.values[row, 0], gain)
-        rows = list(dict.fromkeys(other for one in others if (other := self._row(one, stores)) != row))
-        if rows:
-            both = np.array([row, *rows])
-            stores["partner"].touch(both)
-            stores["weight"].touch(both)
-            self._kernels.pair(stores["partner"].values, stores["weight"].values, both, gain)
+    def _pair_all(self, liked: Sequence[Liked], stores: Stores) -> None:
+        if not liked:
+            return
+        known = stores["row"]
+        unknown = {item for one in liked for item in (one.item, *one.others) if item not in known}
+        if len(unknown) > self.config.max_items - len(known):
+            for one in liked:  # an item that makes way leaves what was paired before it
+                first = self._row(one.item, stores)
+                self._add([first], [one.gain], stores)
+                self._pair([self._with_others(first, one, stores)], [one.gain], stores)
+            return
+        rows = [self._with_others(self._row(one.item, stores), one, stores) for one in liked]
+        gains = [one.gain for one in liked]
+        self._add([row[0] for row in rows], gains, stores)
+        self._pair(rows, gains, stores)
+
+    def _with_others(self, first: int, one: Liked, stores: Stores) -> list[int]:
+        """An item's row, then those of others that are not in it."""
+        return list(dict.fromkeys([first, *(self._row(other, stores) for other in one.others)]))
+
+    def _add(self, firsts: Sequence[int], gains: Sequence[float], stores: Stores) -> None:
+        total, rows = stores["total"], np.array(firsts)
+        total.touch(rows)
+        self._kernels.add(total.values, rows, np.array(gains))
+
+    def _pair(self, groups: Sequence[Sequence[int]], gains: Sequence[float], stores: Stores) -> None:
+        partner, weight = stores["partner"], stores["weight"]
+        rows = np.array([row for group in groups for row in group])
+        partner.touch(rows)
+        weight.touch(rows)
+        ends = np.array([0, *accumulate(len(group) for group in groups)])
+        self._kernels.pair(partner.values, weight.values, rows, ends, np.array(gains))
 
     @cached_property
     def _kernels(self) -> ModuleType:

@@ -18,7 +18,7 @@ takes back the negative's step of ``stack`` to first order; ``bayes`` learns it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -70,6 +70,7 @@ class Ensemble(Learner):
         super().__init__(config)
         members: tuple[str, ...] = self.config.members
         self.reads = ("activity", *members)
+        self.hears = members
         self.stores = (Array("moved", shape=(1, 1 + len(members)), dtype="float64"),)
 
     @cached_property
@@ -79,9 +80,19 @@ class Ensemble(Learner):
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Learn from members' scores of examples, which are those from before the event."""
         members = [stores.of(name).server for name in self.config.members]
-        told = np.array([[member.score(example) for member in members] for example in examples])
+        return self._learn(
+            np.array([[member.score(example) for member in members] for example in examples]), examples, stores
+        )
+
+    def fold_gathered(self, gathered: Sequence[Sequence[Example]], told: Mapping[str, Any], stores: Any) -> Floats:
+        """Learn from the scores that members gave as they learned the same examples."""
+        examples = [one for each in gathered for one in each]
+        return self._learn(np.array([told[name] for name in self.config.members]).T.copy(), examples, stores)
+
+    def _learn(self, told: Floats, examples: Sequence[Example], stores: Any) -> Floats:
         moved, c = stores["moved"], self.config
-        moved.touch_row(0)
+        if examples:
+            moved.touch_row(0)
         scores: Floats = self._kernels.learn(
             told, *outcomes(examples), moved.values[0], c.mix == "bayes", c.rate, c.share
         )

@@ -14,10 +14,11 @@ shown). And a ring of the last scored examples, which a gate pairs with another 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -49,11 +50,13 @@ _LEAST = 1e-6
 _NEW = 5
 """A user or an item is new in its first examples."""
 _MET_ROWS = 1 << 16
+_ALL_MET = 2 * _MET_ROWS
 _US = 1_000_000
 _ONE = float(1 << 53)
 _COLUMNS = 7
 _BUCKET, _EVENTS, _LOSS, _WON, _PAIRS, _NDCG, _LISTS, _BINS_AT = range(8)
-"""Columns of ``sums``: number of the bucket plus 1, sums, then a histogram of scores of each label."""
+"""Columns of ``sums``: number of the bucket plus 1, sums, then a histogram of scores of each label. The newest
+stretches of time take the oldest ones' places."""
 
 
 class Pending(msgspec.Struct, frozen=True, array_like=True):
@@ -92,20 +95,21 @@ class Quality(Policy):
         super().__init__(config)
         c: QualityConfig = self.config
         self.reads = ("activity", c.ranker)
+        self.hears = (c.ranker,)
         self.stores = (
             Array("sums", shape=(c.max_buckets * len(BY_NEW), _BINS_AT + 2 * _BINS), dtype="float64"),
             Table("pending", key=str, value=Pending, max_rows=c.max_exposures),
-            Array("met", shape=(2 * _MET_ROWS + 1, 1), dtype="int64"),
+            Array("met", shape=(_ALL_MET + 1, 1), dtype="int64"),
             Array("scored", shape=(c.ring, _COLUMNS), dtype="int64"),
         )
 
     def fold(self, event: Event, prepared: Prepared, stores: Stores) -> None:
         """Test what has come to an end, and score what is shown."""
         ranker = stores.of(self.config.ranker).server
-        for example in stores.of("activity").server.examples(event, stores.now_us):
-            self._test(example, ranker, stores)
+        examples = stores.of("activity").server.examples(event, stores.now_us)
+        self._test(examples, lambda n: float(ranker.score(examples[n])), stores)
         data = event.data
-        if event.type == "exposure.recorded" and data.kind in ("recommend", "rank"):
+        if _is_scored(event):
             items = tuple(dict.fromkeys(one.item_id for one in data.items if one.item_id is not None))
             user = user_key(data.user_id, data.session_id)
             if items and data.exposure_id not in stores["pending"]:
@@ -113,45 +117,66 @@ class Quality(Policy):
                 pending = Pending(items, tuple(ranking.scores.tolist()), (-1,) * len(items))
                 stores["pending"].put(data.exposure_id, pending)
 
-    def _test(self, example: Example, ranker: Any, stores: Stores) -> None:
-        pending = stores["pending"].get(example.exposure) if example.exposure else None
-        if pending is not None and example.item in pending.items:
-            place = pending.items.index(example.item)
-            score = pending.scores[place]
-            labels = (*pending.labels[:place], int(example.label > 0), *pending.labels[place + 1 :])
-            if -1 in labels:
-                stores["pending"].put(example.exposure, Pending(pending.items, pending.scores, labels))
-            else:
-                stores["pending"].delete(example.exposure)
-                self._close(example, pending.scores, labels, stores)
-        elif example.swaps:
-            return  # its exposure is tested already, with the outcome it had then
-        else:
-            score = float(ranker.score(example))
-        user, new, count = self._meet(example, stores)
-        liked = example.label > 0
-        score = min(max(score, _LEAST), 1 - _LEAST)
-        row = self._row(example.at_us, BY_NEW[new], stores)
-        sums = stores["sums"].values
-        sums[row, _EVENTS] += 1
-        sums[row, _LOSS] -= math.log(score if liked else 1 - score)
-        sums[row, _BINS_AT + min(int(score * _BINS), _BINS - 1) + (0 if liked else _BINS)] += 1
-        place = count % self.config.ring
-        stores["scored"].touch_row(place)
-        kept = (example.seq, example.n, user, example.at_us, round(score * _ONE), int(liked), new)
-        stores["scored"].values[place] = kept
+    def gather(self, event: Event, stores: Stores) -> Sequence[Example] | None:
+        """Gather what has come to an end; what is shown is scored by the ranker as it is at that event."""
+        if _is_scored(event):
+            return None
+        found: Sequence[Example] = stores.of("activity").server.examples(event, stores.now_us)
+        return found
 
-    def _meet(self, example: Example, stores: Stores) -> tuple[int, int, int]:
-        """Count a user, an item and the example; return the user's hash (31 bits), who is new, and the number."""
-        user, item = _hash(example.user), _hash("i" + example.item)
-        rows, store = (user % _MET_ROWS, _MET_ROWS + item % _MET_ROWS, 2 * _MET_ROWS), stores["met"]
-        before = []
-        for row in rows:
-            store.touch_row(row)
-            before.append(int(store.values[row, 0]))
-            store.values[row, 0] += 1
-        of_user, of_item, count = before
-        return user, int(of_user < _NEW) + 2 * int(of_item < _NEW), count
+    def fold_gathered(self, gathered: Sequence[Sequence[Example]], told: Mapping[str, Any], stores: Stores) -> None:
+        """Test examples with the scores that the ranker gave as it learned them."""
+        scores: list[float] = told[self.config.ranker].tolist()
+        self._test([one for each in gathered for one in each], scores.__getitem__, stores)
+
+    def _test(self, examples: Sequence[Example], score_of: Callable[[int], float], stores: Stores) -> None:
+        """Test examples in order; ``score_of`` the n-th is asked where no exposure has one."""
+        tested: list[tuple[Example, float]] = []
+        for n, example in enumerate(examples):
+            pending = stores["pending"].get(example.exposure) if example.exposure else None
+            if pending is not None and example.item in pending.items:
+                place = pending.items.index(example.item)
+                score = pending.scores[place]
+                labels = (*pending.labels[:place], int(example.label > 0), *pending.labels[place + 1 :])
+                if -1 in labels:
+                    stores["pending"].put(example.exposure, Pending(pending.items, pending.scores, labels))
+                else:
+                    stores["pending"].delete(example.exposure)
+                    self._count(tested, stores)
+                    tested = []
+                    self._close(example, pending.scores, labels, stores)
+            elif example.swaps:
+                continue  # its exposure is tested already, with the outcome it had then
+            else:
+                score = score_of(n)
+            tested.append((example, min(max(score, _LEAST), 1 - _LEAST)))
+        self._count(tested, stores)
+
+    def _count(self, tested: Sequence[tuple[Example, float]], stores: Stores) -> None:
+        """Count scored examples, in order, where their time and who is new put them; and keep them for gates."""
+        if not tested:
+            return
+        met, sums, scored = stores["met"], stores["sums"], stores["scored"]
+        size_us, config = self.config.bucket_s * _US, self.config
+        kept = np.array(
+            [(e.seq, e.n, _hash(e.user), e.at_us, round(p * _ONE), e.label > 0, 0) for e, p in tested], np.int64
+        )
+        rows = [_MET_ROWS + _hash("i" + e.item) % _MET_ROWS for e, _ in tested]
+        rows += [_hash(e.user) % _MET_ROWS for e, _ in tested]
+        of_both = met.touch(np.array([*rows, _ALL_MET]))
+        first = int(met.values[_ALL_MET, 0])
+        new = self._kernels.meet(met.values, of_both, _NEW)
+        buckets = np.array([int(e.at_us / size_us) + 1 for e, _ in tested])
+        of_sums = sums.touch(buckets % config.max_buckets * len(BY_NEW) + new)
+        places = scored.touch(np.arange(first, first + len(tested)) % config.ring)
+        scores = np.array([p for _, p in tested])
+        self._kernels.add(sums.values, of_sums, buckets, scores, new, kept, scored.values, places)
+
+    @cached_property
+    def _kernels(self) -> ModuleType:
+        from streamfold.plugins import _kernels_quality
+
+        return _kernels_quality
 
     def _close(self, example: Example, scores: Sequence[float], labels: Sequence[int], stores: Stores) -> None:
         """All outcomes of an exposure are known: pairs that are in order, and NDCG@10."""
@@ -164,19 +189,12 @@ class Quality(Policy):
         gain = 1 / np.log2(np.arange(2, 12))
         best = gain[: int(liked.sum())].sum()
         ndcg = float((gain[: len(order)] * liked[order]).sum() / best)
-        row = self._row(example.at_us, "known", stores)
-        stores["sums"].values[row, _WON : _LISTS + 1] += (won, above.size, ndcg, 1)
-
-    def _row(self, at_us: int, slice_: str, stores: Stores) -> int:
-        """The row of a time, about to change; the newest stretches of time take the oldest ones' places."""
-        bucket = int(at_us / (self.config.bucket_s * _US)) + 1
-        row: int = bucket % self.config.max_buckets * len(BY_NEW) + BY_NEW.index(slice_)
+        bucket = int(example.at_us / (self.config.bucket_s * _US)) + 1
+        row = bucket % self.config.max_buckets * len(BY_NEW) + BY_NEW.index("known")
         stores["sums"].touch_row(row)
         values = stores["sums"].values
-        if values[row, _BUCKET] != bucket:
-            values[row] = 0
-            values[row, _BUCKET] = bucket
-        return row
+        self._kernels.start(values, row, bucket)
+        values[row, _WON : _LISTS + 1] += (won, above.size, ndcg, 1)
 
     def serve(self, view: View) -> QualityServer:
         """Serve the series, and the ring for gates."""
@@ -193,7 +211,7 @@ class QualityServer:
         self._view = view
 
     def measured(self) -> SumsAndRing:
-        count = int(self._view["met"].values[2 * _MET_ROWS, 0])
+        count = int(self._view["met"].values[_ALL_MET, 0])
         size = self._config.ring
         order = np.arange(max(0, count - size), count) % size
         return SumsAndRing(self._config, self._view["sums"].values.copy(), self._view["scored"].values[order])
@@ -246,6 +264,10 @@ def _auc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.float64]) -
         return math.nan
     below = np.cumsum(negative) - negative
     return float((positive * (below + negative / 2)).sum() / pairs)
+
+
+def _is_scored(event: Event) -> bool:
+    return event.type == "exposure.recorded" and event.data.kind in ("recommend", "rank")
 
 
 @lru_cache(1 << 16)

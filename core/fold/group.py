@@ -29,6 +29,7 @@ from streamfold.core.events.model import Event
 from streamfold.core.fold.erasure import ForgetFailed, forget
 from streamfold.core.fold.halt import halt_reason
 from streamfold.core.fold.one import fold_one
+from streamfold.core.fold.order import FoldOrder, GatheredFailed
 from streamfold.core.fold.pace import Pace
 from streamfold.core.fold.prepared import PreparedValues
 from streamfold.core.fold.stores import FoldStores, GroupStores, checkpoint_root, fold_stores, recover
@@ -77,7 +78,9 @@ class GroupFold:
         self.lease: Lease | None = None
         self._stores: GroupStores | None = None
         self._fold_stores: dict[str, FoldStores] = {}
+        self._order: FoldOrder | None = None
         self._upto: int | None = None
+        self._alone_upto = 0
         self._skipped: dict[str, set[int]] = {}
         self._skips_in_a_row: dict[str, int] = {}
         self._backoff_until = 0.0
@@ -142,6 +145,7 @@ class GroupFold:
         self._stores = stores
         self.lease = lease
         self._fold_stores = fold_stores(self.group, stores)
+        self._order = FoldOrder(self.group, self._fold_stores)
         for runtime in self.group.runtimes:
             self._skipped[runtime.key] = ctx.ledger.skipped_seqs(self.workspace, runtime.instance.lineage)
         state = ctx.ledger.group(self.workspace, self.group.name)
@@ -225,6 +229,11 @@ class GroupFold:
             self._stand(str(error))
         except PolicyFailure as failure:
             done.more = not self._halt(failure)
+        except GatheredFailed as failed:
+            log.exception("gathered_failed group=%s: folding one by one", self.group.name)
+            self.drop()
+            self._alone_upto = failed.seq
+            done.more = True
         except BaseException:
             self.drop()
             raise
@@ -349,11 +358,20 @@ class GroupFold:
                 batch = self._batch(runtime, events, values)
                 if batch is not None and self._try_batch(runtime, batch):
                     return dead
-        for event in events:
+
+        def one(runtime: Runtime, event: Event) -> None:
             only = retries.get(event.seq)
-            for runtime in self.group.runtimes:
-                if event.type in runtime.handles and (only is None or runtime.instance.lineage in only):
-                    self._fold_one(runtime, event, values.get(runtime.key), dead)
+            if only is None or runtime.instance.lineage in only:
+                self._fold_one(runtime, event, values.get(runtime.key), dead)
+
+        def folded(runtime: Runtime) -> None:
+            self._skips_in_a_row[runtime.key] = 0
+
+        assert self._order is not None
+        skipped = [seqs for seqs in self._skipped.values() if seqs]
+        alone = {e.seq for e in events if e.seq <= self._alone_upto or any(e.seq in seqs for seqs in skipped)}
+        alone |= retries.keys()
+        self._order.fold(events, one, alone=alone, folded=folded)
         return dead
 
     def _batch(

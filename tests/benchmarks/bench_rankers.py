@@ -3,7 +3,9 @@
 Run: ``python tests/benchmarks/bench_rankers.py [--data FOLDER] [--events N] [--years]``. The stream is
 MovieTweetings-100K by time, like = rating ≥ 8, the first tenth is warm-up; films come with their genres before all
 (``--years`` adds the year of release as a property). Default configurations throughout; ``user x item mean`` and
-``item mean`` are computed beside them. One thread; seconds of CPU.
+``item mean`` are computed beside them, with ``--peers`` Vowpal Wabbit and river, too; ``--race`` measures the speed of
+learning of all of these, and nothing else. They are installed by ``pip install -e .[bench,test]``. One thread;
+seconds of CPU.
 
 Figures: AUC, log loss, calibration error (20 bins of equal mass), AUC of the first events of users, of items, and of
 both at once; and AUC within sessions: tested events of a user with gaps of up to a day, all scored from the state
@@ -31,6 +33,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import psutil
+from ranker_peers import PEERS, Peer, speed
 
 from streamfold.core import Event, Example, Policy, RankRequest
 from streamfold.core.events import builtin_types
@@ -54,6 +57,7 @@ BARS = {
     "new_users": (0.723, None), "new_items": (0.767, None), "new_both": (0.655, None),
 }  # fmt: skip
 
+KERNELS = ("count_stack", "factorization", "implicit_ftrl")
 Make = Callable[[], Policy]
 RANKERS: dict[str, Make] = {
     **{kind.name: kind for kind in (CountStack, Factorization, Deepfm, ImplicitFtrl, Ensemble)},
@@ -108,6 +112,14 @@ class Stream:
             for n, (at, _, user, film, value) in enumerate(self.rows, 1)
         ]  # fmt: skip
         return items, ratings
+
+    def examples(self) -> list[Example]:
+        """What rankers learn of the ratings."""
+        tokens = {film: tuple(sorted(data["categories"])) for film, data in self.films.items()}
+        return [
+            Example(n, 0, f"u:{user}", film, float(value >= 8), at * 1_000_000, (), tokens.get(film, ()))
+            for n, (at, _, user, film, value) in enumerate(self.rows)
+        ]
 
     def figures(self, scores: Floats, in_session: Floats) -> dict[str, float]:
         """Figures of scores; ``in_session``: those from before each event's session."""
@@ -206,12 +218,7 @@ def test_then_train(make: Make, stream: Stream, events: tuple[list[Event], list[
 
 def learning(make: Make, stream: Stream) -> dict[str, float]:
     """How many examples a second ``learn`` takes, alone, 1,000 at a time."""
-    tokens = {film: tuple(sorted(data["categories"])) for film, data in stream.films.items()}
-    examples = [
-        Example(n, 0, f"u:{user}", film, float(value >= 8), at * 1_000_000, (), tokens.get(film, ()))
-        for n, (at, _, user, film, value) in enumerate(stream.rows)
-    ]
-    best = 0.0
+    examples, best = stream.examples(), 0.0
     for _ in range(3):
         with _lab(make) as lab:
             folding = Folding(make, lab)
@@ -278,12 +285,35 @@ def means(stream: Stream, user_too: bool) -> dict[str, float]:
     return stream.figures(scores, in_session)
 
 
+def beside(peer: Peer, stream: Stream) -> dict[str, float]:
+    """Score and learn the whole stream in another learner."""
+    told = [peer.told(one) for one in stream.examples()]
+    scores, in_session = np.zeros(len(told)), np.full(len(told), np.nan)
+    for j, one in enumerate(told):
+        for k in stream.sessions.get(j, ()):
+            in_session[k] = peer.predict(told[k])
+        scores[j] = peer.take(one, stream.labels[j])
+    return stream.figures(scores, in_session)
+
+
+def race(stream: Stream, repeats: int) -> None:
+    """How fast each of ours and each peer takes the same examples, in turns; and how many times as fast ours is."""
+    examples = stream.examples()
+    ours = {name: learning(RANKERS[name], stream)["learn_events_s"] for name in KERNELS}
+    theirs = {name: speed(make, examples, repeats) for name, make in PEERS.items()}
+    print("| events per CPU second | " + " | ".join(f"`{name}` {rate:,.0f}" for name, rate in ours.items()) + " |")
+    for name, rate in theirs.items():
+        print(f"| {name}: {rate:,.0f} | " + " | ".join(f"{one / rate:.1f} ×" for one in ours.values()) + " |")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--events", type=int, default=1 << 60)
     parser.add_argument("--years", action="store_true")
     parser.add_argument("--ids", type=int, help="in place of the stream: so many examples, each of new ids")
+    parser.add_argument("--peers", action="store_true", help="Vowpal Wabbit and river, too")
+    parser.add_argument("--race", action="store_true", help="speed of learning beside theirs, nothing else")
     parser.add_argument("--only", nargs="+", default=list(RANKERS), choices=list(RANKERS))
     given = parser.parse_args(arguments)
     if given.ids:
@@ -294,9 +324,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {len(stream.rows)} events"
     )
+    if given.race:
+        race(stream, 3)
+        return
     events = stream.events()
     rows = {"item mean": means(stream, user_too=False), "user x item mean": means(stream, user_too=True)}
     _show(rows)
+    for name, peer in PEERS.items() if given.peers else ():
+        rows[name] = beside(peer(), stream)
+        _show({name: rows[name]})
     for name, make in ((name, RANKERS[name]) for name in given.only):
         found = test_then_train(make, stream, events)
         if not name.startswith("ensemble"):

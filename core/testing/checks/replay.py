@@ -64,8 +64,9 @@ def check_redelivery(lab: Lab) -> None:
 
 
 def check_batch(lab: Lab) -> None:
-    """``fold_batch`` equals the loop over ``fold``, whatever the size of the batch."""
-    if lab.kind.fold_batch is Policy.fold_batch:
+    """``fold_batch`` and ``fold_gathered`` equal the loop over ``fold``, whatever the size of the batch."""
+    taken = [name for name in ("fold_batch", "fold_gathered") if getattr(lab.kind, name) is not getattr(Policy, name)]
+    if not taken:
         return
     given = lab.given(4 * 24)
     loop = lab.world(_looping(lab.kind))
@@ -79,8 +80,9 @@ def check_batch(lab: Lab) -> None:
         found = difference(_contents(lab, world), expected)
         needs(
             not found,
-            f"fold_batch with {size} events differs from the loop over fold ({found}): it must do what fold does for "
-            "each event, in order and to the bit; inherit the loop where it cannot (super().fold_batch(batch, stores))",
+            f"{' or '.join(taken)} with {size} events differs from the loop over fold ({found}): it must do what fold "
+            "does for each event, in order and to the bit; where it cannot, inherit the loop "
+            "(super().fold_batch(batch, stores)), or let gather return None",
         )
 
 
@@ -211,7 +213,8 @@ def _losing_each_commit_once(world: World) -> Iterator[None]:
 
 
 def _looping(kind: type[Policy]) -> type[Policy]:
-    looping: type[Policy] = type(kind.__name__, (kind,), {"fold_batch": Policy.fold_batch, "__module__": __name__})
+    loops = {"fold_batch": Policy.fold_batch, "gather": Policy.gather, "__module__": __name__}
+    looping: type[Policy] = type(kind.__name__, (kind,), loops)
     return looping
 
 

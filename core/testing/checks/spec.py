@@ -20,6 +20,8 @@ _ARGUMENTS = {
     "prepare_batch": ["events", "tools"],
     "fold": ["event", "prepared", "stores"],
     "fold_batch": ["batch", "stores"],
+    "gather": ["event", "stores"],
+    "fold_gathered": ["gathered", "told", "stores"],
     "skipped": ["event", "stores"],
     "forget": ["subject", "events", "stores"],
     "serve": ["view"],

@@ -1,0 +1,135 @@
+"""Other online learners on the stream of ``bench_rankers.py``: Vowpal Wabbit's Python binding and river.
+
+Both are told what our rankers are told, one event a call: user, item and the item's genres; each predicts, then learns.
+The line of text that Vowpal Wabbit parses and the dictionary that river takes are made before the clock starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from streamfold.core import Example
+
+
+class Peer(Protocol):
+    """A learner that predicts an event, then learns it."""
+
+    def told(self, example: Example) -> Any:
+        """What it takes for an example."""
+        ...
+
+    def predict(self, told: Any) -> float: ...
+    def take(self, told: Any, label: float) -> float:
+        """Predict, then learn; returns the score from before."""
+        ...
+
+
+class VowpalWabbit:
+    """One example object an event: parsed, predicted, learned."""
+
+    def __init__(self, arguments: str) -> None:
+        from vowpalwabbit import Workspace
+
+        self._vw = Workspace(f"--quiet --loss_function logistic --link logistic -b 20 --random_seed 7 {arguments}")
+
+    def told(self, example: Example) -> str:
+        genres = " ".join(one.replace(":", "_").replace("|", "_").replace(" ", "_") for one in example.item_tokens)
+        return f"{'1' if example.label else '-1'} |u {example.user.replace(':', '_')} |i i{example.item} |g {genres}"
+
+    def predict(self, told: str) -> float:
+        example = self._vw.example(told.partition(" ")[2])
+        score = self._vw.predict(example)
+        self._vw.finish_example(example)
+        return float(score)
+
+    def take(self, told: str, label: float) -> float:
+        vw = self._vw
+        example = vw.example(told)
+        score = vw.predict(example)
+        vw.learn(example)
+        vw.finish_example(example)
+        return float(score)
+
+
+class River:
+    """A river classifier over features that are there or not."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def told(self, example: Example) -> dict[str, int]:
+        return dict.fromkeys(
+            [f"u={example.user}", f"i={example.item}", *(f"g={one}" for one in example.item_tokens)], 1
+        )
+
+    def predict(self, told: dict[str, int]) -> float:
+        return float(self._model.predict_proba_one(told).get(True, 0.5))
+
+    def take(self, told: dict[str, int], label: float) -> float:
+        score = self.predict(told)
+        self._model.learn_one(told, bool(label))
+        return score
+
+
+class RiverMeans:
+    """river's biases of users and items."""
+
+    def __init__(self) -> None:
+        from river import optim, reco
+
+        self._model = reco.Baseline(optimizer=optim.SGD(0.05), l2=0.01)
+
+    def told(self, example: Example) -> tuple[str, str]:
+        return example.user, example.item
+
+    def predict(self, told: tuple[str, str]) -> float:
+        return min(0.99, max(0.01, float(self._model.predict_one(*told))))
+
+    def take(self, told: tuple[str, str], label: float) -> float:
+        score = self.predict(told)
+        self._model.learn_one(*told, y=label)
+        return score
+
+
+def _river_linear() -> River:
+    from river import linear_model, optim
+
+    return River(linear_model.LogisticRegression(optimizer=optim.SGD(0.05)))
+
+
+def _river_factors() -> River:
+    from river import facto, optim
+
+    vectors = optim.initializers.Normal(sigma=0.1, seed=7)
+    return River(
+        facto.FMClassifier(
+            n_factors=8, weight_optimizer=optim.SGD(0.05), latent_optimizer=optim.SGD(0.02),
+            latent_initializer=vectors, seed=7,
+        )
+    )  # fmt: skip
+
+
+PEERS: dict[str, Callable[[], Peer]] = {
+    "vw, linear": lambda: VowpalWabbit(""),
+    "vw, linear with pairs": lambda: VowpalWabbit("-q ug"),
+    "vw, ftrl with pairs": lambda: VowpalWabbit("--ftrl -q ug"),
+    "vw, factors": lambda: VowpalWabbit("--lrq ui10 --lrq ug10 -l 0.1"),
+    "river, Baseline": RiverMeans,
+    "river, LogisticRegression": _river_linear,
+    "river, FMClassifier": _river_factors,
+}
+
+
+def speed(make: Callable[[], Peer], examples: Sequence[Example], repeats: int) -> float:
+    """How many examples a second are predicted, then learned; the best of some repeats."""
+    best = 0.0
+    for _ in range(repeats):
+        peer = make()
+        told = [(peer.told(one), one.label) for one in examples]
+        start = time.process_time()
+        for one, label in told:
+            peer.take(one, label)
+        best = max(best, len(examples) / (time.process_time() - start))
+    return best
