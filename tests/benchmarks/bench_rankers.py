@@ -1,11 +1,11 @@
 """Rankers, test then train: every event is scored before it is folded, through the policies as they are folded live.
 
-Run: ``python tests/benchmarks/bench_rankers.py [--data FOLDER] [--events N] [--years]``. The stream is
-MovieTweetings-100K by time, like = rating ≥ 8, the first tenth is warm-up; films come with their genres before all
-(``--years`` adds the year of release as a property). Default configurations throughout; ``user x item mean`` and
-``item mean`` are computed beside them, with ``--peers`` Vowpal Wabbit and river, too; ``--race`` measures the speed of
-learning of all of these, and nothing else. They are installed by ``pip install -e .[bench,test]``. One thread;
-seconds of CPU.
+Run: ``python tests/benchmarks/bench_rankers.py [--data FOLDER] [--events N] [--years] [--texts ENCODER]``. The stream
+is MovieTweetings-100K by time, like = rating ≥ 8, the first tenth is warm-up; films come with their genres before all
+(``--years`` adds the year of release as a property, ``--texts`` titles, embedded for who reads them). Default
+configurations throughout; ``user x item mean`` and ``item mean`` are computed beside them, with ``--peers`` Vowpal
+Wabbit and river, too; ``--race`` measures the speed of learning of all of these, and nothing else. They are installed
+by ``pip install -e .[bench,test]``. One thread; seconds of CPU.
 
 Figures: AUC, log loss, calibration error (20 bins of equal mass), AUC of the first events of users, of items, and of
 both at once; and AUC within sessions: tested events of a user with gaps of up to a day, all scored from the state
@@ -25,8 +25,9 @@ import json
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -41,7 +42,7 @@ from streamfold.core.fold.one import fold_one
 from streamfold.core.fold.stores import FoldStores, fold_stores
 from streamfold.core.testing import Lab
 from streamfold.core.testing.lab import Case
-from streamfold.plugins import builtin
+from streamfold.plugins import builtin, hashing, minilm
 from streamfold.plugins.count_stack import CountStack
 from streamfold.plugins.deepfm import Deepfm
 from streamfold.plugins.ensemble import Ensemble, EnsembleConfig
@@ -59,6 +60,7 @@ BARS = {
 
 KERNELS = ("count_stack", "factorization", "implicit_ftrl")
 Make = Callable[[], Policy]
+ENCODERS: dict[str, Callable[[], Any]] = {"hashing": hashing.Hashing, "minilm": lambda: minilm.BACKEND.make({})}
 RANKERS: dict[str, Make] = {
     **{kind.name: kind for kind in (CountStack, Factorization, Deepfm, ImplicitFtrl, Ensemble)},
     "ensemble of count_stack, deepfm": lambda: Ensemble(EnsembleConfig(members=("count_stack", "deepfm"))),
@@ -68,12 +70,14 @@ RANKERS: dict[str, Make] = {
 class Stream:
     """The events, and what figures are taken over."""
 
-    def __init__(self, folder: Path, most: int, years: bool) -> None:
+    def __init__(self, folder: Path, most: int, years: bool, texts: str | None) -> None:
         self.films = {}
         for line in (folder / "movies.dat").read_text(encoding="utf-8").splitlines():
             film, title, genres = line.split("::")
             year = {"year": int(title[-5:-1])} if years and title[-5:-1].isdigit() else {}
             self.films[film] = {"item_id": film, "categories": [g for g in genres.split("|") if g], "properties": year}
+            if texts:
+                self.films[film]["title"] = title
         rows = []
         for n, line in enumerate((folder / "ratings.dat").read_text().splitlines()):
             user, film, rating, at = line.split("::")
@@ -161,9 +165,13 @@ def auc(labels: Floats, scores: Floats) -> float:
 
 
 class Folding:
-    """A policy with those it reads, folded in process as one group."""
+    """A policy with those it reads, folded in process as one group.
 
-    def __init__(self, make: Make, lab: Lab) -> None:
+    ``encoder``: what items are embedded with; None: as if they had no texts.
+    """
+
+    def __init__(self, make: Make, lab: Lab, encoder: Any = None) -> None:
+        self._tools: Any = None if encoder is None else SimpleNamespace(encoder=encoder)
         bench = lab.bench(side="both")
         self._live = bench.live
         named = fold_stores(bench.group, bench.live)
@@ -174,11 +182,18 @@ class Folding:
         self.server: Any = self.policy.serve(self.stores)
         self.activity: Any = self.stores.of("activity").server
 
-    def fold(self, event: Event) -> None:
+    def fold(self, event: Event, prepared: Mapping[str, Any] | None = None) -> None:
         """Fold as the group's fold does, without log and lease."""
         for runtime, stores in self._members:
             if event.type in runtime.handles:
-                fold_one(runtime, event, None, stores)
+                fold_one(runtime, event, (prepared or {}).get(runtime.key), stores)
+
+    def fold_items(self, items: Sequence[Event]) -> None:
+        """Fold items, embedded if there is an encoder."""
+        preparing = [r for r, _ in self._members if r.prepares] if self._tools is not None else []
+        made = {r.key: r.policy.prepare_batch(items, self._tools) for r in preparing}
+        for n, event in enumerate(items):
+            self.fold(event, {key: values[n] for key, values in made.items()})
 
     def live_bytes(self, name: str) -> int:
         """The bytes of one of the policy's stores."""
@@ -188,13 +203,14 @@ class Folding:
         self._live.drain()
 
 
-def test_then_train(make: Make, stream: Stream, events: tuple[list[Event], list[Event]]) -> dict[str, float]:
+def test_then_train(
+    make: Make, stream: Stream, events: tuple[list[Event], list[Event]], encoder: Any
+) -> dict[str, float]:
     """Score and fold the whole stream."""
     with _lab(make) as lab:
-        folding = Folding(make, lab)
+        folding = Folding(make, lab, encoder)
         items, ratings = events
-        for event in items:
-            folding.fold(event)
+        folding.fold_items(items)
         folding.commit()
         scores, in_session = np.zeros(len(ratings)), np.full(len(ratings), np.nan)
         spent, server = 0.0, folding.server
@@ -216,12 +232,13 @@ def test_then_train(make: Make, stream: Stream, events: tuple[list[Event], list[
         return stream.figures(scores, in_session) | {"stack_events_s": len(ratings) / spent}
 
 
-def learning(make: Make, stream: Stream) -> dict[str, float]:
+def learning(make: Make, stream: Stream, items: Sequence[Event], encoder: Any) -> dict[str, float]:
     """How many examples a second ``learn`` takes, alone, 1,000 at a time."""
     examples, best = stream.examples(), 0.0
     for _ in range(3):
         with _lab(make) as lab:
-            folding = Folding(make, lab)
+            folding = Folding(make, lab, encoder)
+            folding.fold_items(items)
             folding.policy.learn(examples[:10], folding.stores)
             start = time.process_time()
             for n in range(0, len(examples), 1000):
@@ -311,6 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--events", type=int, default=1 << 60)
     parser.add_argument("--years", action="store_true")
+    parser.add_argument("--texts", choices=["hashing", "minilm"], help="films have titles, embedded by this encoder")
     parser.add_argument("--ids", type=int, help="in place of the stream: so many examples, each of new ids")
     parser.add_argument("--peers", action="store_true", help="Vowpal Wabbit and river, too")
     parser.add_argument("--race", action="store_true", help="speed of learning beside theirs, nothing else")
@@ -320,7 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in given.only:
             _show({name: endless(RANKERS[name], given.ids)})
         return
-    stream = Stream(given.data, given.events, given.years)
+    stream = Stream(given.data, given.events, given.years, given.texts)
+    encoder = ENCODERS[given.texts]() if given.texts else None
     print(
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {len(stream.rows)} events"
     )
@@ -334,9 +353,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows[name] = beside(peer(), stream)
         _show({name: rows[name]})
     for name, make in ((name, RANKERS[name]) for name in given.only):
-        found = test_then_train(make, stream, events)
+        found = test_then_train(make, stream, events, encoder)
         if not name.startswith("ensemble"):
-            found |= learning(make, stream)
+            found |= learning(make, stream, events[0], encoder)
         rows[name] = found
         _show({name: found})
     for name, (bar, aim) in BARS.items() if "ensemble" in rows else ():
