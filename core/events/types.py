@@ -135,8 +135,19 @@ class ExposedItem(Data, frozen=True, kw_only=True):
     propensity: Unit | None = None
 
 
+class ExposureArm(Data, frozen=True, kw_only=True):
+    """The arm of a live A/B that a response comes from: ``share`` of the users get the stack ``candidate``, the others
+    those of ``live``."""
+
+    experiment: Id
+    arm: Literal["live", "candidate"]
+    share: Unit
+    candidate: str
+    live: list[str]
+
+
 class ExposureRecorded(Data, frozen=True, kw_only=True):
-    """One served response: what was shown, by which versions."""
+    """One served response: what was shown, by which versions, in which arms of live A/Bs."""
 
     exposure_id: Id
     kind: Literal["recommend", "rank", "query", "classify"]
@@ -145,6 +156,7 @@ class ExposureRecorded(Data, frozen=True, kw_only=True):
     session_id: Id | None = None
     policies: dict[str, str] | None = None
     context: Flat | None = None
+    arms: list[ExposureArm] | None = None
 
 
 class LabelTarget(Data, frozen=True, kw_only=True):

@@ -236,6 +236,13 @@ QUALITY = {
 }
 HEALTH = {"checks": [{"name": "lag", "ok": True, "detail": "0 events (limit 200000)"}]}
 JOB_STARTED = {"job_id": "0f3a"}
+GIVEN: dict[str, dict[str, Any]] = {"skip": {"event_id": "order-7-line-1"}, "split": {"share": 0.1}}
+"""What operations on a policy take beside a reason, and what they say beside the job."""
+DONE: dict[str, dict[str, Any]] = {
+    "promote": {"position": 1042},
+    "skip": {"position": 1042},
+    "split": {"group": "trending@1-5d0ef1c2", "share": 0.1, "experiment": "5f0c3a9be2d14a77"},
+}
 JOB = {
     "job_id": "0f3a",
     "kind": "verify",
@@ -323,6 +330,8 @@ STATUS = {
             "halt": None,
             "rate": None,
             "replaces": None,
+            "share": None,
+            "experiment": None,
             "retires_at": None,
             "state_bytes": 4096,
             "skips": 0,
