@@ -12,15 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Literal
 
 from streamfold.core.gate import confidence_sequence
+from streamfold.core.quality import ArmOutcome
 
-Floats = npt.NDArray[np.float64]
-ArmName = Literal["live", "candidate"]
 MILLION = 1_000_000
 
 
@@ -28,23 +24,10 @@ def in_share(experiment: str, share_ppm: int, user: str) -> bool:
     """Tell whether a user is among the ``share_ppm`` millionths that an experiment's candidate answers.
 
     >>> sum(in_share("e1", 100_000, f"u{n}") for n in range(10_000))
-    1012
+    1018
     """
     digest = blake2b(user.encode(), key=experiment.encode()[:64], digest_size=8).digest()
     return int.from_bytes(digest, "big") * MILLION >> 64 < share_ppm
-
-
-class ArmOutcome(NamedTuple):
-    """What users of an arm did. ``values``: of users whose window has closed, in that order; ``users``: of all."""
-
-    experiment: str
-    arm: ArmName
-    share: float
-    first_us: int
-    users: int
-    exposures: int
-    liked: int
-    values: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

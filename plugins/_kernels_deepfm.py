@@ -175,7 +175,7 @@ def writable(pairs, table, upto, keep):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def learn(  # type: ignore[no-untyped-def]
-    pairs, labels, swaps, table, factors, layers, head, linear_rate, rate, pull, spread, keep
+    pairs, labels, swaps, counts, table, factors, layers, head, linear_rate, rate, pull, spread, keep
 ):
     """Learn pairs in order; return each one's score from before it."""
     found, ends, trait_ends = keys(pairs)
@@ -194,9 +194,10 @@ def learn(  # type: ignore[no-untyped-def]
         slope = scores[j] - labels[j]
         if swaps[j]:  # the loss of the label less that of its opposite, which was learned
             slope = 1.0 - 2.0 * labels[j]
+        slope *= counts[j]
         _backward(layers, k, x, one, two, of_x, of_one, of_two)
         _step_layers(layers, x, one, two, of_one, of_two, slope, rate)
-        _step_rows(rows, split, table, factors, of_x, slope, linear_rate, rate, pull, spread)
+        _step_rows(rows, split, table, factors, of_x, slope, linear_rate, rate, pull * counts[j], spread)
         head[0, ALL], head[0, ALL_SQUARES] = _moved(head[0, ALL], head[0, ALL_SQUARES], slope, linear_rate)
     return scores
 

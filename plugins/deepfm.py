@@ -83,7 +83,7 @@ class Deepfm(OnlineRanker):
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Take a step for each example, in order."""
-        pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
+        pairs, said = coded_examples(examples), outcomes(examples)
         facts, factors, layers, head = (stores[one.name] for one in self.stores)
         c = self.config
         keep = len(facts) / KEEP
@@ -93,6 +93,6 @@ class Deepfm(OnlineRanker):
         layers.touch(self._units)
         head.touch_row(0)
         scores: Floats = self._kernels.learn(
-            pairs, labels, swaps, *self.values(stores), c.linear_rate, c.rate, c.pull, c.spread, keep
+            pairs, *said, *self.values(stores), c.linear_rate, c.rate, c.pull, c.spread, keep
         )
         return scores

@@ -137,13 +137,14 @@ class ExposedItem(Data, frozen=True, kw_only=True):
 
 class ExposureArm(Data, frozen=True, kw_only=True):
     """The arm of a live A/B that a response comes from: ``share`` of the users get the stack ``candidate``, the others
-    those of ``live``."""
+    those of ``live``. ``weighted``: what is learned from it counts for an arm as far as that arm shows such things."""
 
     experiment: Id
     arm: Literal["live", "candidate"]
     share: Unit
     candidate: str
     live: list[str]
+    weighted: bool = True
 
 
 class ExposureRecorded(Data, frozen=True, kw_only=True):

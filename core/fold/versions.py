@@ -192,8 +192,12 @@ def rollback(context: Context, workspace: str, name: str, version: str | None, *
     return _take_over(context, workspace, group, _entry(context, actor, "rollback", group.name, reason))
 
 
-def split(context: Context, workspace: str, group: Group, *, share: float, actor: str, reason: str) -> str:
+def split(
+    context: Context, workspace: str, group: Group, *, share: float, weighted: bool = True, actor: str, reason: str
+) -> str:
     """Let a shadow answer a share of the users from now on: a new experiment, whose name this returns. 0 ends it.
+
+    ``weighted``: both arms learn from what is shown as far as they show such things themselves.
 
     Raises
     ------
@@ -207,7 +211,9 @@ def split(context: Context, workspace: str, group: Group, *, share: float, actor
     share_ppm = round(share * MILLION)
     _once_caught_up(
         context,
-        lambda: ledger.split(workspace, group.name, share_ppm=share_ppm, experiment=experiment, audit=audit),
+        lambda: ledger.split(
+            workspace, group.name, share_ppm=share_ppm, experiment=experiment, weighted=weighted, audit=audit
+        ),
     )
     log.info("split workspace=%s group=%s share=%g experiment=%s", workspace, group.name, share, experiment)
     context.groups(workspace, fresh=True)

@@ -96,8 +96,10 @@ class VersionMixin(Base):
         crash.point("versions.promote.after")
         return done
 
-    def split(self, workspace: str, group: str, *, share_ppm: int, experiment: str, audit: AuditEntry) -> None:
-        change = "update fold_groups set share_ppm = ?, experiment = ? where workspace = ? and grp = ?"
+    def split(
+        self, workspace: str, group: str, *, share_ppm: int, experiment: str, weighted: bool = True, audit: AuditEntry
+    ) -> None:
+        change = "update fold_groups set share_ppm = ?, experiment = ?, weighted = ? where workspace = ? and grp = ?"
 
         def job(tx: Tx) -> None:
             slots_changed(tx, workspace)
@@ -105,7 +107,7 @@ class VersionMixin(Base):
             if not share_ppm:
                 if group not in _splits(tx, workspace):
                     raise VersionConflict(f"group {group} answers no share of the users: there is nothing to end")
-                tx.run(change, (0, "", workspace, group))
+                tx.run(change, (0, "", True, workspace, group))
                 add_audit(tx, workspace, audit)
                 return
             _require_shadow(have, group)
@@ -118,7 +120,7 @@ class VersionMixin(Base):
             marks = _lock(tx, workspace, [group, *live])
             _require_position(group, marks[group], max(marks[name] for name in live))
             _set_slot(tx, workspace, group, "shadow")  # who answers goes at no rate
-            tx.run(change, (share_ppm, experiment, workspace, group))
+            tx.run(change, (share_ppm, experiment, weighted, workspace, group))
             add_audit(tx, workspace, audit)
             crash.point("versions.split.in")
 
@@ -126,8 +128,9 @@ class VersionMixin(Base):
 
     def replace_group(self, workspace: str, group: str, *, audit: AuditEntry) -> Promoted:
         take = """update fold_groups set replaces = null, auto = old.auto, retire_us = old.retire_us,
-            share_ppm = old.share_ppm, experiment = old.experiment
-            from (select auto, retire_us, share_ppm, experiment from fold_groups where workspace = ? and grp = ?) as old
+            share_ppm = old.share_ppm, experiment = old.experiment, weighted = old.weighted from (
+            select auto, retire_us, share_ppm, experiment, weighted from fold_groups where workspace = ? and grp = ?
+            ) as old
             where workspace = ? and grp = ?"""
 
         def job(tx: Tx) -> Promoted:

@@ -189,6 +189,8 @@ class GroupState:
     """The millionths of the users that a shadow answers, in a live A/B; 0: none."""
     experiment: str = ""
     """The name of that A/B, which also salts who is among them."""
+    weighted: bool = True
+    """Whether both arms learn from what is shown as far as they show such things themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -508,7 +510,9 @@ class Ledger(Protocol):
         Raises ``VersionConflict`` when the group is not a shadow, ``NotCaughtUp`` when it has not reached the position.
         """
 
-    def split(self, workspace: str, group: str, *, share_ppm: int, experiment: str, audit: AuditEntry) -> None:
+    def split(
+        self, workspace: str, group: str, *, share_ppm: int, experiment: str, weighted: bool = True, audit: AuditEntry
+    ) -> None:
         """Let a shadow answer a share of the users from now on, or with ``share_ppm=0`` none any more; another share
         or name is another experiment.
 

@@ -251,6 +251,7 @@ fold_groups = Table(
     _int("halted_at", null=True),
     _int("share_ppm"),
     _text("experiment", ""),
+    Column("weighted", Boolean, nullable=False, server_default=text("true")),
     postgresql_with=HOT,
 )
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamfold.core.arms import MILLION, ArmName, in_share
+from streamfold.core.arms import MILLION, in_share
 from streamfold.core.ledger.abc import GroupState
+from streamfold.core.quality import ArmName
 
 if TYPE_CHECKING:
     from streamfold.core.views.switch import Serving
@@ -23,6 +24,7 @@ class Arm:
     share: float
     candidate: str
     live: tuple[str, ...]
+    weighted: bool
     groups: frozenset[str]
     """The groups that answer in this arm."""
 
@@ -67,6 +69,7 @@ def answering(
                 share=state.share_ppm / MILLION,
                 candidate=view.group.stack,
                 live=tuple(sorted(views[one].group.stack for one in replaced)),
+                weighted=state.weighted,
                 groups=frozenset({state.group}) if chosen else replaced,
             )
         )

@@ -1,4 +1,4 @@
-"""Live A/B: which share of the users a candidate answers, and the experiment that this is.
+"""Live A/B: which share of the users a candidate answers, the experiment that this is, whether training is weighted.
 
 Revision 0006_splits, after 0005_retention. Additive.
 """
@@ -17,8 +17,10 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("fold_groups", sa.Column("share_ppm", sa.BigInteger(), server_default="0", nullable=False))
     op.add_column("fold_groups", sa.Column("experiment", sa.Text(), server_default="", nullable=False))
+    op.add_column("fold_groups", sa.Column("weighted", sa.Boolean(), server_default=sa.text("true"), nullable=False))
 
 
 def downgrade() -> None:
-    op.drop_column("fold_groups", "experiment")
+    for name in ("weighted", "experiment"):
+        op.drop_column("fold_groups", name)
     op.drop_column("fold_groups", "share_ppm")

@@ -14,7 +14,7 @@ from streamfold.pipelines.cli.state import FAILED, CliError, Globals, console
 if TYPE_CHECKING:
     from streamfold.pipelines.cli.client import Client
 
-HELP = """List the policies; add a version, split the users, promote it, roll back; pause, resume, verify, rebuild, skip.
+HELP = """List the policies; add a version, split users, promote it, roll back; pause, resume, verify, rebuild, skip.
 
 \b
 Examples:

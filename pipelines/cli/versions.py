@@ -121,11 +121,14 @@ def split(
     ctx: typer.Context,
     name: Name,
     share: Annotated[float, typer.Option(help="Of the users, 0.001 to 0.999; 0 ends it.")],
+    weighted: Annotated[
+        bool, typer.Option(help="Each arm learns from what is shown as far as it shows such things itself.")
+    ] = True,
     version: Version = "",
     reason: Reason = BY_HAND,
 ) -> None:
-    done = _post(ctx.obj, name, "split", {"version": version, "reason": reason}, share=share)
-    told = f"answers {share:.4g} of the users, experiment {done['experiment']}" if share else "answers no users any more"
+    done = _post(ctx.obj, name, "split", {"version": version, "reason": reason}, share=share, weighted=weighted)
+    told = f"answers {share:.4g} of the users, experiment {done['experiment']}" if share else "answers nobody any more"
     ctx.obj.print(f"{done['group']}: {told}", done)
 
 

@@ -232,6 +232,35 @@ QUALITY = {
             "detail": "pass, better: 812 users, mean difference of log loss in -0.0061…-0.0020",
         }
     ],
+    "arms": [
+        {
+            "experiment": "5f0c3a9be2d14a77",
+            "since": "2026-01-31T12:00:00.000000Z",
+            "share": 0.1,
+            "live": {
+                "users": 9020,
+                "counted": 8210,
+                "exposures": 21000,
+                "liked": 2730,
+                "rate": 0.12,
+                "lower": 0.108,
+                "upper": 0.133,
+            },
+            "candidate": {
+                "users": 1003,
+                "counted": 912,
+                "exposures": 2350,
+                "liked": 480,
+                "rate": 0.19,
+                "lower": 0.155,
+                "upper": 0.226,
+            },
+            "difference": 0.07,
+            "lower": 0.022,
+            "upper": 0.118,
+            "verdict": "better",
+        }
+    ],
     "version": VERSION,
 }
 HEALTH = {"checks": [{"name": "lag", "ok": True, "detail": "0 events (limit 200000)"}]}

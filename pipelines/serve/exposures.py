@@ -154,7 +154,7 @@ class Exposures:
 
 
 def _arm(one: Arm) -> dict[str, Any]:
-    return {name: getattr(one, name) for name in ("experiment", "arm", "share", "candidate", "live")}
+    return {name: getattr(one, name) for name in ("experiment", "arm", "share", "candidate", "live", "weighted")}
 
 
 def new_id() -> str:

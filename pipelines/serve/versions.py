@@ -46,6 +46,7 @@ class Action(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     source: str | None = None
     force: bool = False
     share: float | None = None
+    weighted: bool = True
 
 
 class Add(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -140,7 +141,9 @@ def _split(call: Call, body: Action, group: Group, reason: str) -> Job:
         span = f"{_LEAST_SHARE:g}…{1 - _LEAST_SHARE:g}"
         raise at("/share", "invalid-value", f"share: give the share of users that it is to answer, {span}; 0 ends it")
     context, actor = call.service.node.context, call.principal.name
-    experiment = versions.split(context, call.workspace, group, share=share, actor=actor, reason=reason)
+    experiment = versions.split(
+        context, call.workspace, group, share=share, weighted=body.weighted, actor=actor, reason=reason
+    )
     _until(call, lambda view: view.experiment_of(group.name) == experiment)
     return _done(call, "split", {"group": group.name, "share": share, "experiment": experiment or None})
 
