@@ -15,9 +15,9 @@ from streamfold.pipelines.cli import main
 
 POLICIES: dict[str, dict[str, Any]] = {
     "trending": {},
-    "activity": {"window_s": 0.5, "late_s": 3600.0},
+    "activity": {},
     "count_stack": {"ids": 4096, "crosses": 8192},
-    "quality": {"ranker": "count_stack", "window_s": 2.0},
+    "quality": {"ranker": "count_stack"},
 }
 ITEMS = [f"i{n}" for n in range(12)]
 USERS = [f"u{n}" for n in range(60)]
@@ -218,16 +218,33 @@ def test_quality_tells_what_each_arm_led_to(shop: EmbeddedService) -> None:
             data = {"user_id": user, "item_id": "i3", "action": "click", "exposure_id": answer["exposure_id"]}
             shop.send([("interaction.observed", data)])
             liked[mine] += 1
-    time.sleep(2.5)
-    last = rank(shop, USERS[0], log_exposure=True)  # windows close by the log's time
-    logged(shop, last["exposure_id"])
-    shop.send([("interaction.observed", {"user_id": "x", "item_id": "i3", "action": "view"})])
+    told = {"user_id": "x", "item_id": "i3", "action": "view"}
+    position = shop.send([("interaction.observed", told)])["position"]
     for name in ("count_stack", f"count_stack@{candidate}"):  # each version has seen all
-        [told] = shop.get(f"/v1/policies/{name}/quality")["arms"]
+        found = shop.get(f"/v1/policies/{name}/quality", min_position=position, wait_ms=30_000)
+        [told] = found["arms"]
         assert (told["experiment"], told["share"]) == (begun["experiment"], 0.5)
         for one, count in shown.items():
-            assert (told[one]["users"], told[one]["counted"], told[one]["liked"]) == (count, count, liked[one])
-            assert told[one]["rate"] == pytest.approx(liked[one] / count)
-            assert told[one]["lower"] <= told[one]["rate"] <= told[one]["upper"]
-        assert told["difference"] == pytest.approx(told["candidate"]["rate"] - told["live"]["rate"])
-        assert told["verdict"] == "undecided"  # fewer than the gate's min_users
+            assert (told[one]["users"], told[one]["exposures"], told[one]["liked"]) == (count, count, liked[one])
+            assert (told[one]["counted"], told[one]["rate"]) == (0, None)  # no window of a day has closed
+        assert (told["difference"], told["verdict"]) == (None, "undecided")
+
+
+def test_who_is_erased_is_forgotten_by_both_arms_while_they_answer(shop: EmbeddedService) -> None:
+    shadow(shop)
+    act(shop, "split", share=0.5)
+    arms = {user: arm(rank(shop, user)) for user in USERS}
+    for name in ("candidate", "live"):
+        user = next(one for one in USERS if arms[one] == name)
+        exposure_id = rank(shop, user, log_exposure=True)["exposure_id"]
+        logged(shop, exposure_id)
+        erasure = shop.client.post("/v1/erasures", json={"user_id": user}).raise_for_status().json()["erasure_id"]
+        for _ in range(3000):
+            report = shop.get(f"/v1/erasures/{erasure}")
+            if report["state"] in ("complete", "failed"):
+                break
+            time.sleep(0.02)
+        assert report["state"] == "complete", report
+        assert {one["residue"] for one in report["stores"]} == {0}
+        assert shop.get("/v1/events", type="exposure.recorded", subject=exposure_id)["items"] == []
+        assert arm(rank(shop, user)) == name  # an id decides, whatever is known of it
