@@ -122,7 +122,6 @@ class VersionMixin(Base):
             _set_slot(tx, workspace, group, "shadow")  # who answers goes at no rate
             tx.run(change, (share_ppm, experiment, weighted, workspace, group))
             add_audit(tx, workspace, audit)
-            crash.point("versions.split.in")
 
         self._write(job)
 

@@ -248,3 +248,40 @@ def test_who_is_erased_is_forgotten_by_both_arms_while_they_answer(shop: Embedde
         assert {one["residue"] for one in report["stores"]} == {0}
         assert shop.get("/v1/events", type="exposure.recorded", subject=exposure_id)["items"] == []
         assert arm(rank(shop, user)) == name  # an id decides, whatever is known of it
+
+
+def test_a_user_s_texts_are_classified_in_the_user_s_arm(tmp_path: Path) -> None:
+    service = EmbeddedService(tmp_path / "mail", policies={"label_statistics": {}})
+    try:
+        texts = {"spam": ["cheap pills now", "win cheap money"], "ham": ["the meeting is on monday", "the minutes"]}
+        rows = [(name, text) for name, said in texts.items() for text in said]
+        service.send([("label.observed", {"head": "mail", "target": {"text": t}, "label": n}) for n, t in rows])
+        body = {"name": "label_statistics", "config": {"read_out": "prototype"}, "reason": "test"}
+        job = service.client.post("/v1/policies", json=body).json()
+        for _ in range(3000):
+            if service.get(f"/v1/jobs/{job['job_id']}")["state"] == "done":
+                break
+            time.sleep(0.02)
+        act(service, "split", name="label_statistics", share=0.5)
+
+        def classified(**more: Any) -> tuple[Any, str | None]:
+            found = ask(service, "classify", head="mail", **{"targets": [{"text": "cheap"}], "explain": True, **more})
+            return found, arm(found)
+
+        used = {"candidate": "prototype", "live": "ridge", None: "ridge"}
+        arms = {}
+        for user in USERS[:20]:
+            found, arms[user] = classified(user_id=user)
+            assert found["predictions"][0]["explain"]["read_out"] == used[arms[user]]
+            data = logged(service, found["exposure_id"])
+            assert (data["user_id"], data["arms"][0]["arm"]) == (user, arms[user])
+        assert set(arms.values()) == {"live", "candidate"}
+        found, nobody = classified()
+        assert (nobody, found["predictions"][0]["explain"]["read_out"]) == (None, "ridge")
+        targets = [{"text": "cheap"}, {"text": "monday"}]
+        assert {user: classified(user_id=user, targets=targets)[1] for user in arms} == arms
+        refused = service.client.post("/v1/classify", json={"head": "mail", "targets": targets, "user_id": ""})
+        assert refused.status_code == 422
+        assert refused.json()["errors"][0]["pointer"] == "/user_id"
+    finally:
+        service.stop()
