@@ -24,6 +24,7 @@ from streamfold.core import Table
 
 _MOST_USER_TOKENS, _MOST_ITEM_TOKENS = 4, 8
 _RATE = 0.5
+_LEAST_SHARE = 1e-6
 _MOST_ROWS = 1 << 18
 Tokens = tuple[str, ...]
 Get = Callable[[str, str], Any]
@@ -72,7 +73,7 @@ def weights(data: Any, stack: str, told: Sequence[tuple[str, Tokens, Tokens]], g
 
 def _concerns(arm: Any, stack: str) -> bool:
     """Whether a stack is one arm, and not both (the same version and configuration against itself)."""
-    return (arm.candidate == stack) != (stack in arm.live)
+    return bool(arm.candidate == stack) != bool(stack in arm.live)
 
 
 def _features(experiment: str, item: str, of_user: Tokens, of_item: Tokens) -> list[tuple[str, float]]:
@@ -83,6 +84,7 @@ def _features(experiment: str, item: str, of_user: Tokens, of_item: Tokens) -> l
 
 
 def _probability(share: float, features: Sequence[tuple[str, float]], get: Get) -> float:
+    share = min(max(share, _LEAST_SHARE), 1.0 - _LEAST_SHARE)  # others that send exposures may say 0 or 1
     z = math.log(share / (1.0 - share))
     for key, x in features:
         row = get("arm_odds", key)

@@ -180,7 +180,8 @@ class Quality(Policy):
             stores["in_arms"].put(exposure_id, InArms(found.users, True))
 
     def _open(self, user: ArmUser, at_us: int) -> bool:
-        return at_us < user.first_us + self.config.window_s * _US
+        closes_us: float = user.first_us + self.config.window_s * _US
+        return at_us < closes_us
 
     def _test(self, example: Example, ranker: Any, stores: Stores) -> None:
         pending = stores["pending"].get(example.exposure) if example.exposure else None

@@ -109,6 +109,13 @@ def test_a_weight_stays_with_the_exposure_whatever_comes_of_it_and_when(fold: Ma
     assert [e.weight for e in organic] == [1.0]
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_shares_that_another_ranker_sends_need_not_make_sense(fold: Make, share: float) -> None:
+    one = fold("new")
+    one.show(0, "x", "a", arm="candidate", share=share)
+    assert one.click(1, "x", "a")[0].weight == pytest.approx(share, abs=1e-5)
+
+
 @pytest.mark.parametrize("arm", [None, {"weighted": False}, {"live": ["new"]}], ids=["none", "unweighted", "itself"])
 def test_without_an_experiment_or_weighting_all_count_in_full(fold: Make, arm: dict[str, Any] | None) -> None:
     one, plain = fold("new"), fold("")
