@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from streamfold.core import ArmOutcome
+from streamfold.core.fold import verify_group, versions
 from streamfold.core.testing import World
 from streamfold.plugins import builtin
 
@@ -25,8 +26,10 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield made
 
 
-def show(world: World, exposure: str, user: str | None, arm: str, *items: str, experiment: str = "e") -> None:
-    arms = [{"experiment": experiment, "arm": arm, "share": 0.25, "candidate": "c", "live": ["l"]}]
+def show(
+    world: World, exposure: str, user: str | None, arm: str, *items: str, experiment: str = "e", candidate: str = "c"
+) -> None:
+    arms = [{"experiment": experiment, "arm": arm, "share": 0.25, "candidate": candidate, "live": ["l"]}]
     rows = [{"item_id": item, "rank": rank, "score": 0.5} for rank, item in enumerate(items, 1)]
     who = {"session_id": "s"} if user is None else {"user_id": user}
     data = {"exposure_id": exposure, "kind": "recommend", "items": rows, "arms": arms, **who}
@@ -94,3 +97,21 @@ def test_whoever_is_erased_leaves_the_arms(world: World) -> None:
     world.send("user.erased", {"user_id": "ann"})
     world.erase()
     assert counts(outcomes(world)["e.live"])[:3] == (1, 1, 1)
+
+
+def test_a_fold_afresh_weighs_as_the_first_one_did_also_as_another_generation(world: World) -> None:
+    """Which arm a stack was stands in the exposure, not in what the stack is by now (I2)."""
+    group = world.group("activity")
+    for n in range(30):
+        show(world, f"x{n}", f"u{n}", "candidate" if n % 4 == 0 else "live", "a", "b", candidate=group.stack)
+        click(world, f"x{n}", f"u{n}", "a")
+    world.clock.advance(20)
+    click(world, "x0", "u0", "b")
+    likes, examples = world.store("count_stack", "head").values[2, :2]
+    assert 0 < likes < examples < 20  # 60 examples, most of which count for a quarter or less
+    assert verify_group(world.context, world.workspace, group).equal
+    before = {name: world.store("count_stack", name).fingerprint() for name in ("ids", "crosses", "head")}
+    versions.rebuild(world.context, world.workspace, group, actor="me", reason="test")
+    world.fold()
+    assert world.group("activity").name != group.name
+    assert {name: world.store("count_stack", name).fingerprint() for name in before} == before
