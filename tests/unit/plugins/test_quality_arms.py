@@ -43,7 +43,7 @@ def click(world: World, exposure: str, user: str, item: str) -> None:
 
 
 def outcomes(world: World) -> dict[str, ArmOutcome]:
-    return {f"{one.experiment}.{one.arm}": one for one in world.view.member("quality").server.arms()}
+    return {f"{one.experiment}.{one.arm}": one for one in world.view.member("quality").server.measured().arms()}
 
 
 def counts(one: ArmOutcome) -> tuple[int, int, int, list[float]]:
