@@ -68,7 +68,7 @@ from streamfold.core.policy import (
     Usage,
     View,
 )
-from streamfold.core.quality import Measured, QualityPoint, QualityReport, Scored
+from streamfold.core.quality import ArmName, ArmOutcome, Measured, QualityPoint, QualityReport, Scored
 from streamfold.core.recommending import (
     LEARNED_FROM,
     Acted,
@@ -94,6 +94,8 @@ __all__ = [
     "STOP_WORDS",
     "Acted",
     "Alarm",
+    "ArmName",
+    "ArmOutcome",
     "Array",
     "Backend",
     "BackendUnavailable",

@@ -59,6 +59,17 @@ class Group:
     """Most events per second that it folds; 0: no limit."""
 
     @property
+    def stack(self) -> str:
+        """Its name without the generation: what folds together here, in which versions; a rebuild keeps it."""
+        generation = self.runtimes[0].instance.generation
+        return self.name.removesuffix(f".{generation}") if generation else self.name
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of its members."""
+        return frozenset(runtime.instance.name for runtime in self.runtimes)
+
+    @property
     def start_seq(self) -> int:
         return min(r.instance.start_seq for r in self.runtimes)
 

@@ -203,6 +203,8 @@ class Stores(Protocol):
 
     now_us: int
     """The fold's clock: the event's ``recordedtime``."""
+    stack: str
+    """What folds together here, in which versions: exposures of a live A/B name their arms so."""
 
     def __getitem__(self, name: str) -> Any: ...
     def of(self, policy: str) -> ReadOnly:
@@ -230,7 +232,7 @@ class View(Protocol):
 
     def __getitem__(self, name: str) -> Any: ...
     def of(self, policy: str) -> ReadOnly:
-        """Any live policy of the workspace (no group needed). Raises ``KeyError``."""
+        """A policy of its own group, or any live one of the workspace (no group needed). Raises ``KeyError``."""
         ...
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+ArmName = Literal["live", "candidate"]
+"""The two arms of a live A/B."""
 BY_NEW = ("known", "new_user", "new_item", "new_both")
 """Slices of rankers' examples; their numbers are bits: 1 a new user, 2 a new item."""
 
@@ -114,3 +116,25 @@ def calibration_error(positive: Floats, negative: Floats) -> float:
         held *= part[i] == part[i - 1]
     predicted = np.bincount(part, weights=counts * (np.arange(len(counts)) + 0.5) / len(counts))
     return float(np.abs(predicted - np.bincount(part, weights=positive)).sum() / total)
+
+
+class ArmOutcome(NamedTuple):
+    """What users of an arm did. ``values``: of users whose window has closed, in that order; ``users``: of all."""
+
+    experiment: str
+    arm: ArmName
+    share: float
+    first_us: int
+    users: int
+    exposures: int
+    liked: int
+    values: Floats
+
+
+@runtime_checkable
+class ArmsReport(Protocol):
+    """``Measured`` that also tell what live A/Bs led to."""
+
+    def arms(self) -> list[ArmOutcome]:
+        """What users of each arm did."""
+        ...

@@ -31,7 +31,8 @@ class Example(NamedTuple):
     ``seq`` and ``n`` name it: the event that completed it, and which of that event's examples it is. ``served``: the
     score it was shown with (``None``: nothing of ours showed it), ``propensity``: with what probability. ``swaps``:
     the same pair was learned with the opposite label before, at the same ``at_us`` (a late positive): take that back.
-    ``exposure``: the exposure's id; empty where nothing of ours showed it.
+    ``exposure``: the exposure's id; empty where nothing of ours showed it. ``weight``: how much it counts, from 0 to 1:
+    less than 1 where a live A/B runs, and the other arm may well have been the one to show it.
     """
 
     seq: int
@@ -46,6 +47,7 @@ class Example(NamedTuple):
     propensity: float | None = None
     swaps: bool = False
     exposure: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

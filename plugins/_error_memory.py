@@ -160,7 +160,7 @@ class ErrorMemory(Policy):
         now = float(self.mixture.mix(experts.values[0], scores, terms)[0])
         if not example.swaps:
             experts.touch([0])
-            self.mixture.learn(experts.values[0], base, terms[0], example.label)
+            self.mixture.learn(experts.values[0], base, terms[0], example.label, example.weight)
         self.remember(example, pairs, _said(example.served, base, now), stores)
 
     def serve(self, view: View) -> MemoryServer:

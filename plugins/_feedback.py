@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from streamfold.core import Event, Example, Table, user_key
+from streamfold.plugins import _arms
 
 SEP = "\x1f"
 _MOST_CLOSED = 64
@@ -41,6 +42,8 @@ class Shown(msgspec.Struct, frozen=True, array_like=True):
     user: str
     at_us: int
     items: tuple[ShownItem, ...]
+    weights: tuple[float, ...] = ()
+    """How much examples of its items count (see ``_arms.py``); empty: in full."""
 
 
 class Early(msgspec.Struct, frozen=True, array_like=True):
@@ -71,6 +74,7 @@ def tables(max_exposures: int) -> tuple[Table, ...]:
         Table("early", key=str, value=Early, max_rows=max_exposures),
         *(Table(name, key=int, value=Due, max_rows=max_exposures) for name in _QUEUES),
         Table("ends", key=str, value=int, max_rows=2 * len(_QUEUES)),
+        _arms.table(),
     )
 
 
@@ -96,6 +100,7 @@ class Joined:
     ) -> None:
         self.examples: list[Example] = []
         self._stores = stores
+        self._stack: str = getattr(stores, "stack", "")  # a view that nobody folds has none
         self._event = event
         self._now_us = now_us
         self._window_us, self._late_us = window_us, late_us
@@ -176,9 +181,10 @@ class Joined:
     def _close(self, exposure_id: str, shown: Shown) -> None:
         """What got no feedback was passed over."""
         items = []
-        for one in shown.items:
+        for index, one in enumerate(shown.items):
             if one.state == _OPEN:
-                self._learn(shown.user, one.item, 0.0, shown.at_us, one, exposure=exposure_id)
+                weight = _weight(shown, index)
+                self._learn(shown.user, one.item, 0.0, shown.at_us, one, exposure=exposure_id, weight=weight)
                 one = one._replace(state=_NEGATIVE)
             items.append(one)
         self._put("shown", exposure_id, msgspec.structs.replace(shown, items=tuple(items)))
@@ -196,7 +202,9 @@ class Joined:
         }
         if not items:
             return
-        self._put("shown", data.exposure_id, Shown(user, self._event.at_us, tuple(items.values())))
+        told = [(item, *self._tokens(user, item)) for item in items] if user and data.arms else ()
+        weights = _arms.weights(data, self._stack, told, self._get, self._put) if told else ()
+        self._put("shown", data.exposure_id, Shown(user, self._event.at_us, tuple(items.values()), weights))
         for item in items if user else ():
             self._put("shown_to", user + SEP + item, data.exposure_id)
         self._enqueue("closing", data.exposure_id, self._window_us)
@@ -248,8 +256,8 @@ class Joined:
             return True  # said already; and who liked it may well leave it later
         user = shown.user or user_key(getattr(self._event.data, "user_id", None), None)
         if user:
-            swaps = one.state == _NEGATIVE
-            self._learn(user, item, label, shown.at_us, one, swaps=swaps, exposure=exposure_id)
+            swaps, weight = one.state == _NEGATIVE, _weight(shown, index)
+            self._learn(user, item, label, shown.at_us, one, swaps=swaps, exposure=exposure_id, weight=weight)
         items = (*shown.items[:index], one._replace(state=state), *shown.items[index + 1 :])
         self._put("shown", exposure_id, msgspec.structs.replace(shown, items=items))
         return True
@@ -264,6 +272,7 @@ class Joined:
         *,
         swaps: bool = False,
         exposure: str = "",
+        weight: float = 1.0,
     ) -> None:
         if not user:
             return
@@ -272,8 +281,13 @@ class Joined:
             Example(
                 self._event.seq, len(self.examples), user, item, label, at_us, user_tokens, item_tokens,
                 None if shown is None else shown.served, None if shown is None else shown.propensity, swaps, exposure,
+                weight,
             )
         )  # fmt: skip
+
+
+def _weight(shown: Shown, index: int) -> float:
+    return shown.weights[index] if shown.weights else 1.0
 
 
 def labels(positive: tuple[str, ...], negative: tuple[str, ...]) -> Mapping[str, float]:

@@ -139,13 +139,15 @@ def _describe(ids, crosses, head, of_ids, of_crosses, n, m, x):  # type: ignore[
 
 
 @numba.njit(cache=True)
-def _slide(row, label, swaps, keeps):  # type: ignore[no-untyped-def]
+def _slide(row, label, swaps, weight, keeps):  # type: ignore[no-untyped-def]
     """Count in a window of about ``1 / (1 − keeps)`` examples; a swap corrects at most one like there."""
+    if weight != 1.0:  # a part of an example moves the window by that part
+        keeps = keeps**weight
     if swaps:
-        row[_WINDOW_LIKES] = min(row[_WINDOW_MET], max(0.0, row[_WINDOW_LIKES] + 2.0 * label - 1.0))
+        row[_WINDOW_LIKES] = min(row[_WINDOW_MET], max(0.0, row[_WINDOW_LIKES] + (2.0 * label - 1.0) * weight))
     else:
-        row[_WINDOW_LIKES] = row[_WINDOW_LIKES] * keeps + label
-        row[_WINDOW_MET] = row[_WINDOW_MET] * keeps + 1.0
+        row[_WINDOW_LIKES] = row[_WINDOW_LIKES] * keeps + label * weight
+        row[_WINDOW_MET] = row[_WINDOW_MET] * keeps + weight
 
 
 @numba.njit(cache=True)
@@ -173,7 +175,7 @@ def writable(pairs, ids, crosses, upto, keep, keep_crosses):  # type: ignore[no-
 
 
 @numba.njit(cache=True)
-def learn(pairs, labels, swaps, ids, crosses, head, rate, keep, keep_crosses):  # type: ignore[no-untyped-def]
+def learn(pairs, labels, swaps, counts, ids, crosses, head, rate, keep, keep_crosses):  # type: ignore[no-untyped-def]
     """Learn pairs in order; return each one's score from before it."""
     id_keys, ends, cross_keys, cross_ends, trait_ends, genre_ends = keys(pairs)
     x, scores = np.empty(FEATURES), np.empty(len(labels))
@@ -192,6 +194,7 @@ def learn(pairs, labels, swaps, ids, crosses, head, rate, keep, keep_crosses):  
         slope, likes, count = scores[j] - y, y, 1.0
         if swaps[j]:  # the opposite label's step is taken back with this one, and so are its counts
             slope, likes, count = 1.0 - 2.0 * y, 2.0 * y - 1.0, 0.0
+        slope, likes, count = slope * counts[j], likes * counts[j], count * counts[j]
         for k in range(FEATURES):
             step = slope * x[k]
             head[SQUARES, k] += step * step
@@ -205,9 +208,9 @@ def learn(pairs, labels, swaps, ids, crosses, head, rate, keep, keep_crosses):  
         _learn_counts(ids, of_ids, likes, count)
         _learn_counts(crosses, of_crosses, likes, count)
         if of_ids[0] >= 0:
-            _slide(ids[of_ids[0]], y, swaps[j], 0.9)
+            _slide(ids[of_ids[0]], y, swaps[j], counts[j], 0.9)
         if of_ids[1] >= 0:
-            _slide(ids[of_ids[1]], y, swaps[j], 0.95)
+            _slide(ids[of_ids[1]], y, swaps[j], counts[j], 0.95)
     return scores
 
 

@@ -213,7 +213,7 @@ def writable(pairs, table, upto, keep):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def learn(  # type: ignore[no-untyped-def]
-    pairs, told, labels, swaps, table, factors, layers, head, content,
+    pairs, told, labels, swaps, counts, table, factors, layers, head, content,
     linear_rate, rate, content_rate, pull, spread, keep,
 ):  # fmt: skip
     """Learn pairs in order; return each one's score from before it."""
@@ -235,10 +235,11 @@ def learn(  # type: ignore[no-untyped-def]
         slope = scores[j] - labels[j]
         if swaps[j]:  # the loss of the label less that of its opposite, which was learned
             slope = 1.0 - 2.0 * labels[j]
+        slope *= counts[j]
         _backward(layers, k, x, one, two, of_x, of_one, of_two)
         _step_layers(layers, x, one, two, of_one, of_two, slope, rate)
-        _step_content(content, told[j], of_x, slope, content_rate, pull)
-        _step_rows(rows, split, table, factors, of_x, slope, linear_rate, rate, pull, spread)
+        _step_content(content, told[j], of_x, slope, content_rate, pull * counts[j])
+        _step_rows(rows, split, table, factors, of_x, slope, linear_rate, rate, pull * counts[j], spread)
         head[0, ALL], head[0, ALL_SQUARES] = _moved(head[0, ALL], head[0, ALL_SQUARES], slope, linear_rate)
     return scores
 

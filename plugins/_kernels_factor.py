@@ -55,8 +55,8 @@ def _side(rows, table, factors, into):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _step(rows, table, factors, other, slope, rate, pull, spread):  # type: ignore[no-untyped-def]
-    """Move an id and its tokens against the slope."""
+def _step(rows, table, factors, other, slope, counts, rate, pull, spread):  # type: ignore[no-untyped-def]
+    """Move an id and its tokens against the slope, as far as the example counts."""
     for place in range(len(rows)):
         row = rows[place]
         if row < 0:
@@ -64,14 +64,14 @@ def _step(rows, table, factors, other, slope, rate, pull, spread):  # type: igno
         if table[row, MET] <= 0.0:
             for f in range(len(other)):
                 factors[row, f] = spread * drawn(table[row, 0], f)
-        table[row, MET] += 1.0
+        table[row, MET] += counts
         if place == 0:
             by, weight, share = max(0.03, 0.6 / sqrt(table[row, MET] + 3.0)), 1.0, 1.0
         else:
             by, weight, share = 0.01, _SIDE, _BLEND / (len(rows) - 1)
-        table[row, BIAS] -= by * (slope * weight + 0.01 * table[row, BIAS])
+        table[row, BIAS] -= counts * by * (slope * weight + 0.01 * table[row, BIAS])
         for f in range(len(other)):
-            factors[row, f] -= rate * (slope * share * other[f] + pull * factors[row, f])
+            factors[row, f] -= counts * rate * (slope * share * other[f] + pull * factors[row, f])
 
 
 @numba.njit(cache=True)
@@ -92,7 +92,7 @@ def writable(pairs, table, upto, keep):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def learn(pairs, labels, swaps, table, factors, head, rate, pull, spread, keep):  # type: ignore[no-untyped-def]
+def learn(pairs, labels, swaps, counts, table, factors, head, rate, pull, spread, keep):  # type: ignore[no-untyped-def]
     """Learn pairs in order; return each one's score from before it."""
     found, ends, trait_ends = keys(pairs)
     k = factors.shape[1]
@@ -109,9 +109,9 @@ def learn(pairs, labels, swaps, table, factors, head, rate, pull, spread, keep):
         slope = scores[j] - labels[j]
         if swaps[j]:  # the opposite label's step is taken back with this one
             slope = 1.0 - 2.0 * labels[j]
-        head[0, ALL] -= 0.002 * slope
-        _step(rows[:split], table, factors, of_item, slope, rate, pull, spread)
-        _step(rows[split:], table, factors, of_user, slope, rate, pull, spread)
+        head[0, ALL] -= 0.002 * slope * counts[j]
+        _step(rows[:split], table, factors, of_item, slope, counts[j], rate, pull, spread)
+        _step(rows[split:], table, factors, of_user, slope, counts[j], rate, pull, spread)
     return scores
 
 

@@ -61,7 +61,7 @@ def writable(pairs, table, upto, keep):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def learn(pairs, labels, swaps, table, head, alpha, beta, l1, l2, keep):  # type: ignore[no-untyped-def]
+def learn(pairs, labels, swaps, counts, table, head, alpha, beta, l1, l2, keep):  # type: ignore[no-untyped-def]
     """Learn pairs in order; return each one's score from before it."""
     found, _, ends = keys(pairs)
     scores = np.empty(len(labels))
@@ -78,6 +78,7 @@ def learn(pairs, labels, swaps, table, head, alpha, beta, l1, l2, keep):  # type
         slope, likes, count = scores[j] - y, y, 1.0
         if swaps[j]:  # the opposite label's step is taken back with this one
             slope, likes, count = 1.0 - 2.0 * y, 2.0 * y - 1.0, 0.0
+        slope, likes, count = slope * counts[j], likes * counts[j], count * counts[j]
         head[0, 1] += count
         head[0, 0] = min(head[0, 1], max(0.0, head[0, 0] + likes))
         weights = np.empty(len(rows))

@@ -56,7 +56,7 @@ def mix(told, row, bayes):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def learn(told, labels, swaps, row, bayes, rate, share):  # type: ignore[no-untyped-def]
+def learn(told, labels, swaps, counts, row, bayes, rate, share):  # type: ignore[no-untyped-def]
     """Learn examples in order; return each one's mixed score from before it."""
     m = told.shape[1]
     scores = np.empty(len(told))
@@ -64,7 +64,7 @@ def learn(told, labels, swaps, row, bayes, rate, share):  # type: ignore[no-unty
         y = labels[j]
         scores[j] = _mix(told[j], row, bayes)
         if not bayes:
-            slope = 1.0 - 2.0 * y if swaps[j] else scores[j] - y
+            slope = (1.0 - 2.0 * y if swaps[j] else scores[j] - y) * counts[j]
             row[0] -= rate * slope
             for k in range(m):
                 row[1 + k] -= rate * slope * log_odds(told[j, k])
@@ -72,7 +72,8 @@ def learn(told, labels, swaps, row, bayes, rate, share):  # type: ignore[no-unty
         right = weights(row, True)
         total = 0.0
         for k in range(m):
-            right[k] *= _within(told[j, k] if y > 0.0 else 1.0 - told[j, k])
+            said = _within(told[j, k] if y > 0.0 else 1.0 - told[j, k])
+            right[k] *= said if counts[j] == 1.0 else said ** counts[j]
             total += right[k]
         for k in range(m):
             row[1 + k] = log((1.0 - share) * right[k] / total * m + share)

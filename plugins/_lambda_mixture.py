@@ -50,9 +50,9 @@ class LambdaMixture:
         mixed: Floats = kernels().mixed(log_weights, self._lambdas, base, terms, self._logit)
         return mixed
 
-    def learn(self, log_weights: Floats, base: float, terms: Floats, label: float) -> None:
+    def learn(self, log_weights: Floats, base: float, terms: Floats, label: float, weight: float = 1.0) -> None:
         """Reward in place the experts that said what came true; ``terms``: those of one pair."""
-        kernels().rewarded(log_weights, self._lambdas, base, terms, self._logit, label, self._share)
+        kernels().rewarded(log_weights, self._lambdas, base, terms, self._logit, label, weight, self._share)
 
     def mean(self, log_weights: Floats) -> float:
         """The mean λ that is believed in now."""

@@ -74,12 +74,12 @@ def mixed(log_weights, lambdas, base, terms, logit):  # type: ignore[no-untyped-
 
 
 @numba.njit(cache=True)
-def rewarded(log_weights, lambdas, base, terms, logit, label, share):  # type: ignore[no-untyped-def]
-    """Add each expert's log-likelihood to its weight, in place, and give a share back to all."""
+def rewarded(log_weights, lambdas, base, terms, logit, label, counts, share):  # type: ignore[no-untyped-def]
+    """Add each expert's log-likelihood to its weight, in place, as far as the example counts; give a share to all."""
     n, correction = len(lambdas), _total(terms)
     for i in range(n):
         said = _expert(base, correction, lambdas[i], logit)
-        log_weights[i] += np.log(said) if label > 0.5 else np.log1p(-said)
+        log_weights[i] += counts * (np.log(said) if label > 0.5 else np.log1p(-said))
     most = log_weights.max()
     total = most + np.log(np.exp(log_weights - most).sum())
     for i in range(n):
@@ -132,7 +132,7 @@ def table_terms(values, user, items, tokens, ends, own, at_s, rate, prior):  # t
 
 
 @numba.njit(cache=True)
-def table_learn(values, rows, at_s, rate, prior, label, stored, swaps):  # type: ignore[no-untyped-def]
+def table_learn(values, rows, at_s, rate, prior, label, stored, swaps, counts):  # type: ignore[no-untyped-def]
     """Add one example in place; each term learns what those before it leave over."""
     terms = np.empty(3)
     _terms(values, rows, at_s, rate, prior, terms)
@@ -143,7 +143,7 @@ def table_learn(values, rows, at_s, rate, prior, label, stored, swaps):  # type:
             logit += terms[j - 1]
         said = 1.0 / (1.0 + np.exp(-logit))
         newest = max(row[2], at_s) if row[1] > 0.0 else at_s
-        faded, weight = np.exp(-rate * (newest - row[2])), np.exp(-rate * (newest - at_s))
+        faded, weight = np.exp(-rate * (newest - row[2])), counts * np.exp(-rate * (newest - at_s))
         if row[1] == 0.0:
             faded = 0.0
         row[0] = faded * row[0] + weight * (2.0 * label - 1.0 if swaps else label - said)
@@ -199,18 +199,18 @@ def sketch_terms(values, user, items, tokens, ends, arrays, bits, prior):  # typ
 
 
 @numba.njit(cache=True)
-def sketch_learn(values, rows, prior, label, stored, swaps):  # type: ignore[no-untyped-def]
+def sketch_learn(values, rows, prior, label, stored, swaps, counts):  # type: ignore[no-untyped-def]
     """Add one example in place; each view learns what those before it leave over."""
     for view in range(VIEWS):
         term = _view_term(values, rows, view, prior)
         for k in range(view, len(rows), VIEWS):
             row = values[rows[k]]
             if swaps:
-                row[1] += 2.0 * label - 1.0
+                row[1] += counts * (2.0 * label - 1.0)
             else:
-                row[0] += 1.0
-                row[1] += label
-                row[2] += stored
+                row[0] += counts
+                row[1] += counts * label
+                row[2] += counts * stored
         stored = min(max(stored + term, 0.0), 1.0)
 
 

@@ -139,15 +139,19 @@ def _coded_one(example: Example) -> Coded:
 
 
 @lru_cache
-def _outcome(label: float, swaps: bool) -> tuple[Floats, Flags]:
-    return np.array([label]), np.array([swaps])
+def _outcome(label: float, swaps: bool, weight: float) -> tuple[Floats, Flags, Floats]:
+    return np.array([label]), np.array([swaps]), np.array([weight])
 
 
-def outcomes(examples: Sequence[Example]) -> tuple[Floats, Flags]:
-    """Labels of examples, and which of them take back their opposite."""
+def outcomes(examples: Sequence[Example]) -> tuple[Floats, Flags, Floats]:
+    """Labels of examples, which of them take back their opposite, and how much they count."""
     if len(examples) == 1:
-        return _outcome(examples[0].label, examples[0].swaps)
-    return np.array([one.label for one in examples]), np.array([one.swaps for one in examples], bool)
+        return _outcome(examples[0].label, examples[0].swaps, examples[0].weight)
+    return (
+        np.array([one.label for one in examples]),
+        np.array([one.swaps for one in examples], bool),
+        np.array([one.weight for one in examples]),
+    )
 
 
 class Predicted(NamedTuple):

@@ -84,7 +84,7 @@ class CountStack(OnlineRanker):
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Count examples in order, and move the weights."""
-        pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
+        pairs, said = coded_examples(examples), outcomes(examples)
         ids, crosses, head = stores["ids"], stores["crosses"], stores["head"]
         upto = head.values[2, 2] + len(examples)
         keep, keep_crosses = len(ids) / KEEP, len(crosses) / KEEP
@@ -93,7 +93,7 @@ class CountStack(OnlineRanker):
         crosses.touch(cross_rows)
         head.touch(_HEAD)
         scores: Floats = self._kernels.learn(
-            pairs, labels, swaps, ids.values, crosses.values, head.values, self.config.rate, keep, keep_crosses
+            pairs, *said, ids.values, crosses.values, head.values, self.config.rate, keep, keep_crosses
         )
         return scores
 

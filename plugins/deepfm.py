@@ -170,7 +170,7 @@ class Deepfm(OnlineRanker):
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Take a step for each example, in order."""
-        pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
+        pairs, said = coded_examples(examples), outcomes(examples)
         facts, factors, layers, head, content = (stores[one.name] for one in self.stores[:-1])
         c = self.config
         keep = len(facts) / KEEP
@@ -185,8 +185,7 @@ class Deepfm(OnlineRanker):
         scores: Floats = self._kernels.learn(
             pairs,
             told,
-            labels,
-            swaps,
+            *said,
             *self.values(stores),
             c.linear_rate,
             c.rate,

@@ -71,7 +71,7 @@ class Factorization(OnlineRanker):
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Move vectors and biases, example by example."""
-        pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
+        pairs, said = coded_examples(examples), outcomes(examples)
         facts, factors, head = stores["facts"], stores["factors"], stores["head"]
         c = self.config
         keep = len(facts) / KEEP
@@ -80,6 +80,6 @@ class Factorization(OnlineRanker):
         factors.touch(rows)
         head.touch_row(0)
         scores: Floats = self._kernels.learn(
-            pairs, labels, swaps, facts.values, factors.values, head.values, c.rate, c.pull, c.spread, keep
+            pairs, *said, facts.values, factors.values, head.values, c.rate, c.pull, c.spread, keep
         )
         return scores

@@ -71,12 +71,12 @@ class ImplicitFtrl(OnlineRanker):
 
     def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
         """Move weights, example by example."""
-        pairs, (labels, swaps) = coded_examples(examples), outcomes(examples)
+        pairs, said = coded_examples(examples), outcomes(examples)
         weights, head = stores["weights"], stores["head"]
         keep = len(weights) / KEEP
         weights.touch(self._kernels.writable(pairs, weights.values, head.values[0, 2] + len(examples), keep))
         head.touch_row(0)
-        scores: Floats = self._kernels.learn(pairs, labels, swaps, weights.values, head.values, *self._speeds, keep)
+        scores: Floats = self._kernels.learn(pairs, *said, weights.values, head.values, *self._speeds, keep)
         return scores
 
     def values(self, stores: Any) -> Sequence[Any]:

@@ -9,6 +9,10 @@ Kept are sums per stretch of time and slice, one row of an array each: log loss,
 from it is exact up to ties within 1/64 of probability, the calibration error up to 1/128), won pairs within exposures
 (per-user AUC) and NDCG@10 of exposures in the order of this ranker's scores (in the slice ``known``, whatever was
 shown). And a ring of the last scored examples, which a gate pairs with another version's.
+
+Of live A/Bs it keeps what each user was shown and liked, by arm: exposures in the user's first ``window_s``, how many
+of them led to something liked in that time, and how many items were liked. What comes later does not count, so a user
+whose window has closed changes no more.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,6 +31,8 @@ import numpy.typing as npt
 
 from streamfold.core import (
     LEARNED_FROM,
+    ArmName,
+    ArmOutcome,
     Array,
     ConfigError,
     Event,
@@ -67,20 +73,55 @@ class Pending(msgspec.Struct, frozen=True, array_like=True):
     labels: tuple[int, ...]
 
 
+class ArmUser(msgspec.Struct, frozen=True, array_like=True):
+    """What a user of an arm was shown and liked. ``hits``: exposures that led to something liked."""
+
+    experiment: str
+    arm: ArmName
+    share: float
+    first_us: int
+    exposures: int
+    hits: int
+    liked: int
+
+
+class InArms(msgspec.Struct, frozen=True, array_like=True):
+    """The arms of an exposure, by the keys of its user in them, and whether it has led to something liked."""
+
+    users: tuple[str, ...]
+    hit: bool
+
+
+class Heard(NamedTuple):
+    """An example, and when the event was that completed it."""
+
+    example: Example
+    at_us: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityConfig:
-    """Whose scores, over which stretches of time, and how many examples are kept for gates."""
+    """Whose scores, over which stretches of time, and how many examples are kept for gates.
+
+    Parameters
+    ----------
+    window_s : so long a user counts in an arm of a live A/B, from the first exposure.
+    max_users : users of arms that are kept.
+    """
 
     ranker: str = "ensemble"
     bucket_s: float = 3600.0
     max_buckets: int = 1024
     max_exposures: int = 50_000
     ring: int = 1 << 15
+    window_s: float = 86_400.0
+    max_users: int = 500_000
 
     def __post_init__(self) -> None:
-        if not 0 < self.bucket_s < math.inf:
-            raise ConfigError(f"quality: bucket_s is {self.bucket_s}: give a positive number of seconds")
-        at_least("quality", self, 1, "max_buckets", "max_exposures", "ring")
+        for name in ("bucket_s", "window_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"quality: {name} is {getattr(self, name)}: give a positive number of seconds")
+        at_least("quality", self, 1, "max_buckets", "max_exposures", "ring", "max_users")
 
 
 class Quality(Policy):
@@ -101,13 +142,16 @@ class Quality(Policy):
             Table("pending", key=str, value=Pending, max_rows=c.max_exposures),
             Array("met", shape=(_ALL_MET + 1, 1), dtype="int64"),
             Array("scored", shape=(c.ring, _COLUMNS), dtype="int64"),
+            Table("arm_users", key=str, value=ArmUser, max_rows=c.max_users),
+            Table("in_arms", key=str, value=InArms, max_rows=c.max_exposures),
+            Table("arms_seen", key=str, value=int, max_rows=1),
         )
 
     def fold(self, event: Event, prepared: Prepared, stores: Stores) -> None:
         """Test what has come to an end, and score what is shown."""
         ranker = stores.of(self.config.ranker).server
-        examples = stores.of("activity").server.examples(event, stores.now_us)
-        self._test(examples, lambda n: float(ranker.score(examples[n])), stores)
+        heard = self._heard(event, stores)
+        self._test(heard, lambda n: float(ranker.score(heard[n].example)), stores)
         data = event.data
         if _is_scored(event):
             items = tuple(dict.fromkeys(one.item_id for one in data.items if one.item_id is not None))
@@ -116,23 +160,57 @@ class Quality(Policy):
                 ranking = ranker.rank(RankRequest(user=user, item_ids=items, at_us=event.at_us))
                 pending = Pending(items, tuple(ranking.scores.tolist()), (-1,) * len(items))
                 stores["pending"].put(data.exposure_id, pending)
+            if data.arms and data.user_id is not None:
+                self._shown(event, stores)
 
-    def gather(self, event: Event, stores: Stores) -> Sequence[Example] | None:
+    def _shown(self, event: Event, stores: Stores) -> None:
+        """Count an exposure in its arms."""
+        data, users = event.data, []
+        if data.exposure_id in stores["in_arms"]:
+            return
+        for one in data.arms:
+            key = f"{one.experiment}\x1f{one.arm}\x1f{_hash('u:' + data.user_id)}"
+            old = stores["arm_users"].get(key) or ArmUser(one.experiment, one.arm, one.share, event.at_us, 0, 0, 0)
+            if self._open(old, event.at_us):
+                stores["arm_users"].put(key, msgspec.structs.replace(old, exposures=old.exposures + 1))
+                users.append(key)
+        stores["in_arms"].put(data.exposure_id, InArms(tuple(users), False))
+        stores["arms_seen"].put("us", max(event.at_us, stores["arms_seen"].get("us") or 0))
+
+    def _liked(self, exposure_id: str, at_us: int, stores: Stores) -> None:
+        """Count something liked in the arms of its exposure."""
+        found = stores["in_arms"].get(exposure_id)
+        for key in () if found is None else found.users:
+            old = stores["arm_users"].get(key)
+            if old is not None and self._open(old, at_us):
+                new = msgspec.structs.replace(old, hits=old.hits + (not found.hit), liked=old.liked + 1)
+                stores["arm_users"].put(key, new)
+        if found is not None and not found.hit:
+            stores["in_arms"].put(exposure_id, InArms(found.users, True))
+
+    def _open(self, user: ArmUser, at_us: int) -> bool:
+        closes_us: float = user.first_us + self.config.window_s * _US
+        return at_us < closes_us
+
+    def _heard(self, event: Event, stores: Stores) -> list[Heard]:
+        examples = stores.of("activity").server.examples(event, stores.now_us)
+        return [Heard(one, event.at_us) for one in examples]
+
+    def gather(self, event: Event, stores: Stores) -> list[Heard] | None:
         """Gather what has come to an end; what is shown is scored by the ranker as it is at that event."""
-        if _is_scored(event):
-            return None
-        found: Sequence[Example] = stores.of("activity").server.examples(event, stores.now_us)
-        return found
+        return None if _is_scored(event) else self._heard(event, stores)
 
-    def fold_gathered(self, gathered: Sequence[Sequence[Example]], told: Mapping[str, Any], stores: Stores) -> None:
+    def fold_gathered(self, gathered: Sequence[Sequence[Heard]], told: Mapping[str, Any], stores: Stores) -> None:
         """Test examples with the scores that the ranker gave as it learned them."""
         scores: list[float] = told[self.config.ranker].tolist()
         self._test([one for each in gathered for one in each], scores.__getitem__, stores)
 
-    def _test(self, examples: Sequence[Example], score_of: Callable[[int], float], stores: Stores) -> None:
+    def _test(self, heard: Sequence[Heard], score_of: Callable[[int], float], stores: Stores) -> None:
         """Test examples in order; ``score_of`` the n-th is asked where no exposure has one."""
         tested: list[tuple[Example, float]] = []
-        for n, example in enumerate(examples):
+        for n, (example, at_us) in enumerate(heard):
+            if example.exposure and example.label > 0:
+                self._liked(example.exposure, at_us, stores)
             pending = stores["pending"].get(example.exposure) if example.exposure else None
             if pending is not None and example.item in pending.items:
                 place = pending.items.index(example.item)
@@ -214,14 +292,25 @@ class QualityServer:
         count = int(self._view["met"].values[_ALL_MET, 0])
         size = self._config.ring
         order = np.arange(max(0, count - size), count) % size
-        return SumsAndRing(self._config, self._view["sums"].values.copy(), self._view["scored"].values[order])
+        users = list(self._view["arm_users"].items())
+        upto_us = self._view["arms_seen"].get("us") or 0
+        return SumsAndRing(
+            self._config, self._view["sums"].values.copy(), self._view["scored"].values[order], users, upto_us
+        )
 
 
 class SumsAndRing:
     """What was ``Measured``."""
 
-    def __init__(self, config: QualityConfig, sums: npt.NDArray[np.float64], ring: npt.NDArray[np.int64]) -> None:
-        self._config, self._sums, self._ring = config, sums, ring
+    def __init__(
+        self,
+        config: QualityConfig,
+        sums: npt.NDArray[np.float64],
+        ring: npt.NDArray[np.int64],
+        users: Sequence[tuple[str, ArmUser]],
+        upto_us: int,
+    ) -> None:
+        self._config, self._sums, self._ring, self._users, self._upto_us = config, sums, ring, users, upto_us
 
     def series(self, *, from_us: int, to_us: int, slice_: str) -> list[QualityPoint]:
         """Sums of stretches of time."""
@@ -243,6 +332,28 @@ class SumsAndRing:
             key=rows[:, :2], user=rows[:, 2], at_us=rows[:, 3], score=rows[:, 4] / _ONE,
             label=rows[:, 5].astype(np.float64), slices=rows[:, 6],
         )  # fmt: skip
+
+    def arms(self) -> list[ArmOutcome]:
+        """What users of each arm of live A/Bs did, users in the order in which their windows closed. O(users)."""
+        upto_us = self._upto_us - self._config.window_s * _US
+        by_arm: dict[tuple[str, ArmName], list[tuple[int, str, ArmUser]]] = {}
+        for key, user in self._users:
+            by_arm.setdefault((user.experiment, user.arm), []).append((user.first_us, key, user))
+        return [_outcome([user for *_, user in sorted(by_arm[arm])], upto_us) for arm in sorted(by_arm)]
+
+
+def _outcome(users: Sequence[ArmUser], upto_us: float) -> ArmOutcome:
+    first = users[0]
+    return ArmOutcome(
+        experiment=first.experiment,
+        arm=first.arm,
+        share=first.share,
+        first_us=first.first_us,
+        users=len(users),
+        exposures=sum(one.exposures for one in users),
+        liked=sum(one.liked for one in users),
+        values=np.array([one.hits / one.exposures for one in users if one.first_us <= upto_us]),
+    )
 
 
 def _point(at_us: int, row: npt.NDArray[np.float64]) -> QualityPoint:

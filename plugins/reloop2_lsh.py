@@ -73,4 +73,6 @@ class Reloop2Lsh(ErrorMemory):
         c: Reloop2LshConfig = self.config
         sketch, loops = stores["buckets"], kernels()
         rows = sketch.touch(loops.sketch_rows(pairs.user, pairs.items[0], pairs.tokens, c.arrays, c.bits))
-        loops.sketch_learn(sketch.values, rows, float(c.prior), float(example.label), said, example.swaps)
+        loops.sketch_learn(
+            sketch.values, rows, float(c.prior), float(example.label), said, example.swaps, example.weight
+        )

@@ -108,6 +108,7 @@ class Reloop2Topk(ErrorMemory):
             if loops.share_of(example.seq, example.n) >= c.keep:
                 return
             weight = 1 / c.keep
+        weight *= example.weight
         slot = written % c.samples
         bits = loops.token_bits(pairs.tokens)
         keys.put([slot], np.array([[pairs.user, pairs.items[0], bits]], np.uint64).view(np.int64))

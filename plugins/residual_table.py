@@ -75,5 +75,5 @@ class ResidualTable(ErrorMemory):
         rows = table.touch(loops.table_rows(pairs.user, pairs.items[0], pairs.tokens, pairs.own, self.config.rows))
         loops.table_learn(
             table.values, rows, example.at_us / 1e6, self._rate, float(self.config.prior), float(example.label), said,
-            example.swaps,
+            example.swaps, example.weight,
         )  # fmt: skip

@@ -135,8 +135,20 @@ class ExposedItem(Data, frozen=True, kw_only=True):
     propensity: Unit | None = None
 
 
+class ExposureArm(Data, frozen=True, kw_only=True):
+    """The arm of a live A/B that a response comes from: ``share`` of the users get the stack ``candidate``, the others
+    those of ``live``. ``weighted``: what is learned from it counts for an arm as far as that arm shows such things."""
+
+    experiment: Id
+    arm: Literal["live", "candidate"]
+    share: Unit
+    candidate: str
+    live: list[str]
+    weighted: bool = True
+
+
 class ExposureRecorded(Data, frozen=True, kw_only=True):
-    """One served response: what was shown, by which versions."""
+    """One served response: what was shown, by which versions, in which arms of live A/Bs."""
 
     exposure_id: Id
     kind: Literal["recommend", "rank", "query", "classify"]
@@ -145,6 +157,7 @@ class ExposureRecorded(Data, frozen=True, kw_only=True):
     session_id: Id | None = None
     policies: dict[str, str] | None = None
     context: Flat | None = None
+    arms: list[ExposureArm] | None = None
 
 
 class LabelTarget(Data, frozen=True, kw_only=True):

@@ -95,9 +95,10 @@ class _Named(dict[str, Any]):
 class FoldStores:
     """What ``fold`` gets as ``stores``: the member's stores, the fold's clock and generator, members it reads."""
 
-    __slots__ = ("_instance_id", "_live", "_named", "_reads", "now_us", "seq")
+    __slots__ = ("_instance_id", "_live", "_named", "_reads", "now_us", "seq", "stack")
 
-    def __init__(self, runtime: Runtime, named: dict[str, Any], reads: dict[str, ReadOnly]) -> None:
+    def __init__(self, runtime: Runtime, named: dict[str, Any], reads: dict[str, ReadOnly], stack: str) -> None:
+        self.stack = stack
         self._named = named
         self._reads = reads
         self._live = tuple(named.values())
@@ -132,7 +133,8 @@ class FoldStores:
 class _Reader:
     """Stores and server of a member that another member reads: as before this event, since dependents fold first."""
 
-    def __init__(self, stores: GroupStores, runtime: Runtime, reads: dict[str, ReadOnly]) -> None:
+    def __init__(self, stores: GroupStores, runtime: Runtime, reads: dict[str, ReadOnly], stack: str) -> None:
+        self.stack = stack
         self._named = stores.by_runtime[runtime.key]
         self._reads = reads
         self.tools = None
@@ -153,14 +155,14 @@ def readers(group: Group, stores: GroupStores) -> dict[str, dict[str, ReadOnly]]
     for runtime in reversed(group.runtimes):  # who is read comes first, and is made once for all who read it
         found[runtime.key] = {name: made[name] for name in runtime.policy.reads}
         if runtime.instance.name in read:
-            made[runtime.instance.name] = _Reader(stores, runtime, found[runtime.key])
+            made[runtime.instance.name] = _Reader(stores, runtime, found[runtime.key], group.stack)
     return found
 
 
 def fold_stores(group: Group, stores: GroupStores) -> dict[str, FoldStores]:
     """What each member's ``fold`` gets, by its key."""
     reads = readers(group, stores)
-    return {r.key: FoldStores(r, stores.by_runtime[r.key], reads[r.key]) for r in group.runtimes}
+    return {r.key: FoldStores(r, stores.by_runtime[r.key], reads[r.key], group.stack) for r in group.runtimes}
 
 
 def recover(context: Context, workspace: str, group: Group, stores: GroupStores) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Change what is served without stopping it: add a shadow, promote, roll back, rebuild, retire, skip.
+"""Change what is served without stopping it: add a shadow, split, promote, roll back, rebuild, retire, skip.
 
 Who serves is decided by instance rows alone, changed in one transaction of the ledger at one position (see
 ``core/ledger/_versions.py``); folds and views of every process follow the rows. What is under way (a backfill, a
@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from streamfold.core.arms import MILLION
 from streamfold.core.clock import US
 from streamfold.core.context import Context, Group, group_name, pinned
 from streamfold.core.errors import ConfigError, GateFailed, NotCaughtUp, OutOfReach, VersionConflict, nearest
@@ -25,6 +27,7 @@ from streamfold.core.registry import Declared
 from streamfold.core.stores.checkpoint import drop_old_checkpoints
 
 log = logging.getLogger("streamfold.versions")
+T = TypeVar("T")
 
 CATCH_UP_S = 3.0
 """How long a promotion waits for a shadow that is a few events behind: under load it always is, for a moment."""
@@ -189,6 +192,34 @@ def rollback(context: Context, workspace: str, name: str, version: str | None, *
     return _take_over(context, workspace, group, _entry(context, actor, "rollback", group.name, reason))
 
 
+def split(
+    context: Context, workspace: str, group: Group, *, share: float, weighted: bool = True, actor: str, reason: str
+) -> str:
+    """Let a shadow answer a share of the users from now on: a new experiment, whose name this returns. 0 ends it.
+
+    ``weighted``: both arms learn from what is shown as far as they show such things themselves.
+
+    Raises
+    ------
+    VersionConflict : it may not be served (``blockers``), is no shadow, or another is split from the same live one.
+    NotCaughtUp : it lags behind what is live.
+    """
+    ledger, experiment = context.ledger, uuid.uuid4().hex[:16] if share else ""
+    if share:
+        _refuse_blocked(context, workspace, group)
+    audit = _entry(context, actor, "split", group.name, f"share {share:g}: {reason}")
+    share_ppm = round(share * MILLION)
+    _once_caught_up(
+        context,
+        lambda: ledger.split(
+            workspace, group.name, share_ppm=share_ppm, experiment=experiment, weighted=weighted, audit=audit
+        ),
+    )
+    log.info("split workspace=%s group=%s share=%g experiment=%s", workspace, group.name, share, experiment)
+    context.groups(workspace, fresh=True)
+    return experiment
+
+
 def blockers(context: Context, workspace: str, group: Group) -> list[str]:
     """Why a version may not be promoted or rolled back to just now; ``force`` overrides none of them.
 
@@ -233,18 +264,24 @@ def _take_over(context: Context, workspace: str, group: Group, audit: AuditEntry
     serves = any(i.slot == "live" and i.name in names for i in ledger.instances(workspace))
     at_least = 0 if serves else ledger.head(workspace)
     retire_us = context.clock.now_us() + int(context.settings.rollback_window_s * US)
+    done = _once_caught_up(
+        context, lambda: ledger.promote(workspace, group.name, retire_us=retire_us, at_least=at_least, audit=audit)
+    )
+    log.info("%s workspace=%s group=%s at=%d old=%s", audit.action, workspace, group.name, done.position, done.demoted)
+    context.groups(workspace, fresh=True)
+    return done
+
+
+def _once_caught_up(context: Context, change: Callable[[], T]) -> T:
+    """Do what a lag forbids, once a lag of a moment is over."""
     deadline = time.monotonic() + CATCH_UP_S
     while True:
         try:
-            done = ledger.promote(workspace, group.name, retire_us=retire_us, at_least=at_least, audit=audit)
-            break
+            return change()
         except NotCaughtUp as lag:
             if time.monotonic() > deadline or lag.position - lag.watermark > context.settings.fold.batch_events:
                 raise
             time.sleep(_LOOK_S)
-    log.info("%s workspace=%s group=%s at=%d old=%s", audit.action, workspace, group.name, done.position, done.demoted)
-    context.groups(workspace, fresh=True)
-    return done
 
 
 def _demoted(context: Context, workspace: str, name: str, version: str | None) -> Group:

@@ -87,6 +87,7 @@ class VersionMixin(Base):
                 tx.run(demote, (retire_us, False, workspace, name))
             crash.point("versions.promote.in")
             _make_live(tx, workspace, group, position)
+            _end_splits(tx, workspace, have, [group, *demoted])
             add_audit(tx, workspace, audit)
             return Promoted(group=group, position=position, demoted=demoted)
 
@@ -95,9 +96,40 @@ class VersionMixin(Base):
         crash.point("versions.promote.after")
         return done
 
+    def split(
+        self, workspace: str, group: str, *, share_ppm: int, experiment: str, weighted: bool = True, audit: AuditEntry
+    ) -> None:
+        change = "update fold_groups set share_ppm = ?, experiment = ?, weighted = ? where workspace = ? and grp = ?"
+
+        def job(tx: Tx) -> None:
+            slots_changed(tx, workspace)
+            have = _instances(tx, workspace)
+            if not share_ppm:
+                if group not in _splits(tx, workspace):
+                    raise VersionConflict(f"group {group} answers no share of the users: there is nothing to end")
+                tx.run(change, (0, "", True, workspace, group))
+                add_audit(tx, workspace, audit)
+                return
+            _require_shadow(have, group)
+            near = _of_the_same_names(have, [group])
+            live = sorted({i.group for i in have if i.slot == "live" and i.group in near})
+            if not live:
+                raise VersionConflict(f"nothing that group {group} could be compared with is live: promote it")
+            if others := sorted(_splits(tx, workspace) & near - {group}):
+                raise VersionConflict(f"group {others[0]} is in a split already: end it first, with share 0")
+            marks = _lock(tx, workspace, [group, *live])
+            _require_position(group, marks[group], max(marks[name] for name in live))
+            _set_slot(tx, workspace, group, "shadow")  # who answers goes at no rate
+            tx.run(change, (share_ppm, experiment, weighted, workspace, group))
+            add_audit(tx, workspace, audit)
+
+        self._write(job)
+
     def replace_group(self, workspace: str, group: str, *, audit: AuditEntry) -> Promoted:
-        take = """update fold_groups set replaces = null, auto = old.auto, retire_us = old.retire_us
-            from (select auto, retire_us from fold_groups where workspace = ? and grp = ?) as old
+        take = """update fold_groups set replaces = null, auto = old.auto, retire_us = old.retire_us,
+            share_ppm = old.share_ppm, experiment = old.experiment, weighted = old.weighted from (
+            select auto, retire_us, share_ppm, experiment, weighted from fold_groups where workspace = ? and grp = ?
+            ) as old
             where workspace = ? and grp = ?"""
 
         def job(tx: Tx) -> Promoted:
@@ -129,11 +161,15 @@ class VersionMixin(Base):
 
         def job(tx: Tx) -> None:
             slots_changed(tx, workspace)
-            if not any(i.group == group and i.slot != "retired" for i in _instances(tx, workspace)):
+            have = _instances(tx, workspace)
+            slot = next((i.slot for i in have if i.group == group), "retired")
+            if slot == "retired":
                 raise VersionConflict(f"group {group} is retired already, or never was")
             if due_us is not None and not tx.all(due, (workspace, group, due_us)):
                 raise VersionConflict(f"group {group} is not to be retired yet")
             _retire(tx, workspace, group)
+            if slot == "live":
+                _end_splits(tx, workspace, have, [group])
             add_audit(tx, workspace, audit)
             crash.point("versions.retire.in")
 
@@ -176,6 +212,24 @@ def _instances(tx: Tx, workspace: str) -> list[Instance]:
     return [Instance(**row._asdict()) for row in rows]
 
 
+def _of_the_same_names(have: Sequence[Instance], groups: Sequence[str]) -> set[str]:
+    """Groups with a member of a name that one of these has, themselves too."""
+    names = {i.name for i in have if i.group in groups}
+    return {i.group for i in have if i.name in names and i.slot != "retired"}
+
+
+def _splits(tx: Tx, workspace: str) -> set[str]:
+    rows = tx.all("select grp from fold_groups where workspace = ? and share_ppm > 0", (workspace,))
+    return {str(group) for (group,) in rows}
+
+
+def _end_splits(tx: Tx, workspace: str, have: Sequence[Instance], groups: Sequence[str]) -> None:
+    """Who answers has changed: an A/B against it compares nothing any more."""
+    end = "update fold_groups set share_ppm = 0, experiment = '' where workspace = ? and grp = ?"
+    for group in sorted(_splits(tx, workspace) & _of_the_same_names(have, groups)):
+        tx.run(end, (workspace, group))
+
+
 def _lock(tx: Tx, workspace: str, groups: Sequence[str]) -> dict[str, int]:
     """Lock groups against commits, in the order of their names; return their watermarks."""
     sql = "update fold_groups set paused = paused where workspace = ? and grp = ? returning watermark"
@@ -216,7 +270,8 @@ def _retire(tx: Tx, workspace: str, group: str) -> None:
     _set_slot(tx, workspace, group, "retired")
     tx.run(
         """update fold_groups set paused = ?, epoch = epoch + 1, owner = null, lease_until_us = 0, retire_us = 0,
-        auto = ?, replaces = null, halted = null, halted_by = null, halted_at = null, feed_bytes = 0, state_bytes = 0
+        auto = ?, replaces = null, halted = null, halted_by = null, halted_at = null, feed_bytes = 0, state_bytes = 0,
+        share_ppm = 0, experiment = ''
         where workspace = ? and grp = ?""",
         (True, False, workspace, group),
     )

@@ -185,6 +185,12 @@ class GroupState:
     halted_by: str | None = None
     """``name@version`` of the policy that failed, and the position of the event it failed at."""
     halted_at: int | None = None
+    share_ppm: int = 0
+    """The millionths of the users that a shadow answers, in a live A/B; 0: none."""
+    experiment: str = ""
+    """The name of that A/B, which also salts who is among them."""
+    weighted: bool = True
+    """Whether both arms learn from what is shown as far as they show such things themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -502,6 +508,19 @@ class Ledger(Protocol):
         in one transaction at one position: the demoted groups' watermark, or ``at_least``.
 
         Raises ``VersionConflict`` when the group is not a shadow, ``NotCaughtUp`` when it has not reached the position.
+        """
+
+    def split(
+        self, workspace: str, group: str, *, share_ppm: int, experiment: str, weighted: bool = True, audit: AuditEntry
+    ) -> None:
+        """Let a shadow answer a share of the users from now on, or with ``share_ppm=0`` none any more; another share
+        or name is another experiment.
+
+        It ends by itself when who answers changes: by a promotion or a retirement of anything of the same names. A
+        rebuilt group goes on for the one that it replaces.
+
+        Raises ``VersionConflict`` when the group is no shadow, nothing of its names is live, another split of one of
+        them runs or, to end it, none does; ``NotCaughtUp`` when it has not folded as far as what is live.
         """
 
     def replace_group(self, workspace: str, group: str, *, audit: AuditEntry) -> Promoted:

@@ -249,6 +249,9 @@ fold_groups = Table(
     _int("retire_us"),
     _text("halted_by", null=True),
     _int("halted_at", null=True),
+    _int("share_ppm"),
+    _text("experiment", ""),
+    Column("weighted", Boolean, nullable=False, server_default=text("true")),
     postgresql_with=HOT,
 )
 

@@ -229,7 +229,7 @@ class Bench:
         runtime = runtime or self.runtime
         wrap = self.wrap if runtime is self.runtime else lambda name, store: store
         named = {name: wrap(name, store) for name, store in self.live.by_runtime[runtime.key].items()}
-        return FoldStores(runtime, named, self._reads[runtime.key])
+        return FoldStores(runtime, named, self._reads[runtime.key], self.group.stack)
 
     def prepare(self, events: Sequence[Event], runtime: Runtime | None = None) -> list[Any]:
         """Prepare through the stored form; ``EventError`` s stay in their places."""

@@ -4,8 +4,9 @@
 group's feed commit by commit. A query holds a group's read lock, so it never sees half of a commit.
 """
 
+from streamfold.core.views.arms import Answering, Arm
 from streamfold.core.views.lock import ReadWriteLock
 from streamfold.core.views.opened import Views
 from streamfold.core.views.view import Cut, GroupView, MemberView, WorkspaceView
 
-__all__ = ["Cut", "GroupView", "MemberView", "ReadWriteLock", "Views", "WorkspaceView"]
+__all__ = ["Answering", "Arm", "Cut", "GroupView", "MemberView", "ReadWriteLock", "Views", "WorkspaceView"]

@@ -27,7 +27,7 @@ class Serving:
     def leaving(self, groups: Sequence[Group]) -> frozenset[str]:
         """Groups served here that are live no more in the ledger, while a promoted one is here to take over."""
         now = {group.name for group in groups if group.slot == "live"}
-        arriving = {name for group in groups if group.name in now - self.live for name in _names(group)}
+        arriving = {name for group in groups if group.name in now - self.live for name in group.names}
         return frozenset(old for old in self.live - now if self.policies[old] & arriving)
 
     def after(self, groups: Sequence[Group], opened: set[str], behind: set[str], rows: Mapping[str, str]) -> Serving:
@@ -43,15 +43,11 @@ class Serving:
         now = {group.name: group for group in groups if group.slot == "live"}
         ready = opened - behind if self.live else opened  # at first there is nothing to switch from
         taken = {name for name in now if name in self.live or name in ready}
-        covered = {policy for name in taken for policy in _names(now[name])}
+        covered = {policy for name in taken for policy in now[name].names}
         kept = {old for old in self.live - set(now) if any(p in rows and p not in covered for p in self.policies[old])}
         here = {group.name for group in groups}
         return Serving(
             live=frozenset(taken | kept),
             awaited=tuple(sorted({group for group in rows.values() if group not in here})),
-            policies={name: _names(now[name]) for name in taken} | {name: self.policies[name] for name in kept},
+            policies={name: now[name].names for name in taken} | {name: self.policies[name] for name in kept},
         )
-
-
-def _names(group: Group) -> frozenset[str]:
-    return frozenset(runtime.instance.name for runtime in group.runtimes)

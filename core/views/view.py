@@ -18,6 +18,7 @@ from streamfold.core.fold.stores import GroupStores, recover
 from streamfold.core.fold.tools import InstanceTools
 from streamfold.core.ledger.abc import Commit, GroupState
 from streamfold.core.policy import ReadOnly, Tools
+from streamfold.core.views.arms import Answering, Arm, answering
 from streamfold.core.views.lock import ReadWriteLock
 from streamfold.core.views.switch import Serving
 
@@ -37,9 +38,14 @@ class Cut:
     age_ms: int
     policies: dict[str, str]
     degraded: list[str] = field(default_factory=list)
+    arms: tuple[Arm, ...] = ()
+    """Of the live A/Bs that the groups are in."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"position": self.position, "age_ms": self.age_ms, "policies": self.policies, "degraded": self.degraded}
+        said = {"position": self.position, "age_ms": self.age_ms, "policies": self.policies, "degraded": self.degraded}
+        if self.arms:
+            said["arms"] = [{"experiment": one.experiment, "arm": one.arm} for one in self.arms]
+        return said
 
 
 class MemberView:
@@ -57,7 +63,8 @@ class MemberView:
         return self._group.stores.by_runtime[self._key][name]
 
     def of(self, policy: str) -> ReadOnly:
-        return self._workspace.member(policy)
+        """A member of the same group, or else a live policy: a shadow answers from its own copies of what it reads."""
+        return self._group.members.get(policy) or self._workspace.member(policy)
 
 
 class GroupView:
@@ -150,6 +157,8 @@ class WorkspaceView:
         self.listeners: list[Callable[[], None]] = []
         self.head = 0
         self.states: dict[str, GroupState] = {}
+        self._split: tuple[GroupState, ...] = ()
+        """Those that are given a share of the users."""
         self.states_at = 0.0
         self.followed_at = 0.0
         self.deleted: dict[tuple[str, str], int] = {}
@@ -275,6 +284,7 @@ class WorkspaceView:
             self._outdated = ctx.outdated(self.name)
             self._live_rows = {row.name: row.group for row in ctx.instances(self.name) if row.slot == "live"}
             self.states = {s.group: s for s in ctx.ledger.groups(self.name)}
+            self._split = tuple(state for state in self.states.values() if state.share_ppm)
             self.states_at = time.monotonic()
             self._revision = revision
         views = dict(self.groups)
@@ -420,21 +430,34 @@ class WorkspaceView:
             return member
         raise KeyError(policy)
 
-    def servers(self, kind: type, policy: str | None = None) -> list[tuple[GroupView, MemberView]]:
-        """Members whose server is of a kind (a runtime-checkable protocol), live ones, or the one named."""
+    def experiment_of(self, group: str) -> str:
+        """The live A/B in which a group answers users as a candidate, as far as this view knows; empty: none."""
+        return next((state.experiment for state in self._split if state.group == group), "")
+
+    def answering(self, user_id: str | None) -> Answering:
+        """Who answers a user (see ``arms.py``); to be asked with :meth:`asking` held, as all that chooses is."""
+        return answering(self.serving, self._split, self.groups, user_id)
+
+    def servers(
+        self, kind: type, policy: str | None = None, among: Answering | None = None
+    ) -> list[tuple[GroupView, MemberView]]:
+        """Members whose server is of a kind (a runtime-checkable protocol), live ones, or the one named.
+
+        ``among``: those who answer a user, in the place of what is live.
+        """
         return [
             (view, member)
-            for view, member in self._members(policy)
+            for view, member in self._members(policy, among)
             if member.server is not None and isinstance(member.server, kind)
         ]
 
-    def _members(self, policy: str | None) -> list[tuple[GroupView, MemberView]]:
+    def _members(self, policy: str | None, among: Answering | None = None) -> list[tuple[GroupView, MemberView]]:
         """Live members, or those that a name means: live ones by their ``name``, any by ``name@version``, live first.
 
         Of live ones those that the settings name first come first: who asks for no policy gets that one's answer.
         One look at who is live: a promotion meanwhile does not mix with it.
         """
-        live, views = self.serving.live, self.groups
+        live, views = self.serving.live if among is None else among.groups, self.groups
         found = [
             (view, member)
             for name, view in views.items()
@@ -463,18 +486,21 @@ class WorkspaceView:
             return work()
 
     @contextmanager
-    def reading(self, views: Iterable[GroupView]) -> Iterator[Cut]:
-        """Hold the groups' read locks; the cut says what the answer is made from."""
+    def reading(self, views: Iterable[GroupView], among: Answering | None = None) -> Iterator[Cut]:
+        """Hold the groups' read locks; the cut says what the answer is made from.
+
+        ``among``: who answers the user, where it was chosen by the user.
+        """
         held = sorted({v.group.name: v for v in views}.values(), key=lambda v: v.group.name)
         with ExitStack() as stack:
             for view in held:
                 stack.enter_context(view.lock.read())
-            yield self.cut(held)
+            yield self.cut(held, among)
 
-    def cut(self, views: Iterable[GroupView]) -> Cut:
+    def cut(self, views: Iterable[GroupView], among: Answering | None = None) -> Cut:
         used = list(views)
         position = min((v.watermark for v in used), default=self.head)
-        stand = [v for v in self.live() if self.halted(v)]
+        stand = [v for v in {v.group.name: v for v in (*self.live(), *used)}.values() if self.halted(v)]
         degraded = [f"{'missing' if v.outdated else 'halted'}:{v.group.name}" for v in stand]
         degraded += [f"missing:{name}" for name in self.serving.awaited]
         return Cut(
@@ -484,6 +510,7 @@ class WorkspaceView:
                 m.runtime.instance.name: str(m.runtime.instance.version) for v in used for m in v.members.values()
             },
             degraded=degraded,
+            arms=() if among is None else among.of(used),
         )
 
     def age_ms(self, position: int) -> int:

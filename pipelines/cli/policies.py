@@ -14,7 +14,7 @@ from streamfold.pipelines.cli.state import FAILED, CliError, Globals, console
 if TYPE_CHECKING:
     from streamfold.pipelines.cli.client import Client
 
-HELP = """List the policies; add a version, judge it, promote it, roll back; pause, resume, verify, rebuild, skip.
+HELP = """List the policies; add a version, judge it, split users, promote it, roll back; pause, verify, rebuild, skip.
 
 \b
 Examples:
@@ -23,6 +23,7 @@ Examples:
   streamfold policies pause graph_index --reason "disk is being moved"
   streamfold policies add trending --set half_lives_s=[3600] --reason "one hour, not one day"
   streamfold policies quality ensemble --plot ensemble.svg
+  streamfold policies split trending --share 0.1 --reason "do they click more?"
   streamfold policies promote trending --reason "better on clicks"
 """
 VERIFY_HELP = """Fold the log afresh beside the live policy and compare: equal, or what differs (exit code 1)."""
@@ -52,7 +53,7 @@ def list_(ctx: typer.Context) -> None:
     options: Globals = ctx.obj
     with options.client() as client:
         body = client.get("/v1/policies")
-    names = ("policy", "label", "slot", "state", "watermark", "lag_events", "rebuild", "last_error")
+    names = ("policy", "label", "slot", "share", "state", "watermark", "lag_events", "rebuild", "last_error")
     heads = {"label": "version"}
     table = Table(*(heads.get(name, name).replace("_", " ") for name in names), box=None, header_style="dim")
     for item in body["items"]:

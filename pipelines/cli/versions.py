@@ -1,4 +1,4 @@
-"""``policies add|skip|promote|rollback|retire`` and ``audit``: change what is served without stopping it."""
+"""``policies add|split|skip|promote|rollback|retire`` and ``audit``: change what is served without stopping it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ Examples:
   streamfold policies add trending --set half_lives_s=[3600] --rate 2000 --reason "one hour, not one day"
   streamfold policies add dwell --from now
 """
+SPLIT_HELP = """Have a shadow answer a share of the users, beside what is live (a live A/B); --share 0 ends it.
+
+Who they are is decided by a salted hash of the user. What they did with it stands in the policy's quality.
+
+\b
+Examples:
+  streamfold policies split ensemble --share 0.1 --reason "does it sell more?"
+  streamfold policies split ensemble --share 0
+"""
 AUDIT_HELP = """List who changed what, when and why, newest first."""
 BY_HAND = "by hand: streamfold policies"
 
@@ -31,6 +40,7 @@ def register(group: typer.Typer, app: typer.Typer) -> None:
     group.command("add", help=ADD_HELP)(add)
     group.command("promote", help="Make a shadow live, everywhere at one position.")(promote)
     group.command("rollback", help="Make the version that was demoted last live again.")(rollback)
+    group.command("split", help=SPLIT_HELP)(split)
     group.command("retire", help="Fold and serve a version no more.")(retire)
     group.command("skip", help="Leave out the one event at which a policy is halted.")(skip)
     app.command("audit", help=AUDIT_HELP)(audit)
@@ -107,6 +117,21 @@ def rollback(ctx: typer.Context, name: Name, version: Version = "", reason: Reas
     _swap(ctx, name, "rollback", {"version": version, "reason": reason})
 
 
+def split(
+    ctx: typer.Context,
+    name: Name,
+    share: Annotated[float, typer.Option(help="Of the users, 0.001 to 0.999; 0 ends it.")],
+    weighted: Annotated[
+        bool, typer.Option(help="Each arm learns from what is shown as far as it shows such things itself.")
+    ] = True,
+    version: Version = "",
+    reason: Reason = BY_HAND,
+) -> None:
+    done = _post(ctx.obj, name, "split", {"version": version, "reason": reason}, share=share, weighted=weighted)
+    told = f"answers {share:.4g} of the users, experiment {done['experiment']}" if share else "answers nobody any more"
+    ctx.obj.print(f"{done['group']}: {told}", done)
+
+
 def retire(ctx: typer.Context, name: Name, version: Version = "", reason: Reason = BY_HAND) -> None:
     done = _post(ctx.obj, name, "retire", {"version": version, "reason": reason})
     ctx.obj.print(f"{done['group']}: retired", done)
@@ -131,11 +156,11 @@ def _swap(ctx: typer.Context, name: str, action: str, body: Mapping[str, Any]) -
     ctx.obj.print(f"{done['group']}: live from position {done['position']}{before}", done)
 
 
-def _post(options: Globals, name: str, action: str, body: Mapping[str, Any]) -> Any:
+def _post(options: Globals, name: str, action: str, body: Mapping[str, Any], **always: Any) -> Any:
     from streamfold.pipelines.cli.client import segment
 
     with options.client() as client:
-        given = {key: value for key, value in body.items() if value}
+        given = {key: value for key, value in body.items() if value} | always
         return client.post(f"/v1/policies/{segment(name)}/{action}", given)
 
 

@@ -132,7 +132,9 @@ class _Folded:
         self.stores = GroupStores(context, group, side="both")
         reads = readers(group, self.stores)
         self._values: dict[tuple[str, int], Any] = {}
-        self._fold = {r.key: FoldStores(r, self.stores.by_runtime[r.key], reads[r.key]) for r in group.runtimes}
+        self._fold = {
+            r.key: FoldStores(r, self.stores.by_runtime[r.key], reads[r.key], group.stack) for r in group.runtimes
+        }
         read = {name: one for named in reads.values() for name, one in named.items()}
         self.servers = {
             r.instance.name: read[r.instance.name].server

@@ -17,7 +17,7 @@ from streamfold.core.classifying import Classifier, ClassifyRequest, Corrector, 
 from streamfold.core.errors import InvalidEvent, nearest
 from streamfold.core.events import Subject, check_text
 from streamfold.core.events.fields import exactly_one
-from streamfold.core.views import GroupView, MemberView, WorkspaceView
+from streamfold.core.views import Answering, GroupView, MemberView, WorkspaceView
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer
 from streamfold.pipelines.serve.exposures import Exposed, new_id
@@ -35,6 +35,8 @@ class Classify(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     head: str
     targets: Annotated[list[Target], msgspec.Meta(min_length=1, max_length=100)]
+    user_id: str | None = None
+    """For whom, where a live A/B decides who answers; else the user that all targets are, if they are one."""
     top_k: Annotated[int, msgspec.Meta(ge=1, le=50)] = 5
     explain: bool = False
     policy: str | None = None
@@ -45,14 +47,20 @@ async def classify(call: Call) -> Response:
     """Say what targets are."""
     body, view = await call.struct(Classify), call.view
     _check(body)
-    await wait_fresh(call, view, [group for group, _ in (*_classifiers(view, body.policy), *view.servers(Corrector))])
+    user_id = body.user_id or _one_user(body.targets)
+    chosen_by = None if body.policy is not None and "@" in body.policy else user_id  # who names a version gets it
+
+    def served(among: Answering) -> tuple[list[Served], list[Served]]:
+        return _classifiers(view, body.policy, among), view.servers(Corrector, None, among)
+
+    await wait_fresh(call, view, [group for found in served(view.answering(chosen_by)) for group, _ in found])
     exposure_id = new_id()
 
     def work() -> dict[str, Any]:
-        served = _classifiers(view, body.policy)
-        group, member = _who_knows(view, served, body.head)
-        correctors = view.servers(Corrector)
-        with view.reading([group, *(one for one, _ in correctors)]) as cut:
+        among = view.answering(chosen_by)
+        classifiers, correctors = served(among)
+        group, member = _who_knows(view, classifiers, body.head)
+        with view.reading([group, *(one for one, _ in correctors)], among) as cut:
             predictions = _predicted(view, group, member, body)
             for _, corrector in correctors:
                 predictions = _corrected(predictions, corrector, body)
@@ -64,8 +72,9 @@ async def classify(call: Call) -> Response:
         logged = False
         if body.log_exposure and len(exposed) <= _MOST_EXPOSED:
             logged = call.service.exposures.log(
-                view, "classify", exposed, exposure_id=exposure_id, policies=cut.policies, context={"head": body.head}
-            )
+                view, "classify", exposed, exposure_id=exposure_id, user_id=user_id if cut.arms else body.user_id,
+                policies=cut.policies, context={"head": body.head}, arms=cut.arms,
+            )  # fmt: skip
         if body.log_exposure and not logged:
             cut.degraded.append("exposure-not-logged")
         shown = [_shown(one) for one in predictions]
@@ -77,6 +86,8 @@ async def classify(call: Call) -> Response:
 def _check(body: Classify) -> None:
     try:
         check_text(body.head, "/head")
+        if body.user_id is not None:
+            check_text(body.user_id, "/user_id")
         for i, target in enumerate(body.targets):
             name = exactly_one(target, Target.__struct_fields__, f"/targets/{i}")
             if name in _THINGS:
@@ -85,8 +96,14 @@ def _check(body: Classify) -> None:
         raise of_invalid(error) from error
 
 
-def _classifiers(view: WorkspaceView, policy: str | None) -> list[Served]:
-    found = view.servers(Classifier, policy)
+def _one_user(targets: Sequence[Target]) -> str | None:
+    """The user that all targets are."""
+    found = {target.user_id for target in targets}
+    return found.pop() if len(found) == 1 else None
+
+
+def _classifiers(view: WorkspaceView, policy: str | None, among: Answering) -> list[Served]:
+    found = view.servers(Classifier, policy, among)
     if found:
         return found if policy is None else found[:1]
     if policy is not None:

@@ -233,10 +233,46 @@ QUALITY = {
             "detail": "pass, better: 812 users, mean difference of log loss in -0.0061…-0.0020",
         }
     ],
+    "arms": [
+        {
+            "experiment": "5f0c3a9be2d14a77",
+            "since": "2026-01-31T12:00:00.000000Z",
+            "share": 0.1,
+            "live": {
+                "users": 9020,
+                "counted": 8210,
+                "exposures": 21000,
+                "liked": 2730,
+                "rate": 0.12,
+                "lower": 0.108,
+                "upper": 0.133,
+            },
+            "candidate": {
+                "users": 1003,
+                "counted": 912,
+                "exposures": 2350,
+                "liked": 480,
+                "rate": 0.19,
+                "lower": 0.155,
+                "upper": 0.226,
+            },
+            "difference": 0.07,
+            "lower": 0.022,
+            "upper": 0.118,
+            "verdict": "better",
+        }
+    ],
     "version": VERSION,
 }
 HEALTH = {"checks": [{"name": "lag", "ok": True, "detail": "0 events (limit 200000)"}]}
 JOB_STARTED = {"job_id": "0f3a"}
+GIVEN: dict[str, dict[str, Any]] = {"skip": {"event_id": "order-7-line-1"}, "split": {"share": 0.1}}
+"""What operations on a policy take beside a reason, and what they say beside the job."""
+DONE: dict[str, dict[str, Any]] = {
+    "promote": {"position": 1042},
+    "skip": {"position": 1042},
+    "split": {"group": "trending@1-5d0ef1c2", "share": 0.1, "experiment": "5f0c3a9be2d14a77"},
+}
 JOB = {
     "job_id": "0f3a",
     "kind": "verify",
@@ -324,6 +360,8 @@ STATUS = {
             "halt": None,
             "rate": None,
             "replaces": None,
+            "share": None,
+            "experiment": None,
             "retires_at": None,
             "state_bytes": 4096,
             "skips": 0,

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from streamfold.core.errors import LedgerError
 from streamfold.core.events import CloudEvent
-from streamfold.core.views import WorkspaceView
+from streamfold.core.views import Arm, WorkspaceView
 from streamfold.pipelines.serve.logs import logger
 from streamfold.pipelines.serve.own_events import OwnEvents, own_event
 
@@ -75,6 +75,7 @@ class Exposures:
         session_id: str | None = None,
         policies: Mapping[str, str],
         context: Mapping[str, Any] | None = None,
+        arms: Sequence[Arm] = (),
     ) -> bool:
         """Have a response logged soon; False: the buffer is full, it is dropped."""
         data = {
@@ -94,6 +95,7 @@ class Exposures:
             "session_id": session_id,
             "policies": dict(policies),
             "context": dict(context) if context else None,
+            "arms": [_arm(one) for one in arms] or None,
         }
         event = own_event(SOURCE, "exposure.recorded", exposure_id, data)
         with self._ready:
@@ -149,6 +151,10 @@ class Exposures:
             self._count.labels(name, "logged").inc(len(outcomes) - refused)
             if refused:
                 self._count.labels(name, "refused").inc(refused)
+
+
+def _arm(one: Arm) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in ("experiment", "arm", "share", "candidate", "live", "weighted")}
 
 
 def new_id() -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from streamfold.core.arms import MILLION
 from streamfold.core.errors import InvalidEvent
 from streamfold.core.fold.extract import INTAKE
 from streamfold.core.hooks import PROJECT
@@ -114,6 +115,8 @@ def policies(call: Call, head: int) -> list[dict[str, Any]]:
                 "group": instance.group,
                 "rate": instance.rate or None,
                 "replaces": state.replaces,
+                "share": state.share_ppm / MILLION or None,
+                "experiment": state.experiment or None,
                 "retires_at": rfc3339(state.retire_us),
                 "config": msgspec.json.decode(instance.config),
             }

@@ -10,11 +10,12 @@ from typing import Any
 
 from starlette.responses import Response
 
+from streamfold.core.arms import Experiment, experiments
 from streamfold.core.clock import US
 from streamfold.core.errors import nearest
 from streamfold.core.gate import GateLimits, judge
 from streamfold.core.hooks import GateRule
-from streamfold.core.quality import QualityPoint, QualityReport
+from streamfold.core.quality import ArmsReport, QualityPoint, QualityReport
 from streamfold.core.views import GroupView, MemberView, WorkspaceView
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer, rfc3339
@@ -98,8 +99,11 @@ async def quality(call: Call) -> Response:
         group, member = _report(call, view)
         with view.reading([group]) as cut:
             measured = member.server.measured()
+        outcomes = measured.arms() if isinstance(measured, ArmsReport) else []
+        limits = call.service.settings.gate
+        arms = experiments(outcomes, alpha=limits.alpha, min_users=limits.min_users)
         series = [_shown(one) for one in measured.series(from_us=from_us, to_us=to_us, slice_=slice_)]
-        return {"series": series, "slice": slice_, "version": cut.as_json()}
+        return {"series": series, "slice": slice_, "arms": [_told(one) for one in arms], "version": cut.as_json()}
 
     found = await call.ask(view.asked, work)
     rules = await call.ask(gate_rules, call, group.group.name)
@@ -110,6 +114,11 @@ def _shown(point: QualityPoint) -> dict[str, Any]:
     at_us, *_ = point
     numbers = {name: _number(value) for name, value in point._asdict().items() if name != "at_us"}
     return {"at": rfc3339(at_us), **numbers}
+
+
+def _told(one: Experiment) -> dict[str, Any]:
+    told = asdict(one)
+    return {"experiment": told.pop("experiment"), "since": rfc3339(told.pop("first_us")), **told}
 
 
 def _number(value: float) -> float | None:

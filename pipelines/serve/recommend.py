@@ -22,7 +22,7 @@ from streamfold.core.events import Subject, check_text
 from streamfold.core.events.fields import Flat
 from streamfold.core.policy import CandidateRequest, CandidateSource
 from streamfold.core.recommending import Catalogue, Feature, Ranker, Ranking, RankRequest, SimilarItems, user_key
-from streamfold.core.views import GroupView, MemberView, WorkspaceView
+from streamfold.core.views import Answering, Cut, GroupView, MemberView, WorkspaceView
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.blend import choose, generator_of
 from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer
@@ -79,6 +79,7 @@ class Stack:
     catalogue: Served | None
     ranker: Served | None
     sources: Sequence[Served] = ()
+    among: Answering | None = None
 
     @property
     def groups(self) -> list[GroupView]:
@@ -86,26 +87,28 @@ class Stack:
         return list({group.group.name: group for group in found}.values())
 
 
-def stack_of(view: WorkspaceView, policy: str | None) -> Stack:
-    """Choose who answers: what is live, or the policy named as ranker, or else as the one source."""
-    sources = view.servers(CandidateSource)
+def stack_of(view: WorkspaceView, policy: str | None, user_id: str | None = None) -> Stack:
+    """Choose who answers the user: what is live, or a candidate in its place, or the policy named as ranker, or else as
+    the one source. Who names a version is in no experiment."""
+    among = view.answering(None if policy is not None and "@" in policy else user_id)
+    sources = view.servers(CandidateSource, None, among)
     ranker: Served | None = None
     if policy is None:
-        ranker = next(iter(rankers(view)), None)
-    elif named := view.servers(Ranker, policy):
+        ranker = next(iter(rankers(view, among)), None)
+    elif named := view.servers(Ranker, policy, among):
         ranker = named[0]
-    elif named := view.servers(CandidateSource, policy):
+    elif named := view.servers(CandidateSource, policy, among):
         sources = named[:1]
     else:
-        kinds = (*view.servers(Ranker), *sources)
+        kinds = (*view.servers(Ranker, None, among), *sources)
         names = {member.runtime.instance.name for _, member in kinds}
         detail = f"no policy '{policy[:64]}' recommends{nearest(policy[:64], names)}"
         raise at("/policy", "invalid-value", detail)
-    catalogues = view.servers(Catalogue)
+    catalogues = view.servers(Catalogue, None, among)
     if ranker is not None:  # a shadow ranks by the catalogue of its own group
         own = [(ranker[0], m) for m in ranker[0].members.values() if isinstance(m.server, Catalogue)]
         catalogues = [*own, *catalogues]
-    return Stack(catalogue=next(iter(catalogues), None), ranker=ranker, sources=sources)
+    return Stack(catalogue=next(iter(catalogues), None), ranker=ranker, sources=sources, among=among)
 
 
 def catalogue_of(view: WorkspaceView) -> Served | None:
@@ -113,10 +116,10 @@ def catalogue_of(view: WorkspaceView) -> Served | None:
     return next(iter(view.servers(Catalogue)), None)
 
 
-def rankers(view: WorkspaceView) -> list[Served]:
+def rankers(view: WorkspaceView, among: Answering | None = None) -> list[Served]:
     """Live rankers that no other ranker reads, those that build on most others first."""
     found = []
-    for group, member in view.servers(Ranker):
+    for group, member in view.servers(Ranker, None, among):
         ranking = [m.runtime for m in group.members.values() if isinstance(m.server, Ranker)]
         reads = {runtime.instance.name: runtime.policy.reads for runtime in ranking}
         name = member.runtime.instance.name
@@ -156,16 +159,17 @@ async def recommended(call: Call, body: Recommend, *, offset: int = 0) -> dict[s
     view = call.view
     _check_ids(body.user_id, body.session_id, body.item_ids)
     matches = None if body.filter is None else compile_filter(body.filter)
-    stack = stack_of(view, body.policy)
+    stack = stack_of(view, body.policy, body.user_id)
     if not stack.sources:
         raise Problem("not-found", "no live policy here lists candidates: add [policies.trending] to the settings")
     await wait_fresh(call, view, stack.groups)
     exposure_id = new_id()
 
     def work() -> dict[str, Any]:
-        stack = stack_of(view, body.policy)
-        with view.reading(stack.groups) as cut:
+        stack = stack_of(view, body.policy, body.user_id)
+        with view.reading(stack.groups, stack.among) as cut:
             items, fallback, exposed = _Recommending(view, stack, body, matches).answer(exposure_id)
+        _tell_arms(items, cut)
         logged = _logged(call, "recommend", exposed[offset:], exposure_id, body, cut)
         return {"exposure_id": logged, "items": items[offset:], "fallback": fallback, "version": cut.as_json()}
 
@@ -299,14 +303,14 @@ async def ranked(call: Call, body: Rank) -> dict[str, Any]:
     if len(set(body.item_ids)) < len(body.item_ids):
         twice = next(one for i, one in enumerate(body.item_ids) if one in body.item_ids[:i])
         raise at("/item_ids", "invalid-value", f"item_ids names '{twice[:64]}' twice: each may come once")
-    await wait_fresh(call, view, _ranking_stack(view, body.policy).groups)
+    await wait_fresh(call, view, _ranking_stack(view, body).groups)
     exposure_id = new_id()
 
     def work() -> dict[str, Any]:
-        stack = _ranking_stack(view, body.policy)
+        stack = _ranking_stack(view, body)
         assert stack.ranker is not None
         user, now_us = user_key(body.user_id, body.session_id), view.context.clock.now_us()
-        with view.reading(stack.groups) as cut:
+        with view.reading(stack.groups, stack.among) as cut:
             ranking = _rank(stack.ranker, user, body.item_ids, now_us, body)
             gone = hidden_items(view, stack, body.item_ids)
             if stack.catalogue is not None:
@@ -320,19 +324,20 @@ async def ranked(call: Call, body: Rank) -> dict[str, Any]:
                 one["explain"] = _explained(ranking, index, None)
             items.append(one)
         exposed = [Exposed(item_id=one["item_id"], score=one["score"]) for one in items]
+        _tell_arms(items, cut)
         logged = _logged(call, "rank", exposed, exposure_id, body, cut)
         return {"exposure_id": logged, "items": items, "fallback": None, "version": cut.as_json()}
 
     return await call.ask(view.asked, work)
 
 
-def _ranking_stack(view: WorkspaceView, policy: str | None) -> Stack:
-    stack = stack_of(view, policy)
+def _ranking_stack(view: WorkspaceView, body: Rank) -> Stack:
+    stack = stack_of(view, body.policy, body.user_id)
     if stack.ranker is None:
-        if policy is not None:
-            raise at("/policy", "invalid-value", f"'{policy[:64]}' lists candidates and ranks none")
+        if body.policy is not None:
+            raise at("/policy", "invalid-value", f"'{body.policy[:64]}' lists candidates and ranks none")
         raise Problem("not-found", "no live policy here ranks: add [policies.activity] and a ranker to the settings")
-    return Stack(catalogue=stack.catalogue, ranker=stack.ranker)
+    return Stack(catalogue=stack.catalogue, ranker=stack.ranker, among=stack.among)
 
 
 def _rank(ranker: Served, user: str, item_ids: Sequence[str], now_us: int, body: Recommend | Rank) -> Ranking:
@@ -362,16 +367,24 @@ def _explained(ranking: Ranking | None, index: int, vote: float | None) -> dict[
     return {"base_score": base, "correction": score - base, "features": shown}
 
 
+def _tell_arms(items: Sequence[dict[str, Any]], cut: Cut) -> None:
+    """Have explanations say in which arms of live A/Bs the answer is."""
+    if cut.arms:
+        for one in items:
+            if "explain" in one:
+                one["explain"]["arms"] = cut.as_json()["arms"]
+
+
 def _logged(
     call: Call, kind: Literal["recommend", "rank"], items: Sequence[Exposed], exposure_id: str,
-    body: Recommend | Rank, cut: Any,
+    body: Recommend | Rank, cut: Cut,
 ) -> str | None:  # fmt: skip
     """Have the response logged; None: it was not wanted, or cannot be."""
     if not body.log_exposure or not items:
         return None
     done = call.service.exposures.log(
         call.view, kind, items, exposure_id=exposure_id, user_id=body.user_id, session_id=body.session_id,
-        policies=cut.policies, context=body.context,
+        policies=cut.policies, context=body.context, arms=cut.arms,
     )  # fmt: skip
     if not done:
         cut.degraded.append("exposure-not-logged")

@@ -1,4 +1,4 @@
-"""Operations on policies and their versions: add, pause, skip, rebuild, promote, roll back, retire; the audit trail.
+"""Operations on policies and their versions: add, split, pause, skip, rebuild, promote, roll back, retire; the audit.
 
 Whatever changes who serves is done in the ledger before the answer, so that its refusals are the answer (409); folding
 that takes long goes on in the folds, and the job only follows it: it is not lost with this process.
@@ -22,6 +22,7 @@ from streamfold.core.events import check_text
 from streamfold.core.fold import verify_group, versions
 from streamfold.core.fold.estimate import Estimate, estimate
 from streamfold.core.ledger.abc import AuditEntry
+from streamfold.core.views import WorkspaceView
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import PAGE_PARAMS, Call, Endpoint, answer, page, rfc3339
 from streamfold.pipelines.serve.jobs import Job, Progress
@@ -31,6 +32,7 @@ from streamfold.pipelines.serve.quality import gate_rules
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LOOK_S = 0.1
 _SWITCH_S = 5.0
+_LEAST_SHARE = 0.001
 _HALTED_S = 10.0
 """A backfill that is halted for so long fails its job; the folds go on trying."""
 
@@ -43,6 +45,8 @@ class Action(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     event_id: str | None = None
     source: str | None = None
     force: bool = False
+    share: float | None = None
+    weighted: bool = True
 
 
 class Add(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -131,6 +135,19 @@ def _promote(call: Call, body: Action, group: Group, reason: str) -> Job:
     return _done(call, "promote", asdict(done))
 
 
+def _split(call: Call, body: Action, group: Group, reason: str) -> Job:
+    share = body.share
+    if share is None or not (share == 0 or _LEAST_SHARE <= share <= 1 - _LEAST_SHARE):
+        span = f"{_LEAST_SHARE:g}…{1 - _LEAST_SHARE:g}"
+        raise at("/share", "invalid-value", f"share: give the share of users that it is to answer, {span}; 0 ends it")
+    context, actor = call.service.node.context, call.principal.name
+    experiment = versions.split(
+        context, call.workspace, group, share=share, weighted=body.weighted, actor=actor, reason=reason
+    )
+    _until(call, lambda view: view.experiment_of(group.name) == experiment)
+    return _done(call, "split", {"group": group.name, "share": share, "experiment": experiment or None})
+
+
 def _retire(call: Call, body: Action, group: Group, reason: str) -> Job:
     versions.retire(call.service.node.context, call.workspace, group, actor=call.principal.name, reason=reason)
     return _done(call, "retire", {"group": group.name})
@@ -157,6 +174,12 @@ def _halted_first(call: Call, name: str, found: list[Group], action: str) -> Gro
     return min(found, key=lambda group: (states[group.name].halted_at is None, group.slot != "live"))
 
 
+def _split_first(call: Call, name: str, found: list[Group], action: str) -> Group:
+    """Without a version: the shadow that answers a share of the users, or else the one shadow there is."""
+    states = {state.group: state for state in call.service.node.ledger.groups(call.workspace)}
+    return next((g for g in found if states[g.name].share_ppm), None) or _only_shadow(call, name, found, action)
+
+
 def _only_shadow(call: Call, name: str, found: list[Group], action: str) -> Group:
     """Without a version: the one shadow there is, apart from those kept for a rollback and those being rebuilt."""
     states = {state.group: state for state in call.service.node.ledger.groups(call.workspace)}
@@ -181,6 +204,7 @@ ACTIONS: dict[str, tuple[Work, Choose, str]] = {
     "verify": (_verify, _live_first, "Fold the log afresh beside it and compare"),
     "rebuild": (_rebuild, _live_first, "Fold it afresh while it serves, then take its place"),
     "promote": (_promote, _only_shadow, "Make a shadow live, at one position"),
+    "split": (_split, _split_first, "Have a shadow answer a share of the users, beside what is live; 0 ends it"),
     "retire": (_retire, _only_shadow, "Fold and serve a version no more"),
     "skip": (_skip, _halted_first, "Leave out the one event at which it is halted"),
 }
@@ -302,9 +326,13 @@ def _switch(call: Call, group: str) -> None:
 
     Other replicas switch when they next look (``fold.view_poll_ms``).
     """
+    _until(call, lambda view: group in view.serving.live)
+
+
+def _until(call: Call, done: Callable[[WorkspaceView], bool]) -> None:
     view = call.view
     deadline = time.monotonic() + _SWITCH_S
-    while group not in view.serving.live and time.monotonic() < deadline:
+    while not done(view) and time.monotonic() < deadline:
         if not view.follow():
             time.sleep(_LOOK_S / 10)
 
@@ -361,8 +389,8 @@ ENDPOINTS = [
         Endpoint(
             method="POST", path=f"/v1/policies/{{name}}/{action}", run=_action(action), scope="admin", body=Action,
             summary=summary, status=202, errors=(400, 404, 409, 415, 422),
-            example={"reason": "why"} | ({"event_id": "order-7-line-1"} if action == "skip" else {}),
-            returns=examples.JOB_STARTED | ({"position": 1042} if action in ("promote", "skip") else {}),
+            example={"reason": "why"} | examples.GIVEN.get(action, {}),
+            returns=examples.JOB_STARTED | examples.DONE.get(action, {}),
         )
         for action, (_, _, summary) in ACTIONS.items()
     ),

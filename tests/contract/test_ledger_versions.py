@@ -266,3 +266,73 @@ def test_types_are_counted_in_a_range(ledger: Ledger) -> None:
     assert ledger.count_types(WORKSPACE, 0, 9) == {"rating.given": 3, "other.seen": 1}
     assert ledger.count_types(WORKSPACE, 1, 3) == {"rating.given": 2}
     assert ledger.count_types(WORKSPACE, 4, 4) == {}
+
+
+def split(ledger: Ledger, group: str, share_ppm: int = 100_000, experiment: str = "e1") -> None:
+    ledger.split(WORKSPACE, group, share_ppm=share_ppm, experiment=experiment, audit=entry("split"))
+
+
+def shares(ledger: Ledger) -> dict[str, tuple[int, str]]:
+    return {g.group: (g.share_ppm, g.experiment) for g in ledger.groups(WORKSPACE) if g.share_ppm or g.experiment}
+
+
+def test_a_shadow_answers_a_share_until_that_is_ended(ledger: Ledger) -> None:
+    add(ledger, 1, at=10)
+    add(ledger, 2, slot="shadow", at=10)
+    revision = ledger.slots_revision(WORKSPACE)
+    split(ledger, "memory@2-c")
+    assert shares(ledger) == {"memory@2-c": (100_000, "e1")}
+    assert ledger.slots_revision(WORKSPACE) > revision
+    assert slots(ledger) == {"memory@1-c": "live", "memory@2-c": "shadow"}
+    split(ledger, "memory@2-c", 500_000, "e2")
+    assert shares(ledger) == {"memory@2-c": (500_000, "e2")}
+    split(ledger, "memory@2-c", 0, "")
+    assert shares(ledger) == {}
+    with pytest.raises(VersionConflict):
+        split(ledger, "memory@2-c", 0, "")
+    assert [a.action for a in ledger.audits(WORKSPACE)] == ["split"] * 3
+
+
+def test_what_lags_or_is_no_shadow_or_has_no_counterpart_is_not_split(ledger: Ledger) -> None:
+    add(ledger, 1, at=10)
+    add(ledger, 2, slot="shadow", at=9)
+    add(ledger, 3, slot="shadow", at=10)
+    ledger.add_group(WORKSPACE, [member(1, name="alone", slot="shadow")])
+    with pytest.raises(NotCaughtUp):
+        split(ledger, "memory@2-c")
+    for group in ("memory@1-c", "alone@1-c", "nobody"):
+        with pytest.raises(VersionConflict):
+            split(ledger, group)
+    assert shares(ledger) == {}
+    split(ledger, "memory@3-c")
+    fold_to(ledger, "memory@2-c", 10)
+    with pytest.raises(VersionConflict, match="memory@3-c"):
+        split(ledger, "memory@2-c", experiment="e2")
+    assert shares(ledger) == {"memory@3-c": (100_000, "e1")}
+
+
+@pytest.mark.parametrize("change", ["promote it", "promote another", "retire it", "retire the live one"])
+def test_a_split_ends_when_who_answers_changes(ledger: Ledger, change: str) -> None:
+    add(ledger, 1, at=10)
+    add(ledger, 2, slot="shadow", at=10)
+    add(ledger, 3, slot="shadow", at=10)
+    split(ledger, "memory@2-c")
+    if change.startswith("promote"):
+        group = "memory@2-c" if change == "promote it" else "memory@3-c"
+        ledger.promote(WORKSPACE, group, retire_us=99, audit=entry())
+    else:
+        ledger.retire(WORKSPACE, "memory@2-c" if change == "retire it" else "memory@1-c", audit=entry("retire"))
+    assert shares(ledger) == {}
+
+
+def test_a_split_outlives_others_retirement_and_goes_to_what_replaces_it(ledger: Ledger) -> None:
+    add(ledger, 1, at=10)
+    add(ledger, 2, slot="shadow", at=10)
+    add(ledger, 3, slot="shadow", at=10)
+    split(ledger, "memory@2-c")
+    ledger.retire(WORKSPACE, "memory@3-c", audit=entry("retire"))
+    assert shares(ledger) == {"memory@2-c": (100_000, "e1")}
+    [made] = ledger.add_group(WORKSPACE, [member(2, slot="shadow")], replaces="memory@2-c")
+    fold_to(ledger, made.group, 10)
+    ledger.replace_group(WORKSPACE, made.group, audit=entry("replace"))
+    assert shares(ledger) == {made.group: (100_000, "e1")}

@@ -59,6 +59,7 @@ class FoldStores(dict[str, Any]):
     """A policy's stores on the fold's side."""
 
     now_us = 0
+    stack = ""
     rng = np.random.default_rng(0)
 
     def of(self, policy: str) -> Any:

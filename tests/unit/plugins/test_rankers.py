@@ -98,6 +98,32 @@ def test_a_batch_equals_the_loop_bit_for_bit(
     assert contents(alone) == contents(together)
 
 
+@pytest.mark.parametrize("name", ROOMY)
+def test_an_example_moves_the_score_as_far_as_it_counts(name: str, open_stores: Open) -> None:
+    rows, said = examples(120), []
+    liked = Example(1000, 0, "u:1", "i3", 1.0, 1000, ("old",), ("noir",))
+    for weight in (0.0, 0.25, 0.5, 1.0):
+        policy = ROOMY[name]()
+        stores = open_stores(policy)
+        policy.learn(rows, stores)
+        before = float(policy.predict(coded_examples([liked]), stores).scores[0])
+        policy.learn([liked._replace(weight=weight)], stores)
+        said.append(float(policy.predict(coded_examples([liked]), stores).scores[0]))
+        assert weight or said == [before]
+    assert said == sorted(set(said))
+
+
+@pytest.mark.parametrize("name", ROOMY)
+def test_a_batch_of_examples_that_count_in_part_equals_the_loop(name: str, open_stores: Open) -> None:
+    rows = [row._replace(weight=(seq % 5) / 4) for seq, row in enumerate(examples(200))]
+    one, many = ROOMY[name](), ROOMY[name]()
+    alone, together = open_stores(one), open_stores(many)
+    for row in rows:
+        one.learn([row], alone)
+    many.learn(rows, together)
+    assert contents(alone) == contents(together)
+
+
 @pytest.mark.parametrize("tables", [ROOMY, FULL], ids=["roomy", "full"])
 @pytest.mark.parametrize("name", ROOMY)
 def test_what_is_written_was_touched_first(name: str, tables: dict[str, Callable[[], Any]], open_stores: Open) -> None:

@@ -1,0 +1,93 @@
+r"""How much an example of a live A/B counts for each arm, so that arms that learn from one log do not spoil each other.
+
+Each arm learns from what both have shown. But they show different things: a candidate that shows only what it is sure
+of profits from what the other one has found out, and the difference that is measured is not the one that there would be
+if each were alone. With Z = 1 where the candidate was the one to show, and X what it showed, the candidate's training
+weighs an example with :math:`\mathrm{E}[Z \mid X]`, the live one's with :math:`1 - \mathrm{E}[Z \mid X]` (weighted
+training, Si 2023, arXiv:2310.17496): then each learns from the distribution of what it shows itself, and where both
+show the same nothing is lost but a constant factor. Weights that are not known from X (Z itself: an arm learns from its
+own users alone) have the same mean and more variance.
+
+E[Z | X] is a logistic model of the item, its tokens, and both with the user's tokens (each kind averaged), from the
+log-odds of the share; never of the user, who decides Z alone. It takes a step of AdaGrad for each item that is shown,
+after the weights of that exposure are made, so a weight is made of nothing that comes later, and stays with the
+exposure: what comes of it later, and what takes that back, counts alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from streamfold.core import Table
+
+_MOST_USER_TOKENS, _MOST_ITEM_TOKENS = 4, 8
+_RATE = 0.5
+_LEAST_SHARE = 1e-6
+_MOST_ROWS = 1 << 18
+Tokens = tuple[str, ...]
+Get = Callable[[str, str], Any]
+Put = Callable[[str, str, Any], None]
+
+
+class Odds(NamedTuple):
+    """What a feature adds to the log-odds of the candidate, and AdaGrad's sum of squares."""
+
+    value: float
+    squares: float
+
+
+def table() -> Table:
+    """Declare what the model remembers."""
+    return Table("arm_odds", key=str, value=Odds, max_rows=_MOST_ROWS)
+
+
+def weights(data: Any, stack: str, told: Sequence[tuple[str, Tokens, Tokens]], get: Get, put: Put) -> tuple[float, ...]:
+    """How much each item of an exposure counts for a stack; nothing where all count in full.
+
+    Parameters
+    ----------
+    data : of the exposure.
+    stack : whose training it is.
+    told : of each item its id, the user's tokens and its own.
+    get, put : read and write rows of a table.
+    """
+    arm = next((one for one in data.arms or () if one.weighted and _concerns(one, stack)), None)
+    if arm is None:
+        return ()
+    z = float(arm.arm == "candidate")
+    found = []
+    features = [_features(arm.experiment, *one) for one in told]
+    for one in features:
+        said = _probability(arm.share, one, get)
+        found.append(said if arm.candidate == stack else 1.0 - said)
+    for one in features:
+        slope = _probability(arm.share, one, get) - z
+        for key, x in one:
+            old = get("arm_odds", key) or Odds(0.0, 0.0)
+            squares = old.squares + (slope * x) ** 2
+            put("arm_odds", key, Odds(old.value - _RATE * slope * x / math.sqrt(1.0 + squares), squares))
+    return tuple(found)
+
+
+def _concerns(arm: Any, stack: str) -> bool:
+    """Whether a stack is one arm, and not both (the same version and configuration against itself)."""
+    return bool(arm.candidate == stack) != bool(stack in arm.live)
+
+
+def _features(experiment: str, item: str, of_user: Tokens, of_item: Tokens) -> list[tuple[str, float]]:
+    of_user, of_item = of_user[:_MOST_USER_TOKENS], of_item[:_MOST_ITEM_TOKENS]
+    crosses = [f"{g}\x1e{t}" for g in of_item for t in of_user]
+    kinds = (("i", (item,)), ("g", of_item), ("it", tuple(f"{item}\x1e{t}" for t in of_user)), ("gt", crosses))
+    return [(f"{experiment}\x1f{kind}\x1f{name}", 1.0 / len(names)) for kind, names in kinds for name in names]
+
+
+def _probability(share: float, features: Sequence[tuple[str, float]], get: Get) -> float:
+    share = min(max(share, _LEAST_SHARE), 1.0 - _LEAST_SHARE)  # others that send exposures may say 0 or 1
+    z = math.log(share / (1.0 - share))
+    for key, x in features:
+        row = get("arm_odds", key)
+        if row is not None:
+            z += row.value * x
+    return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, z))))

@@ -1,0 +1,114 @@
+"""Who answers a user while a share of the users goes to a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamfold.core import Candidates, CandidateSource, Event, Policy, Stores, Table, View
+from streamfold.core.context import Group
+from streamfold.core.fold import versions
+from streamfold.core.testing import World, plugin
+
+
+class Counts(Policy):
+    """Counts clicks in units of its version."""
+
+    name, version, handles = "counts", 1, ("interaction.observed",)
+    stores = (Table("count", value=int),)
+
+    def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
+        item, count = event.data.item_id, stores["count"]
+        count.put(item, (count.get(item) or 0) + self.version)
+
+    def serve(self, view: View) -> Any:
+        return None
+
+
+class Thousands(Counts):
+    """The same for another configuration."""
+
+    name, version = "thousands", 1000
+
+
+class Reader(Policy):
+    """Serves what ``counts`` has counted."""
+
+    name, version, handles, reads, stores = "reader", 1, ("interaction.observed",), ("counts",), ()
+
+    def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
+        """Nothing is kept."""
+
+    def serve(self, view: View) -> Candidates:
+        return Candidates(lambda request: view.of("counts")["count"].top(request.n))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path / "w", [plugin([Counts, Thousands, Reader])], {"counts": {}, "reader": {}}) as made:
+        made.send_many([("interaction.observed", {"user_id": "u", "item_id": "a", "action": "click"})] * 2)
+        made.fold()
+        yield made
+
+
+def shadow(world: World) -> Group:
+    rows = versions.plan(world.context, world.workspace, name="counts", use="thousands", values={})
+    group = versions.add(world.context, world.workspace, rows, actor="me", reason="test")
+    world.fold()
+    return group
+
+
+def split(world: World, group: Group, share: float) -> str:
+    return versions.split(world.context, world.workspace, group, share=share, actor="me", reason="test")
+
+
+def answer(world: World, user: str | None, policy: str | None = None) -> tuple[float, str | None]:
+    """The score of the item, and in which arm it was given."""
+    view = world.view
+    with view.asking():
+        among = view.answering(user)
+        [(group, member)] = view.servers(CandidateSource, policy, among)
+        with view.reading([group], among) as cut:
+            [(_, score)] = member.server.candidates(type("Asked", (), {"n": 1}))
+            return score, next((one.arm for one in cut.arms), None)
+
+
+def test_a_shadow_answers_from_its_own_copy_of_what_it_reads(world: World) -> None:
+    group = shadow(world)
+    label = next(r.instance.label for r in group.runtimes if r.instance.name == "reader")
+    assert answer(world, None) == (2, None)
+    assert answer(world, None, f"reader@{label}") == (2000, None)
+
+
+def test_each_user_is_answered_by_one_arm_and_nobody_is_in_none(world: World) -> None:
+    group = shadow(world)
+    users = [f"u{n}" for n in range(50)]
+    assert {answer(world, user) for user in users} == {(2, None)}
+    split(world, group, 0.4)
+    found = {user: answer(world, user) for user in users}
+    assert set(found.values()) == {(2, "live"), (2000, "candidate")}
+    assert found == {user: answer(world, user) for user in users}
+    assert answer(world, None) == (2, None)
+    versions.promote(world.context, world.workspace, group, actor="me", reason="test")
+    assert {answer(world, user) for user in users} == {(2000, None)}
+
+
+def test_an_arm_names_versions_as_a_rebuild_keeps_them(world: World) -> None:
+    group = shadow(world)
+    split(world, group, 0.999)
+    before = world.view.answering("u").arms
+    old = {one.name: one for one in world.context.groups(world.workspace)}
+    for name in (group.name, next(one for one in old if old[one].slot == "live")):
+        versions.rebuild(world.context, world.workspace, old[name], actor="me", reason="test")
+    world.fold()
+    now = {one.name: one for one in world.context.groups(world.workspace, fresh=True)}
+    assert set(now).isdisjoint(old)
+    after = world.view.answering("u").arms
+    assert [(one.experiment, one.candidate, one.live) for one in after] == [
+        (one.experiment, one.candidate, one.live) for one in before
+    ]
+    assert after[0].groups != before[0].groups
+    assert {one.stack for one in now.values()} == {one.stack for one in old.values()}
