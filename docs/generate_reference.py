@@ -100,7 +100,7 @@ def settings(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[Se
     """Yield all settings in order; tables by name and lists of tables as ``NAME`` and ``N``."""
     docs = _field_docs(model)
     for name, field in model.model_fields.items():
-        path = f"{prefix}{name}"
+        path = f"{prefix}{field.alias or name}"
         kind = field.annotation
         default = "required" if field.is_required() else _value(field.get_default(call_default_factory=True))
         meaning = _MEANINGS.get(path) or docs.get(name, "")
