@@ -362,13 +362,14 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
 def _explain(error: pydantic.ValidationError, file: Path, values: dict[str, Any]) -> str:
     lines = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) + _rule_named(item["loc"], values)
+        where = ".".join(str(part) for part in item["loc"])
+        rule = _rule_named(item["loc"], values)
         if item["type"] == "extra_forbidden":
             lines.append(
-                f"{file}: unknown setting '{where}'{nearest(str(item['loc'][-1]), _fields_at(item['loc'][:-1]))}"
+                f"{file}: unknown setting '{where}'{rule}{nearest(str(item['loc'][-1]), _fields_at(item['loc'][:-1]))}"
             )
         else:
-            lines.append(f"{file}: setting '{where}': {item['msg']}")
+            lines.append(f"{file}: setting '{where}'{rule}: {item['msg']}")
     return "\n".join(lines)
 
 

@@ -155,7 +155,7 @@ class Rules:
             for policy in self._targets(rule, alarm.data, view.name):
                 intake = f"{INTAKE}{rule.name}:{policy}"
                 before = states.get(intake)
-                if before is not None and alarm.recorded_us < before.updated_us + rule.at_most_every_s * US:
+                if before is not None and self._cools_down(view.name, rule, before, alarm):
                     continue
                 act = self._act(view.name, rule, policy, alarm)
                 acts.append(act)
@@ -168,6 +168,14 @@ class Rules:
         self._at[view.name] = (alarm.seq, alarm.seq)
         for act in acts:
             self._tell(view.name, act, alarm)
+
+    def _cools_down(self, workspace: str, rule: RuleSettings, before: IntakeState, alarm: Event) -> bool:
+        """Whether the alarm comes too soon after the last one that the rule acted on, by when they were logged."""
+        if alarm.seq <= before.next_offset:
+            return True
+        last = self._node.ledger.rows(workspace, [before.next_offset])
+        at_us = last[0].recorded_us if last else before.updated_us  # it may have left the log
+        return alarm.recorded_us < at_us + rule.at_most_every_s * US
 
     def _targets(self, rule: RuleSettings, alarm: DriftDetected, workspace: str) -> Sequence[str]:
         """Name the policies to act on: the rule's, or of each live group that the alarm names the first one.
