@@ -126,8 +126,9 @@ class Drift(Policy):
         for position, value in values:
             for name in self.config.detectors:
                 if (fired := getattr(watched, name).update(value)) is not None:
-                    alarm = Alarm(policy, f"{name}:{what}", *fired, position, event.recorded_us)
-                    stores["alarms"].put(f"{position}:{name}:{what}", alarm)
+                    detector, at_us = f"{name}:{what}", event.recorded_us
+                    alarm = Alarm(policy, detector, fired.statistic, fired.threshold, position, at_us)
+                    stores["alarms"].put(f"{position}:{detector}", alarm)
         stores["watched"].put(key, watched)
 
     def serve(self, view: View) -> Alarms:
