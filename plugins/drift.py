@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from streamfold.core import LEARNED_FROM, Alarm, ConfigError, Event, Policy, Stores, Table, View
+from streamfold.core import LEARNED_FROM, Alarm, ConfigError, Event, LossReport, Policy, Stores, Table, View
 from streamfold.plugins._detectors import Adwin, Cusum, PageHinkley
 from streamfold.plugins._labels import label_name
 
@@ -113,6 +113,10 @@ class Drift(Policy):
     def _watch_ranker(self, event: Event, stores: Stores) -> None:
         """Take the losses that were noted since the last event."""
         report = stores.of(self.config.quality).server
+        if not isinstance(report, LossReport):
+            raise ConfigError(
+                f"drift: quality is {self.config.quality!r}, which notes no losses: name a quality policy"
+            )
         seen: int = stores["seen"].get("examples", 0)
         count, losses = report.losses(seen)
         if losses:

@@ -112,7 +112,7 @@ def test_a_rankers_log_losses_are_watched_as_quality_notes_them(tmp_path: Path) 
         world.send_many(given)
         world.fold()
         [found] = [member.server.alarms() for _, member in world.view.servers(Watcher)]
-        scored = next(member.server.scored() for _, member in world.view.servers(QualityReport))
+        scored = next(member.server.measured().scored() for _, member in world.view.servers(QualityReport))
         assert all(verdict.equal for verdict in world.verify().values())
     losses = -np.log(np.where(scored.label > 0, scored.score, 1 - scored.score))
     expected = []
