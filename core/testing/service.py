@@ -79,6 +79,10 @@ class EmbeddedService:
         self._process.wait()
         raise RuntimeError(f"the service did not come up; the end of its log:\n{self.log()[-2000:]}")
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def log(self) -> str:
         return self._log.read_text("utf-8", "replace")
 

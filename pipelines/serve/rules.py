@@ -37,6 +37,7 @@ SOURCE = "streamfold:rules"
 INTAKE = "rules:"
 """How the names of these intakes begin."""
 _LOG = f"{INTAKE}log"
+_TYPES = ("drift.detected",)
 _LOOK_S = 0.5
 _FAILED_S = 10.0
 _PAGE = 64
@@ -70,6 +71,7 @@ class Rules:
         self._node, self._events = node, events
         self._rules = node.settings.rules
         self._log = logger()
+        self._since_us = node.context.clock.now_us()
         self._at: dict[str, tuple[int, int]] = {}
         """By workspace: up to where the log was looked at, and what of that is stored."""
         self._count = Counter(
@@ -118,13 +120,13 @@ class Rules:
         if view.name not in self._at:
             self._begin(view)
         at, _ = self._at[view.name]
-        page = self._node.ledger.read(view.name, at, _PAGE, types=("drift.detected",))
+        page = self._node.ledger.read(view.name, at, _PAGE, types=_TYPES)
         for row in page.rows:
             if row.effect == NORMAL:
                 self._alarm(view, self._node.registry.event_types.decode(row))
+        stored = self._at[view.name][1]
         more = len(page.rows) == _PAGE
         end = page.rows[-1].seq if more else max(page.head, at)
-        stored = self._at[view.name][1]
         if end - stored >= _KEEP_EVERY:
             self._events.log(view, [], [_move(_LOG, _LOG, stored, end)])
             stored = end
@@ -132,14 +134,24 @@ class Rules:
         return more
 
     def _begin(self, view: WorkspaceView) -> None:
-        """Go on where the rules of this workspace have come to; where there were none, begin at the log's end."""
-        stored = self._states(view.name).get(_LOG)
-        if stored is None:
-            head = self._node.ledger.head(view.name)
-            self._events.log(view, [], [_move(_LOG, _LOG, None, head)])
-            self._at[view.name] = (head, head)
+        """Go on where the rules of this workspace have come to; where there were none, with alarms from now on."""
+        before = self._states(view.name).get(_LOG)
+        if before is None:
+            at = self._old(view.name)
+            self._events.log(view, [], [_move(_LOG, _LOG, None, at)])
         else:
-            self._at[view.name] = (stored.next_offset, stored.next_offset)
+            at = before.next_offset
+        self._at[view.name] = (at, at)
+
+    def _old(self, workspace: str) -> int:
+        """The last alarm that was logged before this process started; 0: none was."""
+        at = 0
+        while rows := self._node.ledger.read(workspace, at, _PAGE, types=_TYPES).rows:
+            old = [row.seq for row in rows if row.recorded_us < self._since_us]
+            at = max(old, default=at)
+            if len(old) < len(rows):
+                break
+        return at
 
     def _states(self, workspace: str) -> dict[str, IntakeState]:
         return {one.intake: one for one in self._node.ledger.intakes(workspace) if one.intake.startswith(INTAKE)}

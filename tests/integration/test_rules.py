@@ -185,6 +185,24 @@ def done(service: EmbeddedService, rule: str) -> list[tuple[str, int]]:
     return [(one["rule"], one["alarm_position"]) for one in applied if one["rule"] == rule]
 
 
+def test_a_process_that_dies_after_it_made_the_shadow_has_its_successor_log_that_one(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"policies": POLICIES, "settings": {"rules": [REFRESH]}}
+    EmbeddedService(tmp_path, **how).stop()  # the policies are pinned, the rules have begun
+    alarm = {"policy": "label_statistics@1", "detector": "adwin:h"}
+    first = EmbeddedService(tmp_path, **how, environment={"STREAMFOLD_CRASH": "versions.add.after"})
+    first.client.post("/v1/events", json=drift("d", **alarm)).raise_for_status()
+    assert until(lambda: not first.is_alive)
+    first.stop()
+    again = EmbeddedService(tmp_path, **how)
+    try:
+        [applied] = until(lambda: logged(again.client, "rule.applied"))
+        assert applied["outcome"] == "applied"
+        assert [line["group"] for line in shadows(again)] == [applied["detail"]]
+        assert [one["action"] for one in again.get("/v1/audit")["items"]] == ["add"]
+    finally:
+        again.stop()
+
+
 @contextmanager
 def two(folder: Path, url: str, rules: list[dict[str, Any]]) -> Iterator[tuple[list[Node], list[Any]]]:
     """Two serving processes' worth of nodes on one PostgreSQL ledger."""
