@@ -87,7 +87,7 @@ from streamfold.core.stores._top import best_slots
 from streamfold.core.stores.declare import Array, Blobs, Declaration, Graph, Table, Text, Vectors
 from streamfold.core.stores.text.analyser import STOP_WORDS, plain_characters, stem, tokens
 from streamfold.core.stores.text.store import TermScores
-from streamfold.core.watching import Alarm, Watcher
+from streamfold.core.watching import Alarm, LossReport, Watcher
 
 __all__ = [
     "LEARNED_FROM",
@@ -135,6 +135,7 @@ __all__ = [
     "KafkaRecord",
     "KeywordFinder",
     "Keywords",
+    "LossReport",
     "Measured",
     "Merge",
     "MergeCandidate",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -155,6 +155,66 @@ class GateSettings(_Section):
     """How often the bounds may be wrong."""
 
 
+class RuleSettings(_Section):
+    """One rule: what is done about alarms of drift."""
+
+    name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    on: Literal["drift"] = "drift"
+    """Events that it heeds: ``drift``: ``drift.detected``, whoever sent it."""
+    policy: str = ""
+    """Alarms about this policy alone; empty: about any."""
+    detector: str = ""
+    """Alarms of this detector alone (``adwin``), or of it over one head (``adwin:topic``); empty: of any."""
+    level: float = Field(default=1.0, ge=1)
+    """Alarms whose statistic is at least so many times its threshold."""
+    do: Literal["shadow", "alert", "consolidate"]
+    """``shadow``: fold a refreshed candidate beside it; ``alert``: tell somebody; ``consolidate``: rebuild it."""
+    at_most_every_s: float = Field(default=86_400, ge=0)
+    """After it acted on a policy it leaves that one's alarms alone for so long."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Of a ``shadow``: what differs from the live configuration; needs ``policy``."""
+    start: Literal["start", "now"] = Field(default="start", alias="from")
+    """Of a ``shadow``: it folds the log from its start, or what comes from now on."""
+    rate: int = Field(default=0, ge=0, le=10_000_000)
+    """Of a ``shadow``: most events per second that it folds; 0: no limit."""
+    url: str = Field(default="", repr=False)
+    """Of an ``alert``: where the alarm is posted as JSON; empty: it is logged and counted. Never logged."""
+    url_env: str = ""
+    """The environment variable that has the URL, where it holds a secret."""
+    secret_env: str = ""
+    """The environment variable with the token that is sent as ``Authorization: Bearer``. Never logged."""
+    timeout_s: float = Field(default=5.0, gt=0, le=60)
+    """Of one attempt to post."""
+    attempts: int = Field(default=3, ge=1, le=10)
+    """At most so many, with 1, 2, 4, … s between them."""
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> RuleSettings:
+        for field, of in _OF_ACTION.items():
+            if self.do != of and getattr(self, field) != type(self).model_fields[field].get_default(
+                call_default_factory=True
+            ):
+                raise ValueError(f"{'from' if field == 'start' else field} is for do = '{of}', not '{self.do}'")
+        if self.config and not self.policy:
+            raise ValueError("config needs policy: it is that policy's configuration")
+        if self.do == "shadow" and self.start == "start" and not self.config:
+            raise ValueError(
+                "the same configuration folded from the log's start is what is live already: "
+                "say from = 'now', or what differs in config"
+            )
+        if self.url and self.url_env:
+            raise ValueError("give url or url_env, not both")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError("url must begin with http:// or https://")
+        return self
+
+
+_OF_ACTION = {"config": "shadow", "start": "shadow", "rate": "shadow"} | dict.fromkeys(
+    ("url", "url_env", "secret_env", "timeout_s", "attempts"), "alert"
+)
+"""Fields that one action alone knows."""
+
+
 class VectorSettings(_Section):
     """How views search vectors."""
 
@@ -229,6 +289,8 @@ class Settings(BaseSettings):
     vectors: VectorSettings = VectorSettings()
     gate: GateSettings = GateSettings()
     """What a shadow with a `quality` policy is held to before it is promoted, against what is live."""
+    rules: tuple[RuleSettings, ...] = ()
+    """What is done about alarms, ``[[rules]]``; see [classify](../how-to/classify.md)."""
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
 
@@ -236,6 +298,14 @@ class Settings(BaseSettings):
     @classmethod
     def _with_defaults(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         return {**_BACKENDS, **given}
+
+    @pydantic.field_validator("rules")
+    @classmethod
+    def _named_once(cls, given: tuple[RuleSettings, ...]) -> tuple[RuleSettings, ...]:
+        names = [rule.name for rule in given]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two rules are named {twice[0]!r}: what a rule did is kept under its name")
+        return given
 
     @property
     def ledger_url(self) -> str:
@@ -286,25 +356,39 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
         settings = Settings(**values)
         return settings.model_copy(update=overrides) if overrides else settings
     except pydantic.ValidationError as error:
-        raise ConfigError(_explain(error, file)) from error
+        raise ConfigError(_explain(error, file, values)) from error
 
 
-def _explain(error: pydantic.ValidationError, file: Path) -> str:
+def _explain(error: pydantic.ValidationError, file: Path, values: dict[str, Any]) -> str:
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
+        rule = _rule_named(item["loc"], values)
         if item["type"] == "extra_forbidden":
             lines.append(
-                f"{file}: unknown setting '{where}'{nearest(str(item['loc'][-1]), _fields_at(item['loc'][:-1]))}"
+                f"{file}: unknown setting '{where}'{rule}{nearest(str(item['loc'][-1]), _fields_at(item['loc'][:-1]))}"
             )
         else:
-            lines.append(f"{file}: setting '{where}': {item['msg']}")
+            lines.append(f"{file}: setting '{where}'{rule}: {item['msg']}")
     return "\n".join(lines)
+
+
+def _rule_named(loc: tuple[int | str, ...], values: dict[str, Any]) -> str:
+    """Say which rule a place in the file is in."""
+    if len(loc) < 2 or loc[0] != "rules" or not isinstance(loc[1], int):
+        return ""
+    rules = values.get("rules")
+    rule = rules[loc[1]] if isinstance(rules, list) and loc[1] < len(rules) else None
+    return f" (rule {rule['name']!r})" if isinstance(rule, dict) and "name" in rule else ""
 
 
 def _fields_at(loc: tuple[int | str, ...]) -> set[str]:
     model: Any = Settings
     for part in loc:
+        if isinstance(part, int):  # an entry of a list of tables
+            model = next(iter(get_args(model)), None)
+            continue
         info = getattr(model, "model_fields", {}).get(part)
         model = info.annotation if info is not None else None
-    return set(getattr(model, "model_fields", {}))
+    fields = getattr(model, "model_fields", {})
+    return {info.alias or name for name, info in fields.items()}

@@ -33,3 +33,17 @@ class Watcher(Protocol):
     def alarms(self) -> Sequence[Alarm]:
         """The alarms that are kept, oldest first."""
         ...
+
+
+@runtime_checkable
+class LossReport(Protocol):
+    """Notes the losses of another policy's predictions, for policies that read this one while folding."""
+
+    @property
+    def ranker(self) -> str:
+        """The policy whose predictions these are."""
+        ...
+
+    def losses(self, after: int) -> tuple[int, list[tuple[int, float]]]:
+        """How many examples there were, and of those past the first ``after`` position and log loss, as far as kept."""
+        ...

@@ -61,6 +61,7 @@ _MEANINGS = {
     "serve.keys.N.sha256": "SHA-256 of the key, 64 hex digits.",
     "serve.keys.N.workspace": "The workspace that the key belongs to.",
     "serve.keys.N.scopes": "What the key may do; `operator`: everything, in the workspace that `X-Workspace` names.",
+    "rules.N.name": "What it did is kept under its name; letters, digits, `_`, `-`.",
     "serve.max_body_bytes": "Longest request body; past it 413 `too-large`.",
     "serve.query_threads": "Threads that answer reads.",
     "fold.turn_ms": "A turn of one group ends after this time, so that groups share a worker.",
@@ -100,7 +101,7 @@ def settings(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[Se
     """Yield all settings in order; tables by name and lists of tables as ``NAME`` and ``N``."""
     docs = _field_docs(model)
     for name, field in model.model_fields.items():
-        path = f"{prefix}{name}"
+        path = f"{prefix}{field.alias or name}"
         kind = field.annotation
         default = "required" if field.is_required() else _value(field.get_default(call_default_factory=True))
         meaning = _MEANINGS.get(path) or docs.get(name, "")
@@ -490,6 +491,9 @@ _LABELS = {
     "streamfold_visible_seconds": "workspace",
     "streamfold_commit_seconds": "workspace, group",
     "streamfold_folded_events_total": "workspace, group",
+    "streamfold_drift_alarms_total": "workspace, policy, detector",
+    "streamfold_rules_applied_total": "workspace, rule, outcome",
+    "streamfold_alerts_total": "workspace, rule, outcome",
     "streamfold_position": "workspace",
     "streamfold_lag_events": "workspace, group",
     "streamfold_live_lag_events": "workspace",

@@ -23,6 +23,7 @@ from streamfold.plugins.item_vectors import ItemVectors
 from streamfold.plugins.kalman_head import KalmanHead
 from streamfold.plugins.label_statistics import LabelStatistics
 from streamfold.plugins.newest import Newest
+from streamfold.plugins.novelty import Novelty
 from streamfold.plugins.quality import Quality
 from streamfold.plugins.reloop2_lsh import Reloop2Lsh
 from streamfold.plugins.reloop2_topk import Reloop2Topk
@@ -60,6 +61,7 @@ def register_policies() -> list[type[Policy]]:
         KalmanHead,
         Corrections,
         Drift,
+        Novelty,
     ]
 
 

@@ -1,4 +1,4 @@
-"""Policy ``drift``: watches the errors that live heads make, and raises an alarm when they change.
+"""Policy ``drift``: watches the errors that live heads and rankers make, and raises an alarm when they change.
 
 What a head said is in the exposures of its answers, what was right comes later, as ``label.observed`` with the
 ``exposure_id`` or as a correction; the two make an error of 0 or 1, of the score that was served, from before the head
@@ -6,17 +6,21 @@ knew the label. The errors of each policy and head go through the detectors of `
 ``drift.detected`` event, a line in the log of the service and a count in its metrics; weights it changes never.
 
 Of answers about several targets the exposure does not tell which label was whose: these are passed over.
+
+Of a ranker the numbers are the log losses that a ``quality`` policy (named by ``quality``) notes: of scores from before
+the outcome was learned. They are read at the next event, as ``quality`` folds after those who read it.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import msgspec
 
-from streamfold.core import Alarm, ConfigError, Event, Policy, Stores, Table, View
+from streamfold.core import LEARNED_FROM, Alarm, ConfigError, Event, LossReport, Policy, Stores, Table, View
 from streamfold.plugins._detectors import Adwin, Cusum, PageHinkley
 from streamfold.plugins._labels import label_name
 
@@ -30,10 +34,12 @@ class DriftConfig:
     Parameters
     ----------
     detectors : of ``adwin``, ``page_hinkley``, ``cusum`` (of rising errors alone).
+    quality : the ``quality`` policy whose ranker is watched too; empty: none.
     max_answers : that may still be labelled. max_heads, max_alarms : that are kept.
     """
 
     detectors: tuple[str, ...] = ("adwin", "page_hinkley")
+    quality: str = ""
     max_answers: int = 50_000
     max_heads: int = 1000
     max_alarms: int = 1000
@@ -63,7 +69,7 @@ class Watched(msgspec.Struct):
 
 
 class Drift(Policy):
-    """Detectors over errors of heads."""
+    """Detectors over errors of heads and of a ranker."""
 
     name = "drift"
     version = 1
@@ -78,9 +84,15 @@ class Drift(Policy):
             Table("watched", key=str, value=Watched, max_rows=c.max_heads),
             Table("alarms", key=str, value=Alarm, max_rows=c.max_alarms),
         )
+        if c.quality:
+            self.reads = (c.quality,)
+            self.handles = tuple(dict.fromkeys((*type(self).handles, *LEARNED_FROM)))  # type: ignore[misc]  # of this one
+            self.stores = (*self.stores, Table("seen", key=str, value=int, max_rows=1))
 
     def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
         """Keep what was said, or hold it against what was right."""
+        if self.config.quality:
+            self._watch_ranker(event, stores)
         data = event.data
         if event.type == "exposure.recorded":
             first = [one.label for one in data.items if one.rank == 1 and one.label is not None]
@@ -88,20 +100,39 @@ class Drift(Policy):
             if data.kind == "classify" and len(first) == 1 and isinstance(head, str):
                 stores["answers"].put(data.exposure_id, Answer(_who(data.policies or {}), head, first[0]))
             return
+        if event.type == "interaction.observed":
+            return
         label = data.label if event.type == "label.observed" else data.correction
         said: Answer | None = stores["answers"].get(data.exposure_id) if data.exposure_id is not None else None
         if said is None or label is None or data.head != said.head:
             return
         wrong = float(label_name(label) != said.label)
         stores["answers"].delete(data.exposure_id)
-        key = f"{said.policy}\0{said.head}"
+        self._watch(said.policy, said.head, [(event.seq, wrong)], event, stores)
+
+    def _watch_ranker(self, event: Event, stores: Stores) -> None:
+        """Take the losses that were noted since the last event."""
+        report = stores.of(self.config.quality).server
+        if not isinstance(report, LossReport):
+            raise ConfigError(
+                f"drift: quality is {self.config.quality!r}, which notes no losses: name a quality policy"
+            )
+        seen: int = stores["seen"].get("examples", 0)
+        count, losses = report.losses(seen)
+        if losses:
+            stores["seen"].put("examples", count)
+            self._watch(report.ranker, "log_loss", losses, event, stores)
+
+    def _watch(self, policy: str, what: str, values: Sequence[tuple[int, float]], event: Event, stores: Stores) -> None:
+        """Pass values, each with its position, through the detectors."""
+        key = f"{policy}\0{what}"
         watched = copy.deepcopy(stores["watched"].get(key) or Watched())
-        for name in self.config.detectors:
-            if (fired := getattr(watched, name).update(wrong)) is not None:
-                alarm = Alarm(
-                    said.policy, f"{name}:{said.head}", fired.statistic, fired.threshold, event.seq, event.recorded_us
-                )
-                stores["alarms"].put(f"{event.seq}:{name}", alarm)
+        for position, value in values:
+            for name in self.config.detectors:
+                if (fired := getattr(watched, name).update(value)) is not None:
+                    detector, at_us = f"{name}:{what}", event.recorded_us
+                    alarm = Alarm(policy, detector, fired.statistic, fired.threshold, position, at_us)
+                    stores["alarms"].put(f"{position}:{detector}", alarm)
         stores["watched"].put(key, watched)
 
     def serve(self, view: View) -> Alarms:

@@ -280,7 +280,7 @@ class Quality(Policy):
 
 
 class QualityServer:
-    """Answers from the sums; a ``QualityReport``."""
+    """Answers from the sums; a ``QualityReport`` and a ``LossReport``."""
 
     slices = SLICES
 
@@ -297,6 +297,19 @@ class QualityServer:
         return SumsAndRing(
             self._config, self._view["sums"].values.copy(), self._view["scored"].values[order], users, upto_us
         )
+
+    @property
+    def ranker(self) -> str:
+        return self._config.ranker
+
+    def losses(self, after: int) -> tuple[int, list[tuple[int, float]]]:
+        count = int(self._view["met"].values[2 * _MET_ROWS, 0])
+        if count <= after:
+            return count, []
+        places = np.arange(max(after, count - self._config.ring), count) % self._config.ring
+        rows = self._view["scored"].values[places]
+        right = np.where(rows[:, 5] > 0, rows[:, 4] / _ONE, 1 - rows[:, 4] / _ONE)
+        return count, list(zip(rows[:, 0].tolist(), (-np.log(right)).tolist(), strict=True))
 
 
 class SumsAndRing:

@@ -253,6 +253,17 @@ class DriftDetected(Data, frozen=True, kw_only=True):
     at_position: Integer | None = None
 
 
+class RuleApplied(Data, frozen=True, kw_only=True):
+    """What a rule of the settings did about an alarm, the ``drift.detected`` event at ``alarm_position``."""
+
+    rule: Id
+    do: Id
+    policy: Id
+    outcome: str
+    detail: str | None = None
+    alarm_position: Integer | None = None
+
+
 def _subjects(**kinds: str) -> Callable[[Any], tuple[Subject, ...]]:
     """Make a ``subjects`` function: kind = name of the field that holds its id; the first one set is the main one."""
     pairs = tuple(kinds.items())
@@ -420,4 +431,5 @@ def builtin_types(actions: Iterable[str] = ()) -> tuple[EventType, ...]:
         _type("entity.aliased", EntityChanged, entity, _entity_check("aliases"), "Other names of an entity."),
         _type("document.extracted", DocumentExtracted, document, document_id, "What an extractor found in a chunk."),
         _type("drift.detected", DriftDetected, _subjects(policy="policy"), id_check("policy"), "A drift alarm."),
+        _type("rule.applied", RuleApplied, _subjects(policy="policy"), id_check("policy", "rule"), "What a rule did."),
     )

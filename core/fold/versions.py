@@ -80,14 +80,18 @@ def plan(
     return rows
 
 
-def add(context: Context, workspace: str, rows: Sequence[Instance], *, actor: str, reason: str) -> Group:
-    """Pin a planned group; every process folds it from now on."""
+def add(
+    context: Context, workspace: str, rows: Sequence[Instance], *, actor: str, reason: str, revision: int | None = None
+) -> Group:
+    """Pin a planned group; every process folds it from now on. ``revision``: of the ledger's slots, as planned for."""
     audit = _entry(context, actor, "add", "", reason)
-    made = context.ledger.add_group(workspace, rows, audit=audit)
+    made = context.ledger.add_group(workspace, rows, audit=audit, revision=revision)
     return _named(context, workspace, made[0].group)
 
 
-def rebuild(context: Context, workspace: str, group: Group, *, actor: str, reason: str) -> Group:
+def rebuild(
+    context: Context, workspace: str, group: Group, *, actor: str, reason: str, revision: int | None = None
+) -> Group:
     """Fold the next generation of a group from the log beside it; it takes its place by itself when caught up.
 
     Raises ``OutOfReach`` when it would not become what it was: events have left the log, and are in no archive.
@@ -104,7 +108,7 @@ def rebuild(context: Context, workspace: str, group: Group, *, actor: str, reaso
         for runtime in sorted_members(group)
     ]
     audit = _entry(context, actor, "rebuild", "", reason)
-    made = context.ledger.add_group(workspace, rows, replaces=group.name, audit=audit)
+    made = context.ledger.add_group(workspace, rows, replaces=group.name, audit=audit, revision=revision)
     return _named(context, workspace, made[0].group)
 
 

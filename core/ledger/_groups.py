@@ -258,9 +258,9 @@ _FEED = """select grp, commit_no, watermark, changes, at_us from (
     where before < ? or before = 0 order by commit_no"""
 
 
-def slots_changed(tx: Tx, workspace: str) -> None:
-    """Say that instances or slots changed; also makes all who change them wait for each other."""
-    tx.count(workspace, "slots")
+def slots_changed(tx: Tx, workspace: str) -> int:
+    """Say that instances or slots changed; also makes all who change them wait for each other. The new revision."""
+    return tx.count(workspace, "slots")
 
 
 def fenced(workspace: str, lease: Lease) -> Fenced:

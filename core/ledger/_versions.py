@@ -36,6 +36,7 @@ class VersionMixin(Base):
         auto: bool = False,
         replaces: str | None = None,
         unless_exists: bool = False,
+        revision: int | None = None,
         audit: AuditEntry | None = None,
     ) -> list[Instance]:
         base = members[0].group
@@ -43,13 +44,14 @@ class VersionMixin(Base):
             values (?, ?, ?, ?, ?, ?)"""
 
         def job(tx: Tx) -> list[Instance]:
-            slots_changed(tx, workspace)
+            before = slots_changed(tx, workspace) - 1
+            if revision is not None and before != revision:
+                raise VersionConflict(f"instances or slots changed meanwhile (revision {before}, not {revision})")
             have = _instances(tx, workspace)
             if unless_exists and any(i.group == base or i.group.startswith(f"{base}.") for i in have):
                 return []
             same = {(m.name, m.version, m.config_hash) for m in members}
-            before = [i.generation for i in have if (i.name, i.version, i.config_hash) in same]
-            generation = 1 + max(before, default=-1)
+            generation = 1 + max((i.generation for i in have if (i.name, i.version, i.config_hash) in same), default=-1)
             group = f"{base}.{generation}" if generation else base
             first = tx.count(workspace, "instance", len(members))
             made = [

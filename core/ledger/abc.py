@@ -495,12 +495,14 @@ class Ledger(Protocol):
         auto: bool = False,
         replaces: str | None = None,
         unless_exists: bool = False,
+        revision: int | None = None,
         audit: AuditEntry | None = None,
     ) -> list[Instance]:
         """Pin all members of a group, or none, in one transaction.
 
         ``members[0].group`` is the group's name without a generation; the next free generation is taken.
         ``unless_exists``: nothing is done (and nothing returned) when any generation of the group exists.
+        ``revision``: raises ``VersionConflict`` when :meth:`slots_revision` is another one by now.
         """
 
     def promote(self, workspace: str, group: str, *, retire_us: int, at_least: int = 0, audit: AuditEntry) -> Promoted:

@@ -29,6 +29,7 @@ class EmbeddedService:
     plugins : names of entry points to enable.
     policies : the settings' ``policies`` table.
     backends : the settings' ``backends`` table; default: the quick ones.
+    settings : others, by name. environment : variables of the process.
     """
 
     def __init__(
@@ -38,23 +39,25 @@ class EmbeddedService:
         plugins: Sequence[str] = (),
         policies: Mapping[str, Mapping[str, Any]],
         backends: Mapping[str, Mapping[str, Any]] = _BACKENDS,
+        settings: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = folder / "serve.log"
-        settings = {
+        given = {name.upper(): json.dumps(value) for name, value in (settings or {}).items()} | {
             "DATA": str(folder / "data"),
             "PLUGINS": json.dumps(list(plugins)),
             "POLICIES": json.dumps(policies),
             "BACKENDS": json.dumps(backends),
         }
         # settings of the caller must not lead the service to other data
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFOLD_")}
-        environment |= {f"STREAMFOLD_{name}": value for name, value in settings.items()}
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("STREAMFOLD_")}
+        variables |= {f"STREAMFOLD_{name}": value for name, value in given.items()} | dict(environment or {})
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "streamfold.pipelines.cli", "serve", "--port", "0"],
                 cwd=folder,
-                env=environment,
+                env=variables,
                 stdout=log,
                 stderr=log,
             )
@@ -75,6 +78,10 @@ class EmbeddedService:
         self._process.kill()
         self._process.wait()
         raise RuntimeError(f"the service did not come up; the end of its log:\n{self.log()[-2000:]}")
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def log(self) -> str:
         return self._log.read_text("utf-8", "replace")

@@ -20,6 +20,7 @@ from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import Call, Endpoint, answer, page, rfc3339
 from streamfold.pipelines.serve.merging import INTAKE as MERGES
 from streamfold.pipelines.serve.problems import Problem
+from streamfold.pipelines.serve.rules import INTAKE as RULES
 
 
 # -- status --------------------------------------------------------------------------------------
@@ -41,7 +42,7 @@ def _status(call: Call) -> dict[str, Any]:
     }
 
 
-_OWN = {INTAKE: "extract", MERGES: "merge"}
+_OWN = {INTAKE: "extract", MERGES: "merge", RULES: "rule"}
 """Intakes that read the log itself, by how their names begin."""
 
 

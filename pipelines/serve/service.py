@@ -30,6 +30,7 @@ from streamfold.pipelines.serve.metrics import Metrics
 from streamfold.pipelines.serve.own_events import OwnEvents
 from streamfold.pipelines.serve.pressure import Pressure
 from streamfold.pipelines.serve.problems import rate_limited, unavailable
+from streamfold.pipelines.serve.rules import Rules
 from streamfold.pipelines.serve.waiting import Waiters
 
 _MAX_WAKES = 8
@@ -65,6 +66,7 @@ class Service:
         self.exposures = Exposures(own_events, self.metrics.registry)
         self.merging = Merging(node, own_events)
         self.alarms = AlarmLog(node, own_events, self.metrics.registry)
+        self.rules = Rules(node, own_events, self.metrics.registry)
         self._wakes_waiting = 0
         self._waiters: dict[str, Waiters] = {}
 
@@ -92,6 +94,7 @@ class Service:
             waiters.close()
         self.merging.close()
         self.alarms.close()
+        self.rules.close()
         self.exposures.close()
         self.jobs.close()
         self.access.close()

@@ -51,6 +51,24 @@ def test_a_group_is_added_whole_and_again_as_its_next_generation(ledger: Ledger)
     assert (again[0].key, again[0].label, again[0].lineage) == ("a@1", "1-c.1", "a@1-c")
 
 
+def test_a_group_planned_on_slots_that_have_changed_is_refused(ledger: Ledger) -> None:
+    planned = ledger.slots_revision(WORKSPACE)
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(lambda n: _added_at(ledger, planned, n), range(6)))
+    assert sum(made) == 1
+    assert len(ledger.instances(WORKSPACE)) == 1
+    assert len(ledger.audits(WORKSPACE)) == 1
+    ledger.add_group(WORKSPACE, [member(9)], revision=ledger.slots_revision(WORKSPACE))
+
+
+def _added_at(ledger: Ledger, revision: int, version: int) -> bool:
+    try:
+        ledger.add_group(WORKSPACE, [member(version)], revision=revision, audit=entry("add"))
+    except VersionConflict:
+        return False
+    return True
+
+
 def test_several_who_pin_the_same_group_make_it_once(ledger: Ledger) -> None:
     with ThreadPoolExecutor(6) as pool:
         made = list(pool.map(lambda _: ledger.add_group(WORKSPACE, [member()], unless_exists=True), range(6)))

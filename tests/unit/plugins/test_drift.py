@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from river import drift as river_drift
 
-from streamfold.core import ConfigError
+from streamfold.core import ConfigError, QualityReport
+from streamfold.core.testing import World
+from streamfold.core.watching import Watcher
+from streamfold.plugins import builtin
 from streamfold.plugins._detectors import Adwin, Cusum, PageHinkley
 from streamfold.plugins.drift import Drift, DriftConfig
 
@@ -89,3 +94,33 @@ def test_each_answer_counts_once_by_policy_and_head_and_corrections_count(stream
 def test_wrong_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="drift"):
         DriftConfig(**bad)
+
+
+def test_a_rankers_log_losses_are_watched_as_quality_notes_them(tmp_path: Path) -> None:
+    """Tastes turn round at the 2,000th interaction: the alarms are where river's fire on the losses of the ring."""
+    config = {"ids": 4096, "crosses": 8192}
+    policies: dict[str, Any] = {
+        "activity": {}, "count_stack": config, "quality": {"ranker": "count_stack"}, "drift": {"quality": "quality"},
+    }  # fmt: skip
+    rng = np.random.default_rng(3)
+    with World(tmp_path, [builtin], policies) as world:
+        given = []
+        for n in range(3000):
+            user, item = int(rng.integers(40)), int(rng.integers(40))
+            action = "like" if (item % 2 == 0) == (n < 2000) else "dislike"
+            given.append(("interaction.observed", {"user_id": f"u{user}", "item_id": f"i{item}", "action": action}))
+        world.send_many(given)
+        world.fold()
+        [found] = [member.server.alarms() for _, member in world.view.servers(Watcher)]
+        scored = next(member.server.measured().scored() for _, member in world.view.servers(QualityReport))
+        assert all(verdict.equal for verdict in world.verify().values())
+    losses = -np.log(np.where(scored.label > 0, scored.score, 1 - scored.score))
+    expected = []
+    for name, detector in (("adwin", river_drift.ADWIN()), ("page_hinkley", river_drift.PageHinkley())):
+        for position, loss in zip(scored.key[:-1, 0].tolist(), losses[:-1].tolist(), strict=True):
+            detector.update(loss)
+            if detector.drift_detected:
+                expected.append((position, f"{name}:log_loss"))
+    assert [(one.at_position, one.detector) for one in found] == sorted(expected)
+    assert {one.policy for one in found} == {"count_stack"}
+    assert {one.detector for one in found if one.at_position > 2000} == {"adwin:log_loss", "page_hinkley:log_loss"}

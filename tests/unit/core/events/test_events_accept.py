@@ -237,6 +237,7 @@ def test_an_exposed_item_is_exactly_one_thing() -> None:
         ("entity.aliased", {"entity_id": "a", "aliases": ["b"]}),
         ("document.extracted", {"document_id": "d", "input_position": 3, "chunk_hash": "x", "extractor": "e"}),
         ("drift.detected", {"policy": "p", "detector": "adwin"}),
+        ("rule.applied", {"rule": "r", "do": "shadow", "policy": "p", "outcome": "applied", "alarm_position": 3}),
     ],
 )
 def test_the_rarer_types_round_trip(type: str, data: dict[str, Any]) -> None:

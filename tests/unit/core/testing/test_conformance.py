@@ -63,6 +63,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "implicit_ftrl": {"rows": 256},
     "gradient_head": {"max_classes": 512, "dim": 256, "replay": 8, "replayed": 8},
     "head_quality": {"ring": 8},
+    "novelty": {"dim": 4, "first": 2, "max_components": 2},
     "quality": {"ranker": "count_stack", "ring": 256},
     "residual_table": {"base": "count_stack", "rows": 256},
     "reloop2_lsh": {"base": "count_stack", "bits": 6},
