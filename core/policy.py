@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from streamfold.core.errors import NeedsRebuild
+from streamfold.core.errors import EventError, NeedsRebuild
 from streamfold.core.events.model import Event, Subject
 from streamfold.core.events.types import ExtractedEntity, ExtractedRelation
 from streamfold.core.stores.declare import Declaration
@@ -198,6 +198,15 @@ class Tools(Protocol):
 
 
 # -- what a policy sees ----------------------------------------------------------------------------
+class Refusal(NamedTuple):
+    """An event that was folded, and turns out to be of no use."""
+
+    position: int
+    source: str
+    event_id: str
+    error: EventError
+
+
 class Stores(Protocol):
     """The instance's live stores by name, the fold's clock and generator, and the policies it reads."""
 
@@ -207,6 +216,13 @@ class Stores(Protocol):
     def __getitem__(self, name: str) -> Any: ...
     def of(self, policy: str) -> ReadOnly:
         """Server and stores of a policy in ``reads``, as they were before this event; read-only."""
+        ...
+
+    def refuse(self, past: Refusal) -> None:
+        """Make a dead letter of an event that was folded before, in the commit of this one.
+
+        It counts as skipped from now on, so whoever folds afresh leaves it out: the stores may hold nothing of it.
+        """
         ...
 
     @property

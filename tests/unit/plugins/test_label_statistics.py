@@ -236,7 +236,7 @@ def test_whoever_is_forgotten_might_never_have_come_to_the_bit(stream: Any) -> N
 def test_a_label_that_cannot_be_used_is_refused_and_nothing_is_folded(
     stream: Any, data: dict[str, Any], code: str
 ) -> None:
-    mail = stream()
+    mail = stream(wait_s=0.0)
     with pytest.raises(EventError) as refused:
         mail.send(mail.event("label.observed", head="mail", **data))
     assert refused.value.code == code
