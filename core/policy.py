@@ -513,6 +513,9 @@ class Policy:
     def __init__(self, config: Any = None) -> None:
         self.config = config if config is not None else self.Config()
 
+    def check_reads(self, read: Mapping[str, Policy]) -> None:
+        """Raise ``ConfigError`` where an instance in ``reads`` is of a kind that this policy cannot read."""
+
     def prepare(self, event: Event, tools: Tools) -> Prepared | None:
         """Pure and costly: chunk, embed. Runs in parallel, in any order, perhaps more than once."""
         return None
