@@ -481,6 +481,20 @@ class Candidates:
 Server = Any
 """Retriever, CandidateSource, Catalogue, Ranker, SimilarItems, Classifier or Corrector (one object may be several)."""
 
+
+@runtime_checkable
+class Settles(Protocol):
+    """A server that works something out from its stores, so that requests find it done (``core/views/settle.py``)."""
+
+    def unsettled(self) -> bool:
+        """Whether something that is asked for has changed; called after changes, costs next to nothing."""
+        ...
+
+    def look(self) -> Callable[[], None]:
+        """Read what has changed; return the work that is left, which does not look at the stores."""
+        ...
+
+
 Batch = Sequence[tuple[Event, Prepared]]
 
 

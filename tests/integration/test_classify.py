@@ -54,6 +54,14 @@ def test_a_text_is_classified_by_labels_of_a_moment_ago(mail: EmbeddedService) -
     assert best(mail, text="the paris train") == "ham"
 
 
+def test_whoever_waits_for_a_label_is_answered_by_it_each_time(mail: EmbeddedService) -> None:
+    """A head is solved off the requests' path; a label that is visible is in every answer."""
+    for n in range(40):
+        value = "ab"[n % 2]
+        mail.send([label(value, "flip", text="one and the same text"), label("c", "flip", text=f"another {n}")])
+        assert best(mail, "flip", text="one and the same text") == value
+
+
 def test_an_answer_is_an_exposure_in_the_log(mail: EmbeddedService) -> None:
     answer = ask(mail, targets=[{"text": "cheap pills"}])
     for _ in range(500):

@@ -271,6 +271,42 @@ def test_features_of_other_names_are_never_mixed_and_a_target_of_them_is_refused
     assert {one.label for one in mail.ask(features={"x": 1.0, "y": 2.0}).labels} == {"a", "b"}
 
 
+def test_a_head_that_is_asked_for_answers_as_it_was_until_its_change_is_worked_out(stream: Any) -> None:
+    mail = stream()
+    mail.learn()
+    server = mail.bench.server
+    assert server.unsettled() is False  # nobody has asked yet: the first question solves
+    assert mail.best(text="a ticket for the train to paris") != "travel"
+    mail.send(*[mail.label("travel", text=text) for text in ("a train to paris", "the train ticket to paris")])
+    mail.send(mail.label("travel", head="other", text="a train to rome"))
+    assert server.unsettled() is True
+    assert {one.label for one in mail.ask(text="a train to paris").labels} == {"spam", "ham"}
+    assert [one.label for one in mail.ask(head="other", text="a train").labels] == ["travel"]  # never asked for before
+    with pytest.raises(WrongTarget, match="no labels of 1 features"):
+        mail.ask(features={"x": 1.0})
+    work = server.look()
+    work()
+    assert server.unsettled() is False
+    assert mail.best(text="a ticket for the train to paris") == "travel"
+    mail.send(*[mail.label(None, text=text) for text in (*SPAM, *HAM, "a train to paris", "the train ticket to paris")])
+    server.unsettled()
+    with pytest.raises(WrongTarget, match="has no labels"):
+        mail.ask(text="a train to paris")
+
+
+def test_what_fails_off_the_requests_path_is_done_anew_in_a_request(stream: Any, monkeypatch: Any) -> None:
+    mail = stream()
+    mail.learn()
+    mail.ask(text="pills")
+    mail.send(mail.label("travel", text="a train to paris"))
+    assert mail.bench.server.unsettled() is True
+    with monkeypatch.context() as broken:
+        broken.setattr("streamfold.plugins._heads.solve", None)
+        with pytest.raises(TypeError):
+            mail.bench.server.look()()
+    assert mail.best(text="a train to paris") == "travel"
+
+
 @pytest.mark.parametrize("bad", [{"read_out": "svm"}, {"gamma": 0.0}, {"shrinkage": 2.0}, {"max_labels": 0}])
 def test_wrong_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="label_statistics"):
