@@ -35,6 +35,8 @@ _DIGITS = 6
 _EVIDENCE = 20
 _MOST_HALVED, _NOTHING = 64, -500.0
 """After so many half-lives the base moves; what is older than so many weighs next to nothing."""
+_MOST_LOST = 8
+"""Half-lives by which the newest row may become older: rounding is then 256 times that of what is left."""
 _LEAST = 1e-12
 """A class whose labels weigh less together is forgotten."""
 
@@ -72,26 +74,32 @@ class Decay:
     """Weights that halve in each half-life, by the times of the rows (forward decay, Cormode et al. 2009).
 
     A row counts for ``w 2^((t − b)/h)`` in the sums, whatever the time now is, so it can be taken back; the base b
-    moves every 64 half-lives. Read out, the newest row weighs w: the sums are taken times :attr:`factor`.
+    moves every 64 half-lives. Read out, the newest row weighs w: the sums are taken times :attr:`factor`. Where the
+    newest rows go, what they were added to is left with rounding of their size: then the others are added afresh.
     """
 
     def __init__(self, half_life_us: int) -> None:
         self._half_us = half_life_us
         self._base = 0
         self._newest_us = -1
+        self._heaviest_us = -1
 
     def moves(self, rows: Mapping[str, Row], out: Sequence[Row], come: Iterable[Row]) -> bool:
-        """Note that rows went and came; whether the base moved, so that all weights are others."""
+        """Note that rows went and came; whether all have to be added afresh, by other weights or without rounding."""
         if not self._half_us:
             return False
         if any(row.at_us == self._newest_us for row in out):
             self._newest_us = max((row.at_us for row in rows.values()), default=-1)
         self._newest_us = max(self._newest_us, max((row.at_us for row in come), default=-1))
         base = self._newest_us // self._half_us
+        self._heaviest_us = max(self._heaviest_us, self._newest_us)
         moved = abs(base - self._base) >= _MOST_HALVED
         if moved:
             self._base = base
-        return moved
+        afresh = moved or self._heaviest_us - self._newest_us > _MOST_LOST * self._half_us
+        if afresh:
+            self._heaviest_us = self._newest_us
+        return afresh
 
     def weights(self, rows: Sequence[Row]) -> Floats:
         weights = np.array([row.weight for row in rows])
@@ -158,13 +166,17 @@ class SpaceState:
         phi = unpacked(b"".join(row.phi for row in rows), self._space).reshape(len(rows), self._dim)
         return self.lift(phi), [row.label or "" for row in rows], self._decay.weights(rows)
 
+    def scaled(self) -> Sums:
+        """The sums as of the newest row, which counts for its weight."""
+        return self._sums.scaled(self._decay.factor, _LEAST) if self._config.half_life_s else self._sums
+
     def head(self) -> Head:
         """The solved head; solved once per change."""
         if self._head is None:
             rows, labels, weights = self._arrays([self._sample[key] for key in sorted(self._sample)])
-            config, sums, factor = self._config, self._sums, self._decay.factor
-            if factor != 1.0:
-                sums, weights = sums.scaled(factor, _LEAST), weights * factor
+            config, sums, factor = self._config, self.scaled(), self._decay.factor
+            if config.half_life_s:
+                weights = weights * factor
                 kept = [i for i, label in enumerate(labels) if label in sums]
                 rows, labels, weights = rows[kept], [labels[i] for i in kept], weights[kept]
             self._head = solve(

@@ -10,7 +10,8 @@ The sums are not stored: a Gram matrix of d = 384 has 1.2 MB, which every commit
 row has 1.6 kB, and has to be kept anyway to be taken back. A label costs the same however many there are.
 
 With ``half_life_s`` labels count for less the older they are beside the head's newest one (the forgetting ridge of
-Lite-RVFL): by event time, so that order of arrival does not matter and a label taken back leaves nothing.
+Lite-RVFL, arXiv:2506.08063): by event time, so that order of arrival does not matter and a label taken back leaves
+nothing.
 
 A label of a document, item or user that is not there yet waits for it (``_waiting.py``), ``wait_s`` at most.
 

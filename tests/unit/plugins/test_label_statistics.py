@@ -161,6 +161,9 @@ def test_a_named_class_has_a_prior_before_its_first_label(stream: Any) -> None:
     assert mail.bench.server.heads() == {"mail": 2}
     mail.send(*[mail.label("b", text=f"a ticket for the train {n}") for n in range(6)])
     assert mail.best(text="a ticket for the train") == "b"  # κ = 1 label is soon outweighed
+    mail.send(mail.event("class.upserted", head="mail", **{"class": "a"}, name="cats and dogs"))  # renamed
+    assert {one.label: one.name for one in mail.ask(text="train").labels}["a"] == "cats and dogs"
+    assert mail.best(text="dogs and cats") == "a"
 
 
 def test_classes_are_merged_retired_and_brought_back_without_touching_labels(stream: Any) -> None:

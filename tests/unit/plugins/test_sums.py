@@ -14,8 +14,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge as SkRidge
 from sklearn.neighbors import NearestCentroid
 
+from streamfold.plugins._heads import Row, SpaceState
 from streamfold.plugins._readouts import Means, Ridge, fit_sharpness, shrunk_covariance, solve
 from streamfold.plugins._sums import Sums, relu_expansion
+from streamfold.plugins.label_statistics import LabelStatisticsConfig
 
 DIM = 7
 
@@ -56,6 +58,7 @@ CASES = {
 @settings(deadline=None, max_examples=40)
 @given(**CASES)
 def test_ridge_is_scikit_learns_in_any_order_and_batching(seed: int, n: int, classes: int, cuts: list[int]) -> None:
+    """Weight invariance (ACIL, arXiv:2205.14922; where classes come back in any part, G-ACIL, arXiv:2403.15706)."""
     phi, labels, weights = drawn(seed, n, classes)
     sums = folded(phi, labels, weights, cuts, np.random.default_rng(seed).permutation(n))
     ours = Ridge(sums.per_class()[1], sums.gram, 0.7)
@@ -97,6 +100,7 @@ def test_the_prototype_is_scikit_learns_nearest_centroid(seed: int, n: int, clas
 def test_parts_merge_into_one_fold_and_rows_are_taken_back(
     seed: int, n: int, classes: int, cuts: list[int], parts: int
 ) -> None:
+    """Clients that learn by themselves merge into one (federated reconnaissance, arXiv:2109.00150)."""
     phi, labels, weights = drawn(seed, n, classes)
     whole = folded(phi, labels, weights, cuts, np.arange(n))
     merged = Sums(DIM)
@@ -117,6 +121,7 @@ def test_parts_merge_into_one_fold_and_rows_are_taken_back(
 
 
 def test_a_user_of_the_digits_who_is_erased_might_never_have_come() -> None:
+    """Analytic unlearning (ACU, arXiv:2505.12239) equals retraining."""
     data, target = load_digits(return_X_y=True)
     weights, bias = relu_expansion(64, 512, 0)
     phi = np.hstack([np.maximum(data / 16 @ weights + bias, 0), np.ones((len(data), 1))])
@@ -132,6 +137,33 @@ def test_a_user_of_the_digits_who_is_erased_might_never_have_come() -> None:
     close(sums, never, 1e-10)
     one, other = (Ridge(each.per_class()[1], each.gram, 1.0).weights for each in (sums, never))
     assert np.abs(one - other).max() <= 1e-10 * np.abs(other).max()
+
+
+HOUR_US = 3_600_000_000
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), n=st.integers(5, 60), hours=st.sampled_from([10, 500, 20_000]))
+def test_decayed_rows_taken_back_are_as_never_added(seed: int, n: int, hours: int) -> None:
+    """Weights that grow with time (Lite-RVFL, arXiv:2506.08063), by event time: exact, and never too large."""
+    rng = np.random.default_rng(seed)
+    phi, labels, weights = drawn(seed, max(n, 12), 3)
+    times = rng.integers(0, hours, len(phi)) * HOUR_US
+    rows = {
+        f"{i}": Row(None, labels[i], weights[i], "features", phi[i].tobytes(), i, int(times[i]))
+        for i in rng.permutation(len(phi)).tolist()
+    }
+    keys = list(rows)
+    gone = keys[: len(keys) // 3]
+    config = LabelStatisticsConfig(half_life_s=48 * 3600.0)
+    one, never = (SpaceState(config, "features", DIM) for _ in range(2))
+    for part in (keys[: len(keys) // 2], keys[len(keys) // 2 :]):
+        one.update((), {key: rows[key] for key in part})
+    one.update(gone, {})
+    never.update((), {key: rows[key] for key in reversed(keys) if key not in gone})
+    mine, theirs = one.scaled(), never.scaled()
+    close(mine, theirs, 1e-10)
+    assert np.isfinite(mine.gram).all()
 
 
 @pytest.mark.parametrize("read_out", ["prototype", "ridge", "lda"])
