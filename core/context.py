@@ -239,6 +239,7 @@ def _dependents_first(members: list[Runtime]) -> tuple[Runtime, ...]:
                     f"policy {member.instance.name!r} reads {read!r}, which is not declared in the settings"
                 )
             order.add(read, member.instance.name)
+        member.policy.check_reads({read: by_name[read].policy for read in member.policy.reads})
     return tuple(by_name[name] for name in order.static_order())
 
 
@@ -252,13 +253,15 @@ def _connected(registry: Registry) -> list[list[Declared]]:
             name = group_of[name]
         return name
 
-    for name, one in declared.items():
-        for read in registry.make_policy(one.use, one.config).reads:
+    made = {name: registry.make_policy(one.use, one.config) for name, one in declared.items()}
+    for name, policy in made.items():
+        for read in policy.reads:
             if read not in declared:
                 raise ConfigError(
                     f"[policies.{name}] reads {read!r}, which the settings do not declare{nearest(read, declared)}"
                 )
             group_of[root(read)] = root(name)
+        policy.check_reads({read: made[read] for read in policy.reads})
     groups: dict[str, list[Declared]] = {}
     for name in sorted(declared):
         groups.setdefault(root(name), []).append(declared[name])

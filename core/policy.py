@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from streamfold.core.errors import NeedsRebuild
+from streamfold.core.errors import EventError, NeedsRebuild
 from streamfold.core.events.model import Event, Subject
 from streamfold.core.events.types import ExtractedEntity, ExtractedRelation
 from streamfold.core.stores.declare import Declaration
@@ -198,6 +198,15 @@ class Tools(Protocol):
 
 
 # -- what a policy sees ----------------------------------------------------------------------------
+class Refusal(NamedTuple):
+    """An event that was folded, and turns out to be of no use."""
+
+    position: int
+    source: str
+    event_id: str
+    error: EventError
+
+
 class Stores(Protocol):
     """The instance's live stores by name, the fold's clock and generator, and the policies it reads."""
 
@@ -209,6 +218,13 @@ class Stores(Protocol):
     def __getitem__(self, name: str) -> Any: ...
     def of(self, policy: str) -> ReadOnly:
         """Server and stores of a policy in ``reads``, as they were before this event; read-only."""
+        ...
+
+    def refuse(self, past: Refusal) -> None:
+        """Make a dead letter of an event that was folded before, in the commit of this one.
+
+        It counts as skipped from now on, so whoever folds afresh leaves it out: the stores may hold nothing of it.
+        """
         ...
 
     @property
@@ -467,6 +483,20 @@ class Candidates:
 Server = Any
 """Retriever, CandidateSource, Catalogue, Ranker, SimilarItems, Classifier or Corrector (one object may be several)."""
 
+
+@runtime_checkable
+class Settles(Protocol):
+    """A server that works something out from its stores, so that requests find it done (``core/views/settle.py``)."""
+
+    def unsettled(self) -> bool:
+        """Whether something that is asked for has changed; called after changes, costs next to nothing."""
+        ...
+
+    def look(self) -> Callable[[], None]:
+        """Read what has changed; return the work that is left, which does not look at the stores."""
+        ...
+
+
 Batch = Sequence[tuple[Event, Prepared]]
 
 
@@ -500,6 +530,9 @@ class Policy:
 
     def __init__(self, config: Any = None) -> None:
         self.config = config if config is not None else self.Config()
+
+    def check_reads(self, read: Mapping[str, Policy]) -> None:
+        """Raise ``ConfigError`` where an instance in ``reads`` is of a kind that this policy cannot read."""
 
     def prepare(self, event: Event, tools: Tools) -> Prepared | None:
         """Pure and costly: chunk, embed. Runs in parallel, in any order, perhaps more than once."""

@@ -8,8 +8,10 @@ are those whose class was merged or retired. Every view comes to the same sums, 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 from zlib import crc32
 
@@ -24,16 +26,18 @@ from streamfold.plugins._targets import TEXT, unpacked, vectors_of
 
 _HEADS = 64
 """Heads whose sums are held; the one asked for longest ago goes first."""
+_WARM_S = 60.0
+"""A head that was asked for within so long is solved after a change, before anybody asks again."""
 _AT_ONCE = 4096
 _CALIBRATE = 512
 """About so many rows, chosen by a hash of their keys, calibrate a head."""
 _DIGITS = 6
 """Of probabilities: in which order rows were added decides the last bits of sums."""
 _EVIDENCE = 20
-_MOST_HALVED, _MOST_BACK, _NOTHING = 64, 8, -500.0
-"""After so many half-lives the base moves; if the newest rows go, and so many half-lives with them, what remains is
-added up anew, because it is as small beside them as their rounding; what is older than so many weighs next to nothing.
-"""
+_MOST_HALVED, _NOTHING = 64, -500.0
+"""After so many half-lives the base moves; what is older than so many weighs next to nothing."""
+_MOST_LOST = 8
+"""Half-lives by which the newest row may become older: rounding is then 256 times that of what is left."""
 _LEAST = 1e-12
 """A class whose labels weigh less together is forgotten."""
 
@@ -71,28 +75,32 @@ class Decay:
     """Weights that halve in each half-life, by the times of the rows (forward decay, Cormode et al. 2009).
 
     A row counts for ``w 2^((t − b)/h)`` in the sums, whatever the time now is, so it can be taken back; the base b
-    moves every 64 half-lives. Read out, the newest row weighs w: the sums are taken times :attr:`factor`.
+    moves every 64 half-lives. Read out, the newest row weighs w: the sums are taken times :attr:`factor`. Where the
+    newest rows go, what they were added to is left with rounding of their size: then the others are added afresh.
     """
 
     def __init__(self, half_life_us: int) -> None:
         self._half_us = half_life_us
         self._base = 0
-        self._newest_us = self._latest_us = -1
+        self._newest_us = -1
+        self._heaviest_us = -1
 
     def moves(self, rows: Mapping[str, Row], out: Sequence[Row], come: Iterable[Row]) -> bool:
-        """Note that rows went and came; whether the base moved, so that all weights are others."""
+        """Note that rows went and came; whether all have to be added afresh, by other weights or without rounding."""
         if not self._half_us:
             return False
         if any(row.at_us == self._newest_us for row in out):
             self._newest_us = max((row.at_us for row in rows.values()), default=-1)
         self._newest_us = max(self._newest_us, max((row.at_us for row in come), default=-1))
-        self._latest_us = max(self._latest_us, self._newest_us)
         base = self._newest_us // self._half_us
-        back = self._latest_us - self._newest_us
-        moved = abs(base - self._base) >= _MOST_HALVED or back > _MOST_BACK * self._half_us
+        self._heaviest_us = max(self._heaviest_us, self._newest_us)
+        moved = abs(base - self._base) >= _MOST_HALVED
         if moved:
-            self._base, self._latest_us = base, self._newest_us
-        return moved
+            self._base = base
+        afresh = moved or self._heaviest_us - self._newest_us > _MOST_LOST * self._half_us
+        if afresh:
+            self._heaviest_us = self._newest_us
+        return afresh
 
     def weights(self, rows: Sequence[Row]) -> Floats:
         weights = np.array([row.weight for row in rows])
@@ -166,16 +174,15 @@ class SpaceState:
         return self.lift(phi), [row.label or "" for row in rows], self._decay.weights(rows)
 
     def sums(self) -> Sums:
-        """The sums as of the newest row."""
-        factor = self._decay.factor
-        return self._sums if factor == 1.0 else self._sums.scaled(factor, _LEAST)
+        """The sums as of the newest row, which counts for its weight."""
+        return self._sums.scaled(self._decay.factor, _LEAST) if self._config.half_life_s else self._sums
 
     def head(self) -> Head:
         """The solved head; solved once per change."""
         if self._head is None:
             rows, labels, weights = self._arrays([self._sample[key] for key in sorted(self._sample)])
             config, sums, factor = self._config, self.sums(), self._decay.factor
-            if factor != 1.0:
+            if config.half_life_s:
                 weights = weights * factor
                 kept = [i for i, label in enumerate(labels) if label in sums]
                 rows, labels, weights = rows[kept], [labels[i] for i in kept], weights[kept]
@@ -212,6 +219,11 @@ class HeadState:
         self._read_as: dict[str, str | None] = {}
         self.spaces: dict[str, State] = {}
         self.names: dict[str, str] = {}
+
+    @property
+    def row(self) -> HeadRow:
+        """Up to where it has followed."""
+        return self._seen
 
     def follow(self, view: View, row: HeadRow) -> None:
         """Bring the sums up to the view. A look at each label of all heads, arithmetic for what changed."""
@@ -320,13 +332,71 @@ def merged_into(label: str, classes: Mapping[str, ClassRow]) -> str | None:
     return None if row is not None and row.retired else path[-1]
 
 
+class Ready(NamedTuple):
+    """A solved head as of a row of ``heads``, which nothing changes any more; ``spaces``: those that were asked for."""
+
+    row: HeadRow
+    spaces: Mapping[str, tuple[Callable[[Floats], Floats], Head]]
+    names: Mapping[str, str]
+
+
 class HeadsServer:
-    """A ``Classifier`` over the view; ``make``: what is known of a head in a space."""
+    """A ``Classifier`` over the view; ``make``: what is known of a head in a space.
+
+    A head that was asked for lately is solved anew after a change by whoever drives the view (``core/views/settle.py``)
+    and answers meanwhile as it was; any other is solved when it is asked for.
+    """
 
     def __init__(self, config: Any, view: View, make: MakeState = SpaceState) -> None:
         self._config, self._view, self._make = config, view, make
         self._lock = threading.Lock()
         self._states: OrderedDict[str, HeadState] = OrderedDict()
+        self._ready: dict[str, Ready] = {}
+        self._asked: dict[str, float] = {}
+        self._is_driven = False
+
+    # -- off the requests' path ---------------------------------------------------------------------------------------
+    def unsettled(self) -> bool:
+        """Whether a head that was asked for lately has changed; others are let go of, to be solved when asked for."""
+        self._is_driven = True
+        rows, since = self._view["heads"], time.monotonic() - _WARM_S
+        changed = [name for name, ready in list(self._ready.items()) if rows.get(name) != ready.row]
+        for name in changed:
+            if self._asked.get(name, 0.0) < since:
+                self._ready.pop(name, None)
+        return any(name in self._ready for name in changed)
+
+    def look(self) -> Callable[[], None]:
+        """Bring the sums of heads that are asked for up to the view; return the solving of them."""
+        changed: list[str] = []
+        with self._lock, self._or_forget():
+            for name, ready in list(self._ready.items()):
+                row: HeadRow | None = self._view["heads"].get(name)
+                if row is None or name not in self._states:
+                    self._let_go(name)
+                elif row != ready.row:
+                    self._states[name].follow(self._view, row)
+                    changed.append(name)
+        return lambda: self._solve(changed)
+
+    def _solve(self, changed: Sequence[str]) -> None:
+        for name in changed:
+            with self._lock, self._or_forget():
+                ready, state = self._ready.get(name), self._states.get(name)
+                if ready is not None and state is not None:
+                    self._ready[name] = _solved(state, ready.spaces)
+
+    @contextmanager
+    def _or_forget(self) -> Iterator[None]:
+        """What fails here is begun anew in a request: nobody is answered from what is half done."""
+        try:
+            yield
+        except WrongTarget:
+            raise
+        except BaseException:
+            self._ready.clear()
+            self._states.clear()
+            raise
 
     def heads(self) -> dict[str, int]:
         """Every head with how many labels and priors it has."""
@@ -367,28 +437,44 @@ class HeadsServer:
         return [found[index] for index in range(len(vectors))]
 
     def _solved(self, name: str, space: str, index: int) -> tuple[Callable[[Floats], Floats], Head, Mapping[str, str]]:
-        with self._lock:
+        row = self._view["heads"].get(name)
+        ready = self._ready.get(name)
+        self._asked[name] = time.monotonic()
+        if row is None or ready is None or space not in ready.spaces or not (self._is_driven or ready.row == row):
+            ready = self._made(name, space, index)
+        return *ready.spaces[space], ready.names
+
+    def _made(self, name: str, space: str, index: int) -> Ready:
+        """Solve a head in the request: nobody has asked for it lately, or not for this space."""
+        with self._lock, self._or_forget():
+            before = self._ready.get(name)
             state = self._followed(name)
             if state is None:
                 raise WrongTarget(index, f"head {name[:64]!r} has no labels")
-            if space not in state.spaces:
+            self._ready[name] = ready = _solved(state, {space, *(before.spaces if before is not None else ())})
+            if space not in ready.spaces:
                 known = ", ".join(f"{len(s.rows)} of {_told(which)}" for which, s in sorted(state.spaces.items()))
                 what = _told(space) + ("" if space == TEXT else " of these names")
                 raise WrongTarget(index, f"head {name[:64]!r} has no labels of {what}; it has: {known or 'none'}")
-            return state.spaces[space].lift, state.spaces[space].head(), state.names
+            return ready
 
     def _followed(self, name: str) -> HeadState | None:
         """A head as the view has it; None: it has no labels. The lock is held."""
         row = self._view["heads"].get(name)
         if row is None:
-            self._states.pop(name, None)
+            self._let_go(name)
             return None
         state = self._states.pop(name, None) or HeadState(self._config, name, self._make)
         self._states[name] = state
         if len(self._states) > _HEADS:
-            self._states.popitem(last=False)
+            self._let_go(next(iter(self._states)))
         state.follow(self._view, row)
         return state
+
+    def _let_go(self, name: str) -> None:
+        self._states.pop(name, None)
+        self._ready.pop(name, None)
+        self._asked.pop(name, None)
 
     def _vectors(self, request: ClassifyRequest) -> list[tuple[str, Floats]]:
         return vectors_of(self._view, request.targets)
@@ -414,6 +500,11 @@ class HeadsServer:
                     "weights": {head.names[s]: round(float(head.n[s]), _DIGITS) for s in best[:_EVIDENCE]},
                 }
             yield Prediction(labels=labels, unknown=round(float(unknown[i]), _DIGITS), explain=explain)
+
+
+def _solved(state: HeadState, spaces: Iterable[str]) -> Ready:
+    there = sorted(set(spaces) & state.spaces.keys())
+    return Ready(state.row, {one: (state.spaces[one].lift, state.spaces[one].head()) for one in there}, state.names)
 
 
 def _told(space: str) -> str:

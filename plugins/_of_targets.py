@@ -43,6 +43,11 @@ class OfTargets(Policy):
         else:
             stores["things"].put(key_of(event.subject), packed(prepared))
 
+    def unseen(self, target: Target, stores: Stores) -> str | None:
+        """Name the thing that a target is if nothing is known of it, or it has no text."""
+        thing = thing_of(target)
+        return thing if thing is not None and stores["things"].get(thing) is None else None
+
     def _phi(self, target: Target, prepared: Any, stores: Stores) -> tuple[str, bytes]:
         """The target's space and vector."""
         if target.features is not None:
@@ -51,12 +56,7 @@ class OfTargets(Policy):
         if (thing := thing_of(target)) is not None:
             stored: bytes | None = stores["things"].get(thing)
             if stored is None:
-                kind, _, id_ = thing.partition(":")
-                raise EventError(
-                    f"nothing is known of {kind} {id_[:64]!r}, or it has no text: send {kind}.upserted, then retry "
-                    "this event",
-                    code="unknown-target",
-                )
+                raise unknown_target(thing)
             return TEXT, stored
         if prepared is None:
             raise EventError("the text is empty: there is nothing to embed", code="empty-text")
@@ -66,6 +66,16 @@ class OfTargets(Policy):
         """What a thing's text said before is not what it says now."""
         if _says(event):
             stores["things"].delete(key_of(event.subject))
+
+
+def unknown_target(thing: str, waited: str = "") -> EventError:
+    """Say what to do about a target of which nothing is known."""
+    kind, _, id_ = thing.partition(":")
+    return EventError(
+        f"nothing is known of {kind} {id_[:64]!r}, or it has no text{waited}: send {kind}.upserted, then retry this "
+        "event",
+        code="unknown-target",
+    )
 
 
 def key_of(subject: Subject) -> str:

@@ -2,7 +2,7 @@
 
 ======== ===============================================================================================================
 prototype the nearest class mean, ``−‖φ − m_c‖²`` (SimpleCIL, and ADAM over it: Zhou et al. 2023, arXiv:2303.07338)
-ridge     ``φᵀ(G + γI)⁻¹S_c`` (ACIL: Zhuang et al. 2022, arXiv:2205.14922); its targets may be those of
+ridge     ``φᵀ(G + γI)⁻¹S_c`` (ACIL: Zhuang et al. 2022, arXiv:2205.14922; G-ACIL: 2403.15706); targets as in
           ``_named_targets.py``
 lda       linear discriminants of a pooled covariance ``Σ = (G − Σ n_c m_c m_cᵀ)/n``, shrunk to
           ``(1 − s)Σ + s tr(Σ)/d I``, with priors n_c/n (FSA: Panos et al. 2023, arXiv:2303.13199)

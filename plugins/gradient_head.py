@@ -24,7 +24,6 @@ import numpy as np
 from streamfold.core import (
     Array,
     Batch,
-    Blobs,
     ConfigError,
     Event,
     EventError,
@@ -39,10 +38,12 @@ from streamfold.plugins._averages import Averages
 from streamfold.plugins._gradient import Anchor, Hook, Learner, Optimiser, Rows, Sgd, ShrinkPerturb, State, Upgd
 from streamfold.plugins._gradient_server import GradientServer, Lift
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
+from streamfold.plugins._of_targets import THINGS_STORE
 from streamfold.plugins._replay import PRIOR, ClassState, SpaceState, admitted, drawn, hashed
 from streamfold.plugins._settings import one_of, within
 from streamfold.plugins._targets import TEXT, unpacked
-from streamfold.plugins.label_statistics import LabelStatistics
+from streamfold.plugins._waiting import Observed, waiting_store
+from streamfold.plugins.label_statistics import WAIT_BOUNDS, LabelStatistics
 
 _MOST_HEADS = 10_000
 _MOST_COUNTS = 4.0
@@ -70,6 +71,7 @@ class GradientHeadConfig:
     dim : the longest vector without an expansion.
     prior_weight : how much the name of a class counts in its step.
     max_labels, max_classes : of all heads together.
+    wait_s, max_waiting : as of ``label_statistics``.
     """
 
     loss: Literal["batch", "softmax"] = "batch"
@@ -98,6 +100,8 @@ class GradientHeadConfig:
     prior_weight: float = 1.0
     max_labels: int = 1_000_000
     max_classes: int = 1024
+    wait_s: float = 86_400.0
+    max_waiting: int = 10_000
 
     def __post_init__(self) -> None:
         one_of(
@@ -116,6 +120,7 @@ class GradientHeadConfig:
             anchor=(0.0, 1.0), shrink=(0.5, 1.0), perturb=(0.0, 1.0), exemplars=(1, 1000), every=(1, 2**40),
             decay=(0.0, 0.999999), keep=(1, 100), blend=(0.0, 1.0), new_for=(0, 2**40), expansion=(0, 8192),
             seed=(0, 2**63), dim=(1, 65536), prior_weight=(1e-6, 1e6), max_labels=(1, 2**40), max_classes=(1, 2**20),
+            **WAIT_BOUNDS,
         )  # fmt: skip
         if self.rate * self.anchor > 1:
             raise ConfigError(
@@ -166,7 +171,8 @@ class GradientHead(LabelStatistics):
             Table("places", key=str, value=str, max_rows=c.max_classes, on_full="refuse"),
             Table("free", key=int, value=int, max_rows=c.max_classes, on_full="refuse"),
             Table("phi", key=str, value=bytes, max_rows=c.max_classes * (c.replay + 1), on_full="refuse"),
-            Blobs("things", fold_reads=True),
+            THINGS_STORE,
+            waiting_store(c.max_waiting),
             Array("weights", shape=shape),
             *((Array("utility", shape=shape),) if c.optimiser == "upgd" else ()),
             *((Array("anchors", shape=shape),) if c.anchor else ()),
@@ -186,20 +192,17 @@ class GradientHead(LabelStatistics):
         return Learner(optimiser, tuple(hooks))
 
     # -- fold ---------------------------------------------------------------------------------------------------------
-    def _label(self, event: Event, prepared: Any, stores: Stores) -> None:
-        key = f"{event.data.head}\0{event.subject.kind}:{event.subject.id}"
+    def _take(self, head: str, target: str, new: Observed | None, space: str, phi: bytes, stores: Stores) -> None:
+        key = f"{head}\0{target}"
         old: LabelRow | None = stores["labels"].get(key)
-        phi = b""
-        if event.data.label is not None:
-            space, phi = self._phi(event.data.target, prepared, stores)
+        if new is not None:
             self._check(space, phi)
-        super()._label(event, prepared, stores)
-        new: LabelRow | None = stores["labels"].get(key)
-        head = event.data.head
+        super()._take(head, target, new, space, phi, stores)
         if old is not None and old.weight:
             self._release(head, old.space, old.label, key, stores, labelled=True)
         if new is not None and new.weight:
-            self._learn(head, new.space, new.label, key, phi, new.weight, self._hash(event), stores)
+            chance = hashed(self.config.seed, new.source, new.event_id)
+            self._learn(head, space, new.label, key, phi, new.weight, chance, stores)
 
     def _check(self, space: str, phi: bytes) -> None:
         size = len(phi) // (4 if space == TEXT else 8)
@@ -226,11 +229,8 @@ class GradientHead(LabelStatistics):
         if before:
             self._release(head, TEXT, label, key, stores, labelled=False)
         if new.prior:
-            weight, chance = self.config.prior_weight, self._hash(event)
+            weight, chance = self.config.prior_weight, hashed(self.config.seed, event.source, event.id)
             self._learn(head, TEXT, label, key, new.prior, weight, chance, stores, prior=True)
-
-    def _hash(self, event: Event) -> int:
-        return hashed(self.config.seed, event.source, event.id)
 
     def _learn(
         self, head: str, space: str, label: str, key: str, phi: bytes, weight: float, chance: int, stores: Stores,

@@ -11,8 +11,17 @@ of every member plus ln N nats, whatever the stream; with α > 0 (fixed share, H
 doi:10.1023/A:1007424614876) at most T ln 1/(1 − α) more, and it follows a change of the best. A label of a class that
 no member knows yet says nothing about them.
 
+``selection = "onenet"`` is the gate of OneNet (Wen et al. 2023, arXiv:2309.12659): the long-term weights w, learned by
+exponentiated gradient (α = 0 above), are slow to leave who was right for long, so a short-term correction b is learned
+by the gradient of the last losses beside them, and :math:`(w + b)_+`, normalised, is served:
+
+.. math:: b_m \leftarrow \left[ρ\, b_m + η \left(\frac{p_{m,t}(y_t)}{p_t(y_t)} - 1\right)\right]_{-1}^{1}
+
+It follows a change in about ten labels without a share for those who are wrong, and has no guarantee. OneNet learns b
+by a small network from the same gradient; here it is learned directly.
+
 Members are heads whose stores alone decide what they answer, to the bit: ``gradient_head`` s, not ``label_statistics``,
-whose sums are kept by whoever serves and differ by rounding.
+whose sums are kept by whoever serves and differ by rounding. Others are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -32,6 +41,7 @@ from streamfold.core import (
     ConfigError,
     Event,
     NeedsRebuild,
+    Policy,
     Prediction,
     ReadOnly,
     ScoredLabel,
@@ -43,18 +53,32 @@ from streamfold.core import (
 )
 from streamfold.plugins._labels import label_name
 from streamfold.plugins._of_labels import OfLabels, vector_before
+from streamfold.plugins._settings import one_of, within
 from streamfold.plugins._sums import Floats
 from streamfold.plugins._targets import vectors_of
+from streamfold.plugins.gradient_head import GradientHead
 
 _SMOOTH = 1e-4
+_FLOOR = 1e-6
+"""Of a corrected weight: nobody counts for nothing, so the mixture is never infinitely wrong."""
 _DIGITS = 6
 
 
 class Believed(msgspec.Struct, frozen=True, array_like=True):
-    """Logarithms of a head's members' weights, and by how many labels they were learned."""
+    """Logarithms of a head's members' weights, by how many labels they were learned, and OneNet's correction."""
 
     logs: tuple[float, ...]
     labels: int = 0
+    short: tuple[float, ...] = ()
+
+    @property
+    def weights(self) -> Floats:
+        """How much each member counts."""
+        weights: Floats = np.exp(self.logs)
+        if not self.short:
+            return weights
+        corrected = np.maximum(weights + np.array(self.short), 0.0) + _FLOOR
+        return np.asarray(corrected / corrected.sum(), np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +88,21 @@ class HeadEnsembleConfig:
     Parameters
     ----------
     members : names of ``gradient_head`` s in the settings.
-    share : α.
+    selection : ``fixed_share``, ``bayes`` (without a share) or ``onenet``.
+    share : α of ``fixed_share``. rate, keep : η and ρ of ``onenet``.
     """
 
     members: tuple[str, ...] = ("gradient_head",)
+    selection: Literal["fixed_share", "bayes", "onenet"] = "fixed_share"
     share: float = 0.001
+    rate: float = 0.1
+    keep: float = 0.99
 
     def __post_init__(self) -> None:
         if not self.members or len(set(self.members)) < len(self.members):
             raise ConfigError(f"head_ensemble: members is {self.members}: name one or more heads, each once")
-        if not 0 <= self.share < 1:
-            raise ConfigError(f"head_ensemble: share is {self.share}: it must be at least 0 and below 1")
+        one_of("head_ensemble", self, selection=("fixed_share", "bayes", "onenet"))
+        within("head_ensemble", self, share=(0.0, 0.999999), rate=(1e-6, 10.0), keep=(0.0, 0.999999))
 
 
 class HeadEnsemble(OfLabels):
@@ -89,6 +117,15 @@ class HeadEnsemble(OfLabels):
         self.reads = tuple(self.config.members)
         self.stores = (Table("believed", key=str, value=Believed, max_rows=10_000, on_full="refuse"),)
 
+    def check_reads(self, read: Mapping[str, Policy]) -> None:
+        """Members are gradient heads."""
+        for name, member in read.items():
+            if not isinstance(member, GradientHead):
+                raise ConfigError(
+                    f"head_ensemble: its member {name!r} is a {member.name}: members are gradient_heads, whose stores "
+                    "alone decide what they answer"
+                )
+
     def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
         """Reward the members that expected the label."""
         data, members = event.data, self.config.members
@@ -101,8 +138,7 @@ class HeadEnsemble(OfLabels):
         if label not in names:
             return
         old: Believed = stores["believed"].get(data.head) or uniform(len(members))
-        logs = rewarded(np.array(old.logs), chances[:, 0, names.index(label)], self.config.share)
-        stores["believed"].put(data.head, Believed(tuple(logs.tolist()), old.labels + 1))
+        stores["believed"].put(data.head, learned(old, chances[:, 0, names.index(label)], self.config))
 
     def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
         """What a label said of the members cannot be taken back."""
@@ -129,6 +165,18 @@ def rewarded(logs: Floats, likelihoods: Floats, share: float) -> Floats:
     if share:
         found = np.logaddexp(found + math.log1p(-share), math.log(share / len(logs)))
     return found
+
+
+def learned(old: Believed, likelihoods: Floats, config: HeadEnsembleConfig) -> Believed:
+    """What is believed after a label to which each member gave such a probability."""
+    share = config.share if config.selection == "fixed_share" else 0.0
+    logs = rewarded(np.array(old.logs), likelihoods, share)
+    short: tuple[float, ...] = ()
+    if config.selection == "onenet":
+        before = np.array(old.short or (0.0,) * len(logs))
+        slope = likelihoods / float(old.weights @ likelihoods) - 1
+        short = tuple(np.clip(config.keep * before + config.rate * slope, -1.0, 1.0).tolist())
+    return Believed(tuple(logs.tolist()), old.labels + 1, short)
 
 
 def mixable(servers: Sequence[Any], head: str, space: str, phi: Floats) -> tuple[list[str], Floats, Floats]:
@@ -190,13 +238,13 @@ class HeadEnsembleServer:
 
     def _weights(self, head: str) -> Floats:
         believed: Believed | None = self._view["believed"].get(head)
-        return np.exp((believed or uniform(len(self._config.members))).logs)
+        return (believed or uniform(len(self._config.members))).weights
 
     def classify(self, request: ClassifyRequest) -> list[Prediction]:
         """Mix what members say. Raises ``WrongTarget``."""
         servers, first = self._servers(), self._view.of(self._config.members[0])
         believed: Believed = self._view["believed"].get(request.head) or uniform(len(servers))
-        weights = np.exp(believed.logs)
+        weights = believed.weights
         explain = None
         if request.explain:
             members = dict(zip(self._config.members, weights.round(_DIGITS).tolist(), strict=True))

@@ -13,6 +13,8 @@ With ``half_life_s`` labels count for less the older they are beside the head's 
 Lite-RVFL, Hu et al. 2025, arXiv:2506.08063): by event time, so that order of arrival does not matter and a label taken
 back leaves nothing.
 
+A label of a document, item or user that is not there yet waits for it (``_waiting.py``), ``wait_s`` at most.
+
 A class is there while it has labels. ``class.upserted`` with a name gives it a prior: as much as ``prior_weight``
 labels of the name's embedding. ``class.merged`` reads one class's labels as another's, ``class.retired`` leaves them
 out; ``class.upserted`` takes both back. None of them rewrites labels.
@@ -41,10 +43,13 @@ from streamfold.plugins._heads import HeadsServer
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow, label_name, mixed
 from streamfold.plugins._of_targets import THINGS, THINGS_STORE, OfTargets, key_of
 from streamfold.plugins._settings import one_of, within
-from streamfold.plugins._targets import KINDS, packed
+from streamfold.plugins._targets import KINDS, TEXT, packed
+from streamfold.plugins._waiting import Observed, arrived, give_up, wait, waiting_store, withdraw
 
 _MOST_WEIGHT = 1e6
 _MOST_HEADS = 10_000
+WAIT_BOUNDS: dict[str, tuple[float, float]] = {"wait_s": (0.0, 1e9), "max_waiting": (1, 2**40)}
+"""Of settings that all heads over these rows have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,8 @@ class LabelStatisticsConfig:
     prior_weight : κ, how many labels the name of a class counts for.
     half_life_s : in which a label's weight halves, by the times of the labels; 0: never.
     max_labels, max_classes : of all heads together.
+    wait_s : how long a label waits for a target of which nothing is known yet; 0: it does not. max_waiting : targets
+        that are waited for.
     """
 
     read_out: Literal["ridge", "lda", "prototype"] = "ridge"
@@ -75,6 +82,8 @@ class LabelStatisticsConfig:
     half_life_s: float = 0.0
     max_labels: int = 1_000_000
     max_classes: int = 10_000
+    wait_s: float = 86_400.0
+    max_waiting: int = 10_000
 
     def __post_init__(self) -> None:
         one_of("label_statistics", self, read_out=("ridge", "lda", "prototype"), targets=("one_hot", "names"))
@@ -82,6 +91,7 @@ class LabelStatisticsConfig:
             "label_statistics", self,
             gamma=(1e-9, 1e12), shrinkage=(1e-6, 1.0), expansion=(0, 8192), seed=(0, 2**63),
             prior_weight=(1e-6, _MOST_WEIGHT), half_life_s=(0.0, 1e12), max_labels=(1, 2**40), max_classes=(1, 2**40),
+            **WAIT_BOUNDS,
         )  # fmt: skip
         if self.top_up and self.read_out == "prototype":
             raise ConfigError("label_statistics: top_up with read_out = 'prototype': class means have no weights")
@@ -112,6 +122,7 @@ class LabelStatistics(OfTargets):
             Table("labels", key=str, value=LabelRow, max_rows=labels, on_full="refuse"),
             Table("phi", key=str, value=bytes, max_rows=labels, on_full="refuse", fold_reads=False),
             THINGS_STORE,
+            waiting_store(self.config.max_waiting),
         )
 
     def text_in(self, event: Event) -> str:
@@ -123,25 +134,44 @@ class LabelStatistics(OfTargets):
     # -- fold ---------------------------------------------------------------------------------------------------------
     def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
         """Bring the rows to what the event says."""
+        give_up(stores, round(self.config.wait_s * 1e6))
         if event.type == "label.observed":
             self._label(event, prepared, stores)
         elif event.type.startswith("class."):
             self._class(event, prepared, stores)
         else:
             self.fold_thing(event, prepared, stores)
+            if prepared is not None:
+                self._arrived(key_of(event.subject), packed(prepared), stores)
 
     def _label(self, event: Event, prepared: Any, stores: Stores) -> None:
-        data = event.data
-        key = f"{data.head}\0{key_of(event.subject)}"
+        data, target = event.data, key_of(event.subject)
         if data.label is None:
-            self._replace(data.head, key, None, b"", stores)
+            withdraw(target, data.head, stores)
+            self._take(data.head, target, None, "", b"", stores)
             return
         weight = 1.0 if data.weight is None else data.weight
         if weight > _MOST_WEIGHT:
             raise EventError(f"weight is {weight:g}: at most {_MOST_WEIGHT:g}", code="wrong-weight")
         name = label_name(data.label)
-        space, phi = self._phi(data.target, prepared, stores)
-        self._replace(data.head, key, LabelRow(name, weight, event.seq, space, event.at_us), phi, stores)
+        new = Observed(data.head, name, weight, event.seq, event.at_us, event.source, event.id)
+        if (thing := self.unseen(data.target, stores)) is not None:
+            wait(thing, new, stores, most=self.config.max_waiting if self.config.wait_s else 0)
+        else:
+            self._take(data.head, target, new, *self._phi(data.target, prepared, stores), stores)
+
+    def _arrived(self, target: str, phi: bytes, stores: Stores) -> None:
+        """Learn the labels that waited for a target, as of the time when they were given."""
+        for label in arrived(target, stores):
+            try:
+                self._take(label.head, target, label, TEXT, phi, stores)
+            except EventError as error:  # it is the label that cannot be used, not what its target says
+                stores.refuse(label.refused(error))
+
+    def _take(self, head: str, target: str, new: Observed | None, space: str, phi: bytes, stores: Stores) -> None:
+        """Replace what a target is labelled. Raises ``EventError`` before anything is changed."""
+        row = LabelRow(new.label, new.weight, new.seq, space, new.at_us) if new is not None else None
+        self._replace(head, f"{head}\0{target}", row, phi, stores)
 
     def _replace(self, head: str, key: str, new: LabelRow | None, phi: bytes, stores: Stores) -> None:
         labels = stores["labels"]
@@ -213,6 +243,7 @@ class LabelStatistics(OfTargets):
             self._replace(head, f"{head}\0{key_of(subject)}", None, b"", stores)
         if subject.kind in KINDS:
             stores["things"].delete(key_of(subject))
+            stores["waiting"].delete(key_of(subject))
 
     def serve(self, view: View) -> HeadsServer:
         """Classify from the view."""

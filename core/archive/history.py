@@ -198,9 +198,12 @@ class History:
                 found |= {row.seq: row for row in rows if row.seq <= upto and row.body}
         return [found[seq] for seq in sorted(found)]
 
-    def newest_seq(self, workspace: str, kind: str, subject_id: str, after: int) -> int | None:
-        """Position of the newest event of a main subject past ``after``; that of what is gone, as it may be one."""
-        newest = self._ledger.newest_seq(workspace, kind, subject_id, after)
+    def newest_seq(
+        self, workspace: str, kind: str, subject_id: str, after: int, *, type: str | None = None
+    ) -> int | None:
+        """Position of the newest event of a main subject past ``after``, perhaps of one type alone; that of what is
+        gone, as it may be one."""
+        newest = self._ledger.newest_seq(workspace, kind, subject_id, after, type=type)
         if newest is not None or self._ledger.left_upto(workspace) <= after:
             return newest
         gone = [
@@ -208,7 +211,8 @@ class History:
         ]
         subject = Subject(kind, subject_id)
         rows = self.scan_archive(workspace, 2**63 - 1, [subject], [])
-        return max([*gone, *(row.seq for row in rows if row.seq > after)], default=None)
+        of_type = [row.seq for row in rows if row.seq > after and type in (None, row.type)]
+        return max([*gone, *of_type], default=None)
 
     # -- what is gone ---------------------------------------------------------------------------------------------
     def reach(self, workspace: str, handles: Collection[str], start_seq: int, *, newest_suffices: bool) -> Reach:

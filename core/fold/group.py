@@ -28,13 +28,13 @@ from streamfold.core.errors import (
 from streamfold.core.events.model import Event
 from streamfold.core.fold.erasure import ForgetFailed, forget
 from streamfold.core.fold.halt import halt_reason
-from streamfold.core.fold.one import fold_one
+from streamfold.core.fold.one import fold_one, refusal_letter
 from streamfold.core.fold.order import FoldOrder, GatheredFailed
 from streamfold.core.fold.pace import Pace
 from streamfold.core.fold.prepared import PreparedValues
 from streamfold.core.fold.stores import FoldStores, GroupStores, checkpoint_root, fold_stores, recover
 from streamfold.core.ledger.abc import NORMAL, DeadLetter, ErasedGroup, Erasure, GroupState, Lease, LogRow
-from streamfold.core.policy import Policy
+from streamfold.core.policy import Policy, Refusal
 from streamfold.core.stores.checkpoint import CheckpointRoot
 
 log = logging.getLogger("streamfold.fold")
@@ -357,7 +357,7 @@ class GroupFold:
             ):
                 batch = self._batch(runtime, events, values)
                 if batch is not None and self._try_batch(runtime, batch):
-                    return dead
+                    return dead + self._refused()
 
         def one(runtime: Runtime, event: Event) -> None:
             only = retries.get(event.seq)
@@ -372,7 +372,15 @@ class GroupFold:
         alone = {e.seq for e in events if e.seq <= self._alone_upto or any(e.seq in seqs for seqs in skipped)}
         alone |= retries.keys()
         self._order.fold(events, one, alone=alone, folded=folded)
-        return dead
+        return dead + self._refused()
+
+    def _refused(self) -> list[DeadLetter]:
+        """Dead letters of events that were folded before and that a policy has refused now."""
+        return [
+            refusal_letter(runtime, past, at_us=self.context.clock.now_us())
+            for runtime in self.group.runtimes
+            for past in self._fold_stores[runtime.key].refused()
+        ]
 
     def _batch(
         self, runtime: Runtime, events: list[Event], values: dict[str, dict[int, bytes | EventError]]
@@ -429,19 +437,8 @@ class GroupFold:
                 event,
                 RuntimeError(f"more than {self.context.settings.fold.max_skips} skips in a row; last: {error}"),
             )
-        dead.append(
-            DeadLetter(
-                stage=stage,  # type: ignore[arg-type]  # "prepare" or "fold"
-                code=error.code,
-                detail=str(error),
-                policy=key,
-                skipped_by=runtime.instance.lineage,
-                position=event.seq,
-                event_id=event.id,
-                source=event.source,
-                at_us=self.context.clock.now_us(),
-            )
-        )
+        past = Refusal(event.seq, event.source, event.id, error)
+        dead.append(refusal_letter(runtime, past, stage=stage, at_us=self.context.clock.now_us()))
 
     def _commit(
         self,

@@ -8,6 +8,8 @@ from streamfold.core.context import Runtime
 from streamfold.core.errors import EventError
 from streamfold.core.events.model import Event
 from streamfold.core.fold.stores import FoldStores
+from streamfold.core.ledger.abc import DeadLetter
+from streamfold.core.policy import Refusal
 
 
 def fold_one(
@@ -41,3 +43,18 @@ def fold_one(
         raise
     stores.keep()
     return error
+
+
+def refusal_letter(runtime: Runtime, past: Refusal, *, at_us: int, stage: str = "fold") -> DeadLetter:
+    """Make the dead letter of an event that a policy does not take; it counts as skipped."""
+    return DeadLetter(
+        stage=stage,  # type: ignore[arg-type]  # "prepare" or "fold"
+        code=past.error.code,
+        detail=str(past.error),
+        policy=runtime.key,
+        skipped_by=runtime.instance.lineage,
+        position=past.position,
+        event_id=past.event_id,
+        source=past.source,
+        at_us=at_us,
+    )

@@ -11,11 +11,11 @@ from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import EventError
 from streamfold.core.events.model import Event
 from streamfold.core.fold.erasure import forget
-from streamfold.core.fold.one import fold_one
+from streamfold.core.fold.one import fold_one, refusal_letter
 from streamfold.core.fold.prepare import prepare_inline
 from streamfold.core.fold.stores import FoldStores, GroupStores, fold_stores
 from streamfold.core.ledger.abc import NORMAL, DeadLetter, ErasedGroup, LogRow
-from streamfold.core.policy import Policy
+from streamfold.core.policy import Policy, Refusal
 
 _PAGE = 2048
 Progress = Callable[[int, int], None]
@@ -117,8 +117,13 @@ class Refold:
         events = [self.context.registry.event_types.decode(r) for r in rows]
         prepared = {r.key: self._prepared(r, events) for r in self.group.runtimes if r.prepares}
         self.count += len(events)
-        if self.batched and self._fold_batch(events, prepared):
-            return
+        if not (self.batched and self._fold_batch(events, prepared)):
+            self._fold_each(events, prepared)
+        for runtime in self.group.runtimes:
+            for past in self._folds[runtime.key].refused():
+                self._dead(runtime, past)
+
+    def _fold_each(self, events: Sequence[Event], prepared: dict[str, dict[int, Any]]) -> None:
         ledger = self.context.ledger
         for event in events:
             only = None if event.retry_of is None else set(ledger.skips_of(self.workspace, event.retry_of))
@@ -158,17 +163,7 @@ class Refold:
             return
         if not self.keep_skips:
             raise error
-        self.dead.append(self._letter(runtime, event, error))
+        self._dead(runtime, Refusal(event.seq, event.source, event.id, error))
 
-    def _letter(self, runtime: Runtime, event: Event, error: EventError) -> DeadLetter:
-        return DeadLetter(
-            stage="fold",
-            code=error.code,
-            detail=str(error),
-            policy=runtime.key,
-            skipped_by=runtime.instance.lineage,
-            position=event.seq,
-            event_id=event.id,
-            source=event.source,
-            at_us=self.context.clock.now_us(),
-        )
+    def _dead(self, runtime: Runtime, past: Refusal) -> None:
+        self.dead.append(refusal_letter(runtime, past, at_us=self.context.clock.now_us()))

@@ -15,7 +15,7 @@ from streamfold.core.codec import pack, unpack
 from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import CorruptCheckpoint, StreamfoldError
 from streamfold.core.ledger.abc import Commit
-from streamfold.core.policy import ReadOnly
+from streamfold.core.policy import ReadOnly, Refusal
 from streamfold.core.settings import VectorSettings
 from streamfold.core.stores import open_store
 from streamfold.core.stores.abc import Store
@@ -95,7 +95,7 @@ class _Named(dict[str, Any]):
 class FoldStores:
     """What ``fold`` gets as ``stores``: the member's stores, the fold's clock and generator, members it reads."""
 
-    __slots__ = ("_instance_id", "_live", "_named", "_reads", "now_us", "seq", "stack")
+    __slots__ = ("_instance_id", "_live", "_named", "_reads", "_refused", "_refusing", "now_us", "seq", "stack")
 
     def __init__(self, runtime: Runtime, named: dict[str, Any], reads: dict[str, ReadOnly], stack: str) -> None:
         self.stack = stack
@@ -103,6 +103,8 @@ class FoldStores:
         self._reads = reads
         self._live = tuple(named.values())
         self._instance_id = runtime.instance.name + str(runtime.instance.version) + runtime.instance.config_hash
+        self._refusing: list[Refusal] = []  # by the event in hand
+        self._refused: list[Refusal] = []
         self.now_us = 0
         self.seq = 0
 
@@ -115,15 +117,27 @@ class FoldStores:
         except KeyError:
             raise StreamfoldError(f"policy {policy!r} is not in `reads`: add it there to read its stores") from None
 
+    def refuse(self, past: Refusal) -> None:
+        self._refusing.append(past)
+
+    def refused(self) -> list[Refusal]:
+        """Return the past events that were refused since this was last asked."""
+        found, self._refused = self._refused, []
+        return found
+
     def keep(self) -> None:
         """The event was folded: its writes stand."""
         for store in self._live:
             store.keep()
+        if self._refusing:
+            self._refused += self._refusing
+            self._refusing = []
 
     def undo(self) -> None:
         """The event leaves no trace."""
         for store in self._live:
             store.undo()
+        self._refusing = []
 
     @property
     def rng(self) -> np.random.Generator:

@@ -183,8 +183,8 @@ def promote(
     found = [*(asdict(rule) for rule in rules), *gate(context, workspace, group)]
     failed = [rule for rule in found if not rule["passed"]]
     if failed and not force:
-        names = ", ".join(str(rule["rule"]) for rule in failed)
-        raise GateFailed(f"{group.name}: {names} failed; force=true overrides", found)
+        reasons = ", ".join(f"{rule['rule']} ({rule['detail']})" if rule["detail"] else rule["rule"] for rule in failed)
+        raise GateFailed(f"{group.name}: the gate does not pass: {reasons}; force=true overrides", found)
     forced = f" (forced past {', '.join(str(rule['rule']) for rule in failed)})" if failed else ""
     return _take_over(context, workspace, group, _entry(context, actor, "promote", group.name, f"{reason}{forced}"))
 

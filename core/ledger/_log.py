@@ -83,7 +83,9 @@ class LogMixin(Base):
         sql = "select seq, kind, id from deletions where workspace = ? and seq > ? order by seq"
         return [(seq, kind, id) for seq, kind, id in self._all(sql, (workspace, after))]
 
-    def newest_seq(self, workspace: str, kind: str, subject_id: str, after: int) -> int | None:
+    def newest_seq(
+        self, workspace: str, kind: str, subject_id: str, after: int, *, type: str | None = None
+    ) -> int | None:
         """Scan what came after a recent position: an index for this rare question would cost every append."""
         c = s.log.c
         query = select(func.max(c.seq)).where(
@@ -93,6 +95,8 @@ class LogMixin(Base):
             c.subject_id == subject_id,
             c.type != "document.extracted",  # what was found in an event says nothing new about its subject
         )
+        if type is not None:
+            query = query.where(c.type == type)
         newest: int | None = self._select(query)[0][0]
         return newest
 

@@ -449,9 +449,11 @@ class Ledger(Protocol):
     def deletions(self, workspace: str, after: int) -> list[tuple[int, str, str]]:
         """(seq, kind, id) of deletions past a position, in order."""
 
-    def newest_seq(self, workspace: str, kind: str, subject_id: str, after: int) -> int | None:
-        """Position of the newest event of a main subject past ``after``, if any; ``document.extracted`` is not looked
-        at."""
+    def newest_seq(
+        self, workspace: str, kind: str, subject_id: str, after: int, *, type: str | None = None
+    ) -> int | None:
+        """Position of the newest event of a main subject past ``after``, if any, perhaps of one type alone;
+        ``document.extracted`` is not looked at."""
 
     def newest_seqs(
         self,

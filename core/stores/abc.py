@@ -68,6 +68,9 @@ class TableStore(Store, Protocol):
         """The n rows with the highest values, best first, ties by key (numeric tables)."""
 
     def items(self) -> Iterable[tuple[Any, Any]]: ...
+    def first(self) -> tuple[Any, Any] | None:
+        """The row whose key has been there for longest, the same in every copy; a queue's head."""
+
     def __contains__(self, key: Any) -> bool: ...
     def __len__(self) -> int: ...
 

@@ -90,6 +90,13 @@ class LiveTable:
         """Rows in a deterministic order (the same in every copy); do not write while iterating."""
         return ((key, value) for key, value in self._rows.items() if value is not _GONE)
 
+    def first(self) -> tuple[Any, Any] | None:
+        """Return the row whose key has been there for longest; None: there is no row.
+
+        With ``on_full="evict"`` that of a table that is not numeric is the row written longest ago.
+        """
+        return next(self.items(), None)
+
     def __contains__(self, key: Any) -> bool:
         return self._rows.get(key, _GONE) is not _GONE
 

@@ -17,9 +17,10 @@ from streamfold.core.events.model import Subject
 from streamfold.core.fold.stores import GroupStores, recover
 from streamfold.core.fold.tools import InstanceTools
 from streamfold.core.ledger.abc import Commit, GroupState
-from streamfold.core.policy import ReadOnly, Tools
+from streamfold.core.policy import ReadOnly, Settles, Tools
 from streamfold.core.views.arms import Answering, Arm, answering
 from streamfold.core.views.lock import ReadWriteLock
+from streamfold.core.views.settle import Settling
 from streamfold.core.views.switch import Serving
 
 log = logging.getLogger("streamfold.views")
@@ -78,6 +79,8 @@ class GroupView:
         self.lock = ReadWriteLock()
         self.commit_no = 0
         self.watermark = 0
+        """What answers are at or past: the stores' position, once what servers make of it is worked out."""
+        self._settling: Settling | None = None
         self.stores: GroupStores
         self.members: dict[str, MemberView] = {}
         self.load()
@@ -102,11 +105,14 @@ class GroupView:
                 stores.close()
                 raise
         with self.lock.write():
+            if self._settling is not None:
+                self._settling.close()
             old = getattr(self, "stores", None)
             self.stores, self.commit_no, self.watermark = stores, commit_no, watermark
             self.members = {r.instance.name: MemberView(self.workspace, self, r) for r in self.group.runtimes}
             for member in self.members.values():
                 member.server = member.runtime.policy.serve(member)
+            self._let_settle()
         if old is not None:
             old.close()
 
@@ -136,12 +142,26 @@ class GroupView:
                         f"feed of {self.group.name} jumps from {self.commit_no} to {commit.commit_no}"
                     )
                 self.stores.apply(commit)
-                self.commit_no, self.watermark = commit.commit_no, commit.watermark
-            self.watermark = max(self.watermark, mark)
+                self.commit_no, mark = commit.commit_no, max(commit.watermark, mark)
+            if self._settling is None:
+                self._reach(mark)
+            else:
+                self._settling.moved(mark)
+
+    def _let_settle(self) -> None:
+        """Have the servers of new stores work off the requests' path."""
+        servers = [member.server for member in self.members.values() if isinstance(member.server, Settles)]
+        if servers:
+            self._settling = Settling(servers, self.lock, self._reach, self.workspace.settled)
+
+    def _reach(self, position: int) -> None:
+        self.watermark = max(self.watermark, position)
 
     def close(self) -> None:
         """Close the stores once nobody reads them."""
         with self.lock.write():
+            if self._settling is not None:
+                self._settling.close()
             self.stores.close()
 
 
@@ -227,12 +247,16 @@ class WorkspaceView:
         self.head = head
         self.followed_at = time.monotonic()
         if changed:
-            self._measure()
-            with self.changed:
-                self.changed.notify_all()
-            for listener in list(self.listeners):
-                listener()
+            self.settled()
         return changed
+
+    def settled(self) -> None:
+        """Something became visible: say so to whoever waits."""
+        with self.changed:
+            self._measure()
+            self.changed.notify_all()
+        for listener in list(self.listeners):
+            listener()
 
     def _read_feed(self, cuts: Mapping[str, int], marks: Mapping[str, tuple[int, int]]) -> dict[str, list[Commit]]:
         """The groups' next commits up to their marks: the live groups' first, then a little of a backfill's.
@@ -392,8 +416,7 @@ class WorkspaceView:
         with self._lock:
             self.closed = True
             for group in [*self.groups.values(), *(group for _, group in self._gone)]:
-                with group.lock.write():
-                    group.stores.close()
+                group.close()
 
     # -- reading --------------------------------------------------------------------------------------------------
     def live(self) -> list[GroupView]:

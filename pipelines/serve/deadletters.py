@@ -31,6 +31,8 @@ from streamfold.pipelines.serve.problems import Problem, at, of_invalid
 _envelope = msgspec.msgpack.Decoder(Envelope).decode
 _STAGES = ("decode", "validate", "prepare", "fold")
 RETRY_SOURCE = "streamfold:retry"
+_LABEL = "label.observed"
+"""Only another label undoes one: what its target says meanwhile may be what it waited for."""
 
 
 class RetryMany(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -186,7 +188,8 @@ def _skipped(call: Call, letter: DeadLetter) -> NewEvent:
     if not rows or rows[0].effect == ERASED:
         raise Problem("policy-conflict", f"the event at position {letter.position} is gone: drop this dead letter")
     envelope = _envelope(rows[0].body)
-    newer = history.newest_seq(workspace, envelope.subject_kind, envelope.subject_id, letter.position)
+    type_ = _LABEL if envelope.type == _LABEL else None
+    newer = history.newest_seq(workspace, envelope.subject_kind, envelope.subject_id, letter.position, type=type_)
     if newer is not None:
         detail = (
             f"{envelope.subject_kind} '{envelope.subject_id[:100]}' has a newer event at position {newer}: a retry "

@@ -13,6 +13,7 @@ import itertools
 import json
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import httpx
 import msgspec
 import numpy as np
 from sklearn.datasets import load_digits
@@ -454,35 +456,61 @@ def solves(dim: int = 512, classes: int = 100, n: int = 5000) -> None:
 
 
 # -- over HTTP ---------------------------------------------------------------------------------------------------------
-def http(n: int = 1000) -> None:
+def http(n: int = 1000, dim: int = 64, held: int = 2000) -> None:
+    """Ask while nothing changes, with a label before each question (and visible), and while labels stream in."""
     from streamfold.core.testing.service import EmbeddedService
 
     rng = np.random.default_rng(0)
-    names = [f"f{i:02d}" for i in range(64)]
+    names = [f"f{i:03d}" for i in range(dim)]
     ids = itertools.count()
 
     def features() -> dict[str, float]:
-        return dict(zip(names, rng.normal(size=64).tolist(), strict=True))
+        return dict(zip(names, rng.normal(size=dim).tolist(), strict=True))
 
     def label() -> tuple[str, dict[str, Any]]:
         return "label.observed", {"head": "h", "target": {"features": features()}, "label": f"c{next(ids) % 10}"}
 
+    def stream(service: Any, stop: threading.Event, counted: list[int]) -> None:
+        """Send labels as fast as they are taken, some 100 a second, waiting for none to be visible."""
+        with httpx.Client(base_url=service.url) as client:
+            while not stop.wait(0.1):
+                rows = [{"specversion": "1.0", "id": f"s{next(ids)}", "source": "b", "type": kind, "data": data}
+                        for kind, data in (label() for _ in range(10))]  # fmt: skip
+                client.post("/v1/events", content="\n".join(map(json.dumps, rows)),
+                            headers={"Content-Type": "application/x-ndjson"}).raise_for_status()  # fmt: skip
+                counted.append(len(rows))
+
+    def asked(service: Any, times: int, changing: bool) -> list[float]:
+        taken = []
+        for _ in range(times):
+            if changing:
+                service.send([label()])
+            body = {"head": "h", "targets": [{"features": features()}]}
+            began = time.perf_counter()
+            service.client.post("/v1/classify", json=body).raise_for_status()
+            taken.append(time.perf_counter() - began)
+        return sorted(taken)
+
     with tempfile.TemporaryDirectory(prefix="bench-heads-") as folder:
         service = EmbeddedService(Path(folder), policies={"label_statistics": {}})
         try:
-            service.send([label() for _ in range(2000)])
-            for what, changing in (("nothing changes", False), ("a label before each", True)):
-                taken = []
-                for _ in range(n // (10 if changing else 1)):
-                    if changing:
-                        service.send([label()])
-                    body = {"head": "h", "targets": [{"features": features()}]}
-                    began = time.perf_counter()
-                    service.client.post("/v1/classify", json=body).raise_for_status()
-                    taken.append(time.perf_counter() - began)
-                taken.sort()
+            for _ in range(held // 500):
+                service.send([label() for _ in range(500)])
+            for what in ("nothing changes", "a label before each", "labels stream in"):
+                stop, counted = threading.Event(), []
+                streaming = threading.Thread(target=stream, args=(service, stop, counted))
+                began = time.perf_counter()
+                if what == "labels stream in":
+                    streaming.start()
+                each = what == "a label before each"
+                taken = asked(service, n // 5 if each else n, each)
+                rate = sum(counted) / (time.perf_counter() - began)
+                stop.set()
+                if streaming.ident is not None:
+                    streaming.join()
                 p50, p99 = (1e3 * taken[int(share * len(taken))] for share in (0.5, 0.99))
-                print(f"classify over HTTP, {what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms (64 features, 2,000 labels)")
+                print(f"classify over HTTP, {what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({dim} features, {held:,} labels"
+                      + (f", {rate:.0f} more a second)" if rate else ")"), flush=True)  # fmt: skip
         finally:
             service.stop()
 
@@ -508,6 +536,7 @@ def main() -> None:
         filtering()
     if "http" in options.parts:
         http()
+        http(dim=200, held=10_000)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,14 @@ def test_a_text_is_classified_by_labels_of_a_moment_ago(mail: EmbeddedService) -
     assert best(mail, text="the paris train") == "ham"
 
 
+def test_whoever_waits_for_a_label_is_answered_by_it_each_time(mail: EmbeddedService) -> None:
+    """A head is solved off the requests' path; a label that is visible is in every answer."""
+    for n in range(40):
+        value = "ab"[n % 2]
+        mail.send([label(value, "flip", text="one and the same text"), label("c", "flip", text=f"another {n}")])
+        assert best(mail, "flip", text="one and the same text") == value
+
+
 def test_an_answer_is_an_exposure_in_the_log(mail: EmbeddedService) -> None:
     answer = ask(mail, targets=[{"text": "cheap pills"}])
     for _ in range(500):
@@ -100,10 +108,34 @@ def test_a_bad_label_is_refused_or_a_dead_letter(mail: EmbeddedService) -> None:
     refused = mail.client.post("/v1/events", json={"specversion": "1.0", "id": "w", "source": "t",
                                                    "type": "label.observed", "data": bad})  # fmt: skip
     assert refused.status_code == 422
-    mail.send([label("spam", document_id="unseen")])
+    mail.send([label("spam", text="")])
     letters = mail.get("/v1/dead-letters", policy="label_statistics@1")["items"]
-    assert [one["code"] for one in letters] == ["unknown-target"]
-    assert "document.upserted" in letters[0]["detail"]
+    assert [one["code"] for one in letters] == ["empty-text"]
+
+
+def test_a_label_waits_for_its_target_and_is_retried_when_it_came_too_late(tmp_path: Path) -> None:
+    service = EmbeddedService(tmp_path, policies={"label_statistics": {"wait_s": 2.0}})
+    try:
+        service.send([label("old", document_id="soon"), label("new", text="a lamp")])
+        service.send([("document.upserted", {"document_id": "soon", "text": "an oak desk"})])
+        assert best(service, document_id="soon") == "old"
+        service.send([label("late", document_id="later")])
+        for n in range(600):
+            letters = service.get("/v1/dead-letters", policy="label_statistics@1")["items"]
+            if letters:
+                break
+            time.sleep(0.02)
+            service.send([label("new", text=f"a lamp {n}")])  # time passes with events
+        assert [(one["code"], one["stage"]) for one in letters] == [("unknown-target", "fold")]
+        assert "document.upserted, then retry this event" in letters[0]["detail"]
+        service.send([("document.upserted", {"document_id": "later", "text": "a mahogany chest"})])
+        answer = service.client.post(f"/v1/dead-letters/{letters[0]['dead_letter_id']}/retry")
+        assert answer.status_code == 202, answer.text
+        service.send([label("new", text="the last lamp")])
+        assert best(service, document_id="later") == "late"
+        assert service.get("/v1/dead-letters")["items"] == []
+    finally:
+        service.stop()
 
 
 def test_who_is_erased_is_gone_from_what_is_answered(mail: EmbeddedService) -> None:

@@ -59,6 +59,13 @@ def test_averaged_weights_and_a_mixture_answer_by_name(mail: EmbeddedService) ->
     assert sum(found["explain"]["members"].values()) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_mixture_of_other_heads_is_refused(mail: EmbeddedService) -> None:
+    body = {"name": "head_ensemble", "config": {"members": ["gradient_head", "label_statistics"]}, "reason": "try"}
+    answer = mail.client.post("/v1/policies", json=body)
+    assert answer.status_code == 422
+    assert "'label_statistics' is a label_statistics" in answer.json()["detail"]
+
+
 def test_who_is_erased_is_unlearned_by_folding_afresh(mail: EmbeddedService) -> None:
     mail.send([
         ("user.upserted", {"user_id": "ann", "properties": {"about": "violins and cellos"}}),

@@ -165,6 +165,20 @@ def test_a_worse_shadow_is_refused_a_better_promoted_and_rolled_back(
     assert now_live["count_stack"] == old["label"]
 
 
+def test_an_undecided_candidate_is_refused_with_the_rule_that_is_undecided(shop: EmbeddedService) -> None:
+    before = {v["label"] for v in shop.get("/v1/policies")["items"] if v["policy"] == "count_stack"}
+    body = {"name": "count_stack", "config": POLICIES["count_stack"] | {"rate": 0.0601}, "reason": "try"}
+    job(shop, shop.client.post("/v1/policies", json=body))
+    [label] = {v["label"] for v in shop.get("/v1/policies")["items"] if v["policy"] == "count_stack"} - before
+    refused = shop.client.post(f"/v1/policies/count_stack@{label}/promote", json={"reason": "try"})
+    assert refused.status_code == 409, refused.text
+    assert refused.json()["code"] == "gate-failed"
+    rule = {one["rule"]: one for one in refused.json()["gate"]}["not_worse"]
+    assert rule["passed"] is False
+    assert rule["detail"].startswith("undecided")
+    assert f"not_worse ({rule['detail']})" in refused.json()["detail"]
+
+
 def test_an_exposure_is_tested_when_its_outcome_is_known(shop: EmbeddedService) -> None:
     body = {"user_id": "u2", "item_ids": ["i1", "i2", "i3"]}
     answer = shop.client.post("/v1/rank", json=body).raise_for_status().json()

@@ -16,6 +16,7 @@ from streamfold.core.testing.lab import Lab, difference, folding, needs, plugin_
 
 _KINDS = (Table, Array, Vectors, Text, Graph, Blobs)
 _ARGUMENTS = {
+    "check_reads": ["read"],
     "prepare": ["event", "tools"],
     "prepare_batch": ["events", "tools"],
     "fold": ["event", "prepared", "stores"],

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from streamfold.core import Event, Policy, Subject, Tools
+from streamfold.core import Event, Policy, Refusal, Subject, Tools
 from streamfold.core.codec import pack, unpack
 from streamfold.core.events import builtin_types
 from streamfold.core.stores import open_store
@@ -62,8 +62,15 @@ class FoldStores(dict[str, Any]):
     stack = ""
     rng = np.random.default_rng(0)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: list[Refusal] = []
+
     def of(self, policy: str) -> Any:
         raise KeyError(policy)
+
+    def refuse(self, past: Refusal) -> None:
+        self.refused.append(past)
 
 
 class ReadView(dict[str, Any]):

@@ -56,6 +56,7 @@ CASES = {
 @settings(deadline=None, max_examples=40)
 @given(**CASES)
 def test_ridge_is_scikit_learns_in_any_order_and_batching(seed: int, n: int, classes: int, cuts: list[int]) -> None:
+    """Weight invariance (ACIL, arXiv:2205.14922; where classes come back in any part, G-ACIL, arXiv:2403.15706)."""
     phi, labels, weights = drawn(seed, n, classes)
     sums = folded(phi, labels, weights, cuts, np.random.default_rng(seed).permutation(n))
     ours = Ridge(sums.per_class()[1], sums.gram, 0.7)
@@ -97,6 +98,7 @@ def test_the_prototype_is_scikit_learns_nearest_centroid(seed: int, n: int, clas
 def test_parts_merge_into_one_fold_and_rows_are_taken_back(
     seed: int, n: int, classes: int, cuts: list[int], parts: int
 ) -> None:
+    """Clients that learn by themselves merge into one (federated reconnaissance, arXiv:2109.00150)."""
     phi, labels, weights = drawn(seed, n, classes)
     whole = folded(phi, labels, weights, cuts, np.arange(n))
     merged = Sums(DIM)
@@ -171,6 +173,7 @@ def test_topped_up_minorities_are_found(read_out: str) -> None:
 
 
 def test_a_user_of_the_digits_who_is_erased_might_never_have_come() -> None:
+    """Analytic unlearning (ACU, arXiv:2505.12239) equals retraining."""
     data, target = load_digits(return_X_y=True)
     weights, bias = relu_expansion(64, 512, 0)
     phi = np.hstack([np.maximum(data / 16 @ weights + bias, 0), np.ones((len(data), 1))])
@@ -186,6 +189,9 @@ def test_a_user_of_the_digits_who_is_erased_might_never_have_come() -> None:
     close(sums, never, 1e-10)
     one, other = (Ridge(each.per_class()[1], each.gram, 1.0).weights for each in (sums, never))
     assert np.abs(one - other).max() <= 1e-10 * np.abs(other).max()
+
+
+HOUR_US = 3_600_000_000
 
 
 @pytest.mark.parametrize("read_out", ["prototype", "ridge", "lda"])
