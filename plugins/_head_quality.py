@@ -20,7 +20,7 @@ import numpy as np
 
 from streamfold.core import QualityPoint, Scored, View
 from streamfold.core.quality import calibration_error
-from streamfold.plugins._heads import HeadsServer, MakeState, Row, SpaceState, guide
+from streamfold.plugins._heads import HeadsServer, HeadState, MakeState, Row, SpaceState, guide
 from streamfold.plugins._labels import HeadRow
 from streamfold.plugins._named_targets import Named, names_of
 from streamfold.plugins._sums import Floats
@@ -29,6 +29,7 @@ from streamfold.plugins._targets import TEXT, unpacked
 _LAST = 2048
 """So many labels of a head and space are scored."""
 _BLOCK = 64
+_HEADS = 64
 _STRETCH_US = 3_600_000_000
 _LEAST = 1e-4
 _BINS = 64
@@ -96,6 +97,27 @@ class Rows:
     tested: list[Tested] | None = None
 
 
+class Gathered:
+    """A ``State`` that knows its rows, and nothing of them."""
+
+    def __init__(self, config: Any, space: str, dim: int) -> None:
+        del config, space, dim
+        self.rows: dict[str, Row] = {}
+
+    @property
+    def lift(self) -> Any:
+        raise NotImplementedError
+
+    def update(self, gone: Sequence[str], come: Mapping[str, Row]) -> None:
+        """Take rows out and add rows."""
+        for key in gone:
+            del self.rows[key]
+        self.rows.update(come)
+
+    def head(self) -> Any:
+        raise NotImplementedError
+
+
 class RowsServer(HeadsServer):
     """A ``Classifier`` that is a ``QualityReport`` too."""
 
@@ -109,15 +131,15 @@ class RowsServer(HeadsServer):
         return ("all", *sorted(name for name, _ in self._view["heads"].items()))
 
     def measured(self) -> RowsMeasured:
-        """Take the rows of every head that changed."""
+        """Take the rows of every head that changed, of the heads with most labels; no sums are made."""
         found = {}
-        for name, mark in list(self._view["heads"].items()):
+        most: list[tuple[str, HeadRow]] = sorted(self._view["heads"].items(), key=lambda one: (-one[1].rows, one[0]))
+        for name, mark in most[:_HEADS]:
             held = self._measured.get(name)
             if held is None or held.mark != mark:
-                with self._lock:
-                    state = self._followed(name)
-                    spaces = state.spaces if state is not None else {}
-                    held = Rows(mark, {space: list(one.rows.items()) for space, one in spaces.items()})
+                state = HeadState(self._config, name, Gathered)
+                state.follow(self._view, mark)
+                held = Rows(mark, {space: list(one.rows.items()) for space, one in state.spaces.items()})
             found[name] = held
         self._measured = found
         return RowsMeasured(self._config, self._make, found)

@@ -332,6 +332,26 @@ def merged_into(label: str, classes: Mapping[str, ClassRow]) -> str | None:
     return None if row is not None and row.retired else path[-1]
 
 
+class ClassesOf(Mapping[str, ClassRow]):
+    """The classes of one head, looked up where they are stored. ``get`` alone is cheap."""
+
+    def __init__(self, classes: Any, head: str) -> None:
+        self._classes, self._prefix = classes, f"{head}\0"
+
+    def __getitem__(self, label: str) -> ClassRow:
+        found: ClassRow | None = self._classes.get(self._prefix + label)
+        if found is None:
+            raise KeyError(label)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        start = len(self._prefix)
+        return (key[start:] for key, _ in self._classes.items() if key.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 class Ready(NamedTuple):
     """A solved head as of a row of ``heads``, which nothing changes any more; ``spaces``: those that were asked for."""
 
@@ -407,6 +427,10 @@ class HeadsServer:
             declared[head] += bool(row.seq)
             found[head] += bool(row.prior)
         return {head: found[head] + row.rows - declared[head] for head, row in self._view["heads"].items()}
+
+    def read_as(self, head: str, label: str) -> str | None:
+        """The class that a label counts for, after merges; None: it was retired."""
+        return merged_into(label, ClassesOf(self._view["classes"], head))
 
     def thing(self, name: str) -> bytes | None:
         """The vector of a document, item or user, named as ``kind:id``."""

@@ -79,7 +79,9 @@ class Sums:
         self.gram += other.gram
 
     def scaled(self, factor: float, least: float) -> Sums:
-        """Return a copy times a factor, without the classes that then weigh less than ``least``."""
+        """Return a copy times a factor, without classes that then weigh less than ``least`` (of the heaviest, too)."""
+        heaviest = max((self._n[row] for row in self._rows.values()), default=0.0)
+        least = min(least, least * heaviest * factor)
         found = Sums(self.dim, gram=bool(self.gram.size))
         for label in [label for label, row in self._rows.items() if self._n[row] * factor >= least]:
             row, mine = self._rows[label], found._row(label)

@@ -16,8 +16,6 @@ from streamfold.core import Refusal, Stores, Table
 from streamfold.plugins._of_targets import unknown_target
 
 _MOST_EACH = 16
-_AT_ONCE = 64
-"""Targets given up in one event: the next one goes on."""
 
 
 class Observed(msgspec.Struct, frozen=True, array_like=True):
@@ -83,9 +81,13 @@ def arrived(thing: str, stores: Stores) -> tuple[Observed, ...]:
 
 
 def give_up(stores: Stores, wait_us: int) -> None:
-    """Refuse the labels of targets that did not come in time."""
+    """Refuse the labels of all targets that did not come in time.
+
+    All at once, however many they are: in a fold afresh those that were refused never wait, and the others have to
+    be where they are here.
+    """
     waiting = stores["waiting"]
-    for _ in range(min(len(waiting), _AT_ONCE)):
+    while len(waiting):
         thing, held = waiting.first()
         if stores.now_us - held.since_us < wait_us:
             return

@@ -134,7 +134,7 @@ class HeadEnsemble(OfLabels):
         if data.label is None or found is None or data.weight == 0:
             return
         names, chances, _ = mixable(servers, data.head, found[0], found[1][None])
-        label = label_name(data.label)
+        label = servers[0].read_as(data.head, label_name(data.label))
         if label not in names:
             return
         old: Believed = stores["believed"].get(data.head) or uniform(len(members))
@@ -223,6 +223,11 @@ class HeadEnsembleServer:
         for server in self._servers():
             for head, count in server.heads().items():
                 found[head] = max(count, found.get(head, 0))
+        return found
+
+    def read_as(self, head: str, label: str) -> str | None:
+        """The class that a label counts for, after merges; None: it was retired."""
+        found: str | None = self._servers()[0].read_as(head, label)
         return found
 
     def thing(self, name: str) -> bytes | None:

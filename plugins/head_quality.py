@@ -8,7 +8,7 @@ label whose class the head has not met had no chance. Heads that are functions o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -16,12 +16,14 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from streamfold.core import Array, Batch, Event, NeedsRebuild, Stores, Subject, Table, View
+from streamfold.core import Array, Batch, ConfigError, Event, NeedsRebuild, Policy, Stores, Subject, Table, View
 from streamfold.plugins._head_quality import MeasuredLabels, Tested
 from streamfold.plugins._labels import label_name
 from streamfold.plugins._of_labels import OfLabels, vector_before
 from streamfold.plugins._of_targets import key_of
 from streamfold.plugins._settings import within
+from streamfold.plugins.gradient_head import GradientHead
+from streamfold.plugins.head_ensemble import HeadEnsemble
 
 _MOST_CLASSES = 10_000
 _COLUMNS = 7
@@ -64,6 +66,15 @@ class HeadQuality(OfLabels):
             Table("classes", key=int, value=str, max_rows=_MOST_CLASSES),
         )
 
+    def check_reads(self, read: Mapping[str, Policy]) -> None:
+        """The head's stores alone decide what it answers."""
+        for name, head in read.items():
+            if not isinstance(head, GradientHead | HeadEnsemble):
+                raise ConfigError(
+                    f"head_quality: its head {name!r} is a {head.name}: a gradient_head or a head_ensemble is measured "
+                    "so; label_statistics and kalman_head measure themselves"
+                )
+
     def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
         """Ask the head, and keep what it expected."""
         data = event.data
@@ -75,7 +86,9 @@ class HeadQuality(OfLabels):
         if found is None or (said := server.chances(data.head, found[0], found[1][None])) is None:
             return
         names, chances = said[0], said[1][0].round(_DIGITS)
-        label = label_name(data.label)
+        label = server.read_as(data.head, label_name(data.label))
+        if label is None:
+            return
         chance = float(chances[names.index(label)]) if label in names else 0.0
         right = label in names and names[int(chances.argmax())] == label
         named = f"{data.head}\0{label}"

@@ -85,8 +85,8 @@ class Novelty(OfTargets):
             self.fold_thing(event, prepared, stores)
             return
         data, c = event.data, self.config
-        if data.label is None:
-            return
+        if data.label is None or self.unseen(data.target, stores) is not None:
+            return  # a label that waits for its target is no input yet
         space, phi = self._phi(data.target, prepared, stores)
         key = f"{data.head}\0{space}"
         mixture = copy.deepcopy(stores["mixtures"].get(key) or Mixture())

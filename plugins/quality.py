@@ -149,6 +149,8 @@ class Quality(Policy):
 
     def fold(self, event: Event, prepared: Prepared, stores: Stores) -> None:
         """Test what has come to an end, and score what is shown."""
+        if _is_scored(event) and event.data.arms and event.data.user_id is not None:
+            self._shown(event, stores)  # first: a click may have come before it
         ranker = stores.of(self.config.ranker).server
         heard = self._heard(event, stores)
         self._test(heard, lambda n: float(ranker.score(heard[n].example)), stores)
@@ -160,8 +162,6 @@ class Quality(Policy):
                 ranking = ranker.rank(RankRequest(user=user, item_ids=items, at_us=event.at_us))
                 pending = Pending(items, tuple(ranking.scores.tolist()), (-1,) * len(items))
                 stores["pending"].put(data.exposure_id, pending)
-            if data.arms and data.user_id is not None:
-                self._shown(event, stores)
 
     def _shown(self, event: Event, stores: Stores) -> None:
         """Count an exposure in its arms."""

@@ -1,8 +1,8 @@
 """Answer an alarm about a policy, once: a refreshed candidate beside it, or the same folded afresh in its place.
 
-Whoever answers, and however often: an alarm is answered when the policy has an instance from after it, so asking again
-(after a crash, by another process) returns that one. That nothing changed between the look and the new rows is held
-by the revision of the ledger's slots. Nothing is promoted here.
+Whoever answers, and however often: an alarm is answered when the policy has such an instance from after it, so asking
+again (after a crash, by another process) returns that one. That nothing changed between the look and the new rows is
+held by the revision of the ledger's slots. Nothing is promoted here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ def shadow(
         )
         return versions.add(context, workspace, rows, actor=actor, reason=reason, revision=revision)
 
-    return _once(context, workspace, name, since_us, make)
+    def is_one(row: Instance, live: Instance) -> bool:
+        return row.slot != "retired" and _what(row) != _what(live)
+
+    return _once(context, workspace, name, since_us, make, is_one)
 
 
 def consolidate(context: Context, workspace: str, name: str, *, since_us: int, actor: str, reason: str) -> str:
@@ -65,11 +68,25 @@ def consolidate(context: Context, workspace: str, name: str, *, since_us: int, a
             raise VersionConflict(f"the code of {live.group} is not here")
         return versions.rebuild(context, workspace, group, actor=actor, reason=reason, revision=revision)
 
-    return _once(context, workspace, name, since_us, make)
+    return _once(context, workspace, name, since_us, make, lambda row, live: _what(row) == _what(live))
 
 
-def _once(context: Context, workspace: str, name: str, since_us: int, make: Callable[[Instance, int], Group]) -> str:
-    """Make a group, unless one was made since; try again where slots change between the look and the making."""
+def _what(row: Instance) -> tuple[int, str]:
+    return row.version, row.config_hash
+
+
+def _once(
+    context: Context,
+    workspace: str,
+    name: str,
+    since_us: int,
+    make: Callable[[Instance, int], Group],
+    is_one: Callable[[Instance, Instance], bool],
+) -> str:
+    """Make a group, unless one was made since; try again where slots change between the look and the making.
+
+    ``is_one``: whether an instance, beside the live one, is of the kind that is made.
+    """
     ledger = context.ledger
     for _ in range(_TRIES):
         revision = ledger.slots_revision(workspace)
@@ -78,9 +95,9 @@ def _once(context: Context, workspace: str, name: str, since_us: int, make: Call
         live = next((row for row in mine if row.slot == "live"), None)
         if live is None:
             raise VersionConflict(f"policy {name!r} is not live{nearest(name, {r.name for r in rows})}")
-        newest = max(mine, key=lambda row: row.created_us)
-        if newest.created_us >= since_us:
-            return newest.group
+        made = [row for row in mine if row.created_us >= since_us and is_one(row, live)]
+        if made:
+            return max(made, key=lambda row: row.created_us).group
         states = {state.group: state for state in ledger.groups(workspace)}
         beside = [row.group for row in mine if row.slot == "shadow" and not states[row.group].retire_us]
         if beside:

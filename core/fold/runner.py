@@ -288,7 +288,7 @@ class EmbeddedRunner:
         self._threads = [
             threading.Thread(target=self._fold_loop, name="fold", daemon=True),
             threading.Thread(target=self._prepare_loop, name="prepare", daemon=True),
-            threading.Thread(target=self._backfill, args=(self.backfill.run,), name="backfill", daemon=True),
+            threading.Thread(target=self._backfill, args=(self._fold_backfill,), name="backfill", daemon=True),
             threading.Thread(
                 target=self._backfill, args=(self._prepare_backfill,), name="backfill-prepare", daemon=True
             ),
@@ -353,13 +353,17 @@ class EmbeddedRunner:
                     self._stop.wait(1.0)
 
     def _backfill(self, work: Callable[[str], object]) -> None:
-        while not self._stop.wait(_BACKFILL_EVERY_S):
+        left = False
+        while not self._stop.wait(0 if left else _BACKFILL_EVERY_S):
             try:
-                for workspace in self.context.opened():
-                    work(workspace)
+                turns = [work(workspace) for workspace in self.context.opened()]  # all have theirs
+                left = any(turns)
             except Exception:
                 log.exception("backfill_loop_failed; going on in 1 s")
                 self._stop.wait(1.0)
+
+    def _fold_backfill(self, workspace: str) -> bool:
+        return self.backfill.run(workspace, rounds=1)
 
     def _prepare_backfill(self, workspace: str) -> None:
         while not self._stop.is_set() and self.backfill.prepares(workspace):

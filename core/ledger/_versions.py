@@ -101,6 +101,8 @@ class VersionMixin(Base):
     def split(
         self, workspace: str, group: str, *, share_ppm: int, experiment: str, weighted: bool = True, audit: AuditEntry
     ) -> None:
+        leaving = """select 1 from fold_groups
+            where workspace = ? and grp = ? and (retire_us > 0 or replaces is not null)"""
         change = "update fold_groups set share_ppm = ?, experiment = ?, weighted = ? where workspace = ? and grp = ?"
 
         def job(tx: Tx) -> None:
@@ -113,6 +115,8 @@ class VersionMixin(Base):
                 add_audit(tx, workspace, audit)
                 return
             _require_shadow(have, group)
+            if tx.one(leaving, (workspace, group)) is not None:
+                raise VersionConflict(f"group {group} is to be retired, or to take another's place: add one to compare")
             near = _of_the_same_names(have, [group])
             live = sorted({i.group for i in have if i.slot == "live" and i.group in near})
             if not live:
@@ -261,7 +265,8 @@ def _set_slot(tx: Tx, workspace: str, group: str, slot: str) -> None:
 def _make_live(tx: Tx, workspace: str, group: str, position: int) -> None:
     _set_slot(tx, workspace, group, "live")
     tx.run(
-        """update fold_groups set live_from = ?, retire_us = 0, auto = ?, replaces = null
+        """update fold_groups set live_from = ?, retire_us = 0, auto = ?, replaces = null,
+        share_ppm = 0, experiment = ''
         where workspace = ? and grp = ?""",
         (position, False, workspace, group),
     )

@@ -53,8 +53,8 @@ class Settling:
             if self._runs:
                 return
             if any(unsettled):
-                self._runs = True
                 threading.Thread(target=self._run, name="settle", daemon=True).start()
+                self._runs = True
             else:
                 self._reached(self._target)
 
@@ -80,7 +80,7 @@ class Settling:
                     return
                 self._reached(target)
                 self._runs = again = self._target > target
-            self._told()
+            _guarded(self._told)
             if not again:
                 return
             time.sleep(min(time.monotonic() - began, _MOST_REST_S))

@@ -62,8 +62,9 @@ def erase(
 def _verified(options: Globals, client: Any, report: Mapping[str, Any], timeout_s: float) -> dict[str, list[str]]:
     """What differs from the log folded afresh, by policy that is still there."""
     found = {}
-    known = {row["policy"] for row in client.get("/v1/policies")["items"]}
-    for name in sorted({str(one["policy"]).partition("@")[0] for one in report["policies"]} & known):
+    touched = {str(one["policy"]).partition("@")[0] for one in report["policies"]}
+    rows = [row for row in client.get("/v1/policies")["items"] if row["slot"] == "live" and row["policy"] in touched]
+    for name in sorted({row["group"]: row["policy"] for row in rows}.values()):  # a group is folded as one
         job_id = start(client, name, "verify", reason="after an erasure")
         found[name] = unequal(follow(options, client, job_id, f"verify {name}", timeout_s))
     return found

@@ -148,7 +148,7 @@ class _Folded:
         skipped = 0
         for runtime in self.group.runtimes:
             if event.type in runtime.handles:
-                skipped += self._one(runtime, event)
+                skipped += self._one(runtime, event) + len(self._fold[runtime.key].refused())
         return skipped
 
     def _one(self, runtime: Runtime, event: Event) -> bool:

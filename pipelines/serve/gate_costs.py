@@ -1,11 +1,12 @@
 """What a candidate costs beside what is live: how long it takes to answer, and to fold an event.
 
-Both are timed when the gate is asked, in turns, on the same questions and events; what else the machine does meanwhile
-is in both, and the middle of several rounds counts.
+Both are timed when the gate is asked. Answers in turns, so what else the machine does meanwhile is in both, and the
+middle of several rounds counts; folds of a hundred recent events, one by one, the better of two.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from statistics import median
@@ -19,12 +20,30 @@ from streamfold.core.views import GroupView, WorkspaceView
 
 _ROUNDS, _CALLS = 5, 20
 _CANDIDATES = 100
+_REMEMBERED_S = 15.0
 _FLOOR_S = 0.005
 """A candidate that answers within so long is fast enough whatever live takes."""
 Ask = Callable[[], object]
 
 
-def cost_rules(view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
+class GateCosts:
+    """Times candidates for one serving process, one at a time, and remembers for some seconds: many may look."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: dict[tuple[str, str, str], tuple[float, list[GateRule]]] = {}
+
+    def rules(self, view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
+        """What the rules about time say. May take seconds."""
+        key = view.name, candidate.group.name, live.group.name
+        with self._lock:
+            self._found = {k: one for k, one in self._found.items() if time.monotonic() - one[0] < _REMEMBERED_S}
+            if key not in self._found:
+                self._found[key] = time.monotonic(), _cost_rules(view, candidate, live, limits)
+            return self._found[key][1]
+
+
+def _cost_rules(view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
     """Time both. Some tenths of a second; the groups are held for one answer at a time."""
     return [*_answering(view, candidate, live, limits), *_folding(view, candidate, live, limits)]
 

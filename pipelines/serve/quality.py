@@ -19,7 +19,6 @@ from streamfold.core.quality import ArmsReport, QualityPoint, QualityReport
 from streamfold.core.views import GroupView, MemberView, WorkspaceView
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer, rfc3339
-from streamfold.pipelines.serve.gate_costs import cost_rules
 from streamfold.pipelines.serve.problems import Problem, at
 from streamfold.pipelines.serve.reading import wait_fresh
 
@@ -40,7 +39,7 @@ def gate_rules(call: Call, group: str) -> list[GateRule]:
             sizes = [one[0].stores.state_bytes() for one in (candidate, live)]
     limits = GateLimits(**call.service.settings.gate.model_dump())
     rules = judge(mine.scored(), theirs.scored(), limits, candidate_bytes=sizes[0], live_bytes=sizes[1])
-    return [*rules, *cost_rules(view, candidate[0], live[0], limits)]
+    return [*rules, *call.service.gate_costs.rules(view, candidate[0], live[0], limits)]
 
 
 def _reports(view: WorkspaceView) -> list[Served]:

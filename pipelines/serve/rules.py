@@ -195,11 +195,11 @@ class Rules:
         An empty name: none of those named is live. An alarm alerts once, whatever it names.
         """
         groups: dict[str, str] = {}
-        named = named_in(alarm)
+        named = {rule.policy} if rule.policy else named_in(alarm)
         for group in self._node.context.groups(workspace):
             names = sorted(r.instance.name for r in group.runtimes if r.instance.name in named)
             if group.slot == "live" and names:
-                groups[group.name] = rule.policy if rule.policy in names else names[0]
+                groups[group.name] = names[0]
         found = sorted(groups.values()) or [rule.policy]
         return found[:1] if rule.do == "alert" else found
 

@@ -22,6 +22,7 @@ from streamfold.pipelines.serve.answers import Answers
 from streamfold.pipelines.serve.auth import Keys
 from streamfold.pipelines.serve.exposures import Exposures
 from streamfold.pipelines.serve.fair import FairPool
+from streamfold.pipelines.serve.gate_costs import GateCosts
 from streamfold.pipelines.serve.helping import Helpers
 from streamfold.pipelines.serve.jobs import Jobs
 from streamfold.pipelines.serve.logs import logger
@@ -51,6 +52,7 @@ class Service:
         self.pressure = Pressure(node.settings)
         self.jobs = Jobs()
         self.answers = Answers(node)
+        self.gate_costs = GateCosts()
         self.helpers = Helpers(node)
         self.intake_pool = FairPool(4, "intake")
         self.query_pool = FairPool(node.settings.serve.query_threads, "query")
@@ -63,10 +65,10 @@ class Service:
         self._refuses = bool(node.registry.hook.refuse_event.get_hookimpls())
         self._wakes = ThreadPoolExecutor(1, "wake")
         own_events = OwnEvents(self.accept, self.append)
+        self.rules = Rules(node, own_events, self.metrics.registry)  # first: its settings may be refused
         self.exposures = Exposures(own_events, self.metrics.registry)
         self.merging = Merging(node, own_events)
         self.alarms = AlarmLog(node, own_events, self.metrics.registry)
-        self.rules = Rules(node, own_events, self.metrics.registry)
         self._wakes_waiting = 0
         self._waiters: dict[str, Waiters] = {}
 

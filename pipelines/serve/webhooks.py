@@ -21,6 +21,7 @@ from streamfold.pipelines.serve.logs import logger
 
 _MOST = 100
 _CLOSE_S = 10.0
+_LOOK_S = 0.5
 _FIRST_PAUSE_S = 1.0
 
 
@@ -35,7 +36,7 @@ class Webhooks:
     """Posts alerts in order; what does not fit or is refused is logged and counted."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._waiting: queue.Queue[_Alert | None] = queue.Queue(_MOST)
+        self._waiting: queue.Queue[_Alert] = queue.Queue(_MOST)
         self._stop = threading.Event()
         self._log = logger()
         self._count = Counter(
@@ -60,15 +61,23 @@ class Webhooks:
         """Post what waits, one attempt each, for some seconds."""
         self._stop.set()
         if self._thread is not None:
-            self._waiting.put(None)
             self._thread.join(timeout=_CLOSE_S)
 
     def _loop(self) -> None:
-        with httpx.Client(follow_redirects=False) as http:
-            while (alert := self._waiting.get()) is not None:
-                rule = alert.rule
-                error = self._posted(http, rule, alert.body)
-                self._done(alert.workspace, rule, "failed" if error else "delivered", error)
+        while True:
+            try:
+                alert = self._waiting.get(timeout=_LOOK_S)
+            except queue.Empty:
+                if self._stop.is_set():
+                    return
+                continue
+            rule = alert.rule
+            try:
+                with httpx.Client(follow_redirects=False) as http:
+                    error = self._posted(http, rule, alert.body)
+            except Exception as failed:  # settings of the environment: a proxy, certificates
+                error = type(failed).__name__
+            self._done(alert.workspace, rule, "failed" if error else "delivered", error)
 
     def _posted(self, http: httpx.Client, rule: RuleSettings, body: Mapping[str, Any]) -> str:
         """Post until it is taken; returns why it was not."""
@@ -93,7 +102,10 @@ class Webhooks:
     def _done(self, workspace: str, rule: RuleSettings, outcome: str, error: str) -> None:
         self._count.labels(workspace, rule.name, outcome).inc()
         if error:
-            host = urlsplit(url_of(rule)).hostname
+            try:
+                host = urlsplit(url_of(rule)).hostname
+            except ValueError:
+                host = None
             self._log.error("alert_not_delivered", workspace=workspace, rule=rule.name, host=host, error=error)
 
 

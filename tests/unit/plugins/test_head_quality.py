@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamfold.core import ClassifyRequest, QualityReport, Target
+from streamfold.core import ClassifyRequest, ConfigError, QualityReport, Target
 from streamfold.core.gate import GateLimits, judge
 from streamfold.core.testing.folded import Folded
 from streamfold.core.testing.lab import Case
@@ -162,3 +162,34 @@ def test_a_head_that_learns_step_by_step_is_asked_just_before(head: str) -> None
         assert folded.server.slices == ("all", "h")
     finally:
         folded.close()
+
+
+def test_labels_of_merged_classes_are_expected_as_what_they_are_read_as() -> None:
+    def measuring() -> HeadQuality:
+        return HeadQuality(HeadQualityConfig(head="quick"))
+
+    measuring.__name__ = "head_quality"
+    quick = {"encoder": {"use": "hashing", "dim": 64}}
+    folded = Folded(
+        Case(make=measuring, plugins=(builtin,), backends=quick, policies={"quick": MEMBERS["quick"]}, events=())
+    )
+    try:
+        points = [("label.observed", {"head": "h", "target": {"features": {"x": 4.0 * (n % 3), "y": 1.0 + n / 50}},
+                   "label": "abc"[n % 3]}) for n in range(30)]  # fmt: skip
+        folded.send(points)
+        folded.send(
+            [("class.merged", {"head": "h", "class": "b", "into": "c"}), ("class.retired", {"head": "h", "class": "a"})]
+        )
+        before = len(folded.server.measured().scored().key)
+        folded.send([(kind, data | {"target": {"features": {"x": 4.0 * (n % 3), "y": 3.0 + n / 50}}})
+                     for n, (kind, data) in enumerate(points)])  # fmt: skip
+        tested = list(folded.server.measured().tested("h"))[before:]
+        assert [one.label for one in tested] == ["c"] * 20
+        assert all(one.right and one.chance > 0.9 for one in tested)
+    finally:
+        folded.close()
+
+
+def test_a_head_that_measures_itself_is_refused() -> None:
+    with pytest.raises(ConfigError, match="measure themselves"):
+        HeadQuality().check_reads({"label_statistics": LabelStatistics()})

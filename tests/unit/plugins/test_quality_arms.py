@@ -72,6 +72,12 @@ def test_a_user_counts_with_the_share_of_exposures_that_led_to_something_once_th
     assert counts(found["e.candidate"]) == (1, 1, 1, [1.0])
 
 
+def test_a_click_that_is_logged_before_its_exposure_counts(world: World) -> None:
+    click(world, "x1", "ann", "a")
+    show(world, "x1", "ann", "live", "a", "b")
+    assert counts(outcomes(world)["e.live"])[:3] == (1, 1, 1)
+
+
 def test_users_come_in_the_order_in_which_their_windows_close_and_experiments_apart(world: World) -> None:
     for n, liked in enumerate((True, False, False, True)):
         show(world, f"x{n}", f"u{9 - n}", "candidate", "a")

@@ -122,6 +122,20 @@ def test_a_label_whose_target_does_not_come_is_a_dead_letter_once(make: Make, us
     assert same_when_folded_afresh(world)
 
 
+def test_a_target_that_comes_too_late_gets_nothing_however_many_are_too_late(make: Make) -> None:
+    world = make()
+
+    def given_up() -> int:
+        return len(world.ledger.dead_letters(world.workspace, limit=200))
+
+    send(world, *[label("lamp", f"d{n}") for n in range(100)])
+    send(world, document("d99", "a lamp"), after_s=WAIT_S + 1)
+    assert len(world.store("heads", "labels")) == 0
+    assert len(world.store("heads", "waiting")) == 0
+    assert given_up() == 100
+    assert same_when_folded_afresh(world)
+
+
 def test_what_waits_can_be_taken_back(make: Make) -> None:
     world = make()
     send(world, label("lamp", "d1"), label("oak", "d1", head="wood"), label(None, "d1"))
