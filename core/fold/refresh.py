@@ -49,7 +49,8 @@ def shadow(
         return versions.add(context, workspace, rows, actor=actor, reason=reason, revision=revision)
 
     def is_one(row: Instance, live: Instance) -> bool:
-        return row.slot != "retired" and _what(row) != _what(live)
+        said = json.loads(row.config)["config"]
+        return all(said.get(name) == value for name, value in config.items())
 
     return _once(context, workspace, name, since_us, make, is_one)
 
