@@ -77,6 +77,7 @@ def _measured(items: int, actions: int, repeats: int, bar_ms: float) -> list[Fig
     fresh = Figure("click → next recommendation, idle, p99", "ms", 50)
     tenth = Figure("click → next recommendation, at a tenth of the load limit, p99", "ms", 50)
     half = Figure("click → next recommendation, at half of the load limit, p99", "ms", 250)
+    asked_for = Figure("click → recommendation with its min_position, idle, p99", "ms", 50)
     rng = np.random.default_rng(harness.SEED)
     with harness.processes(policies=STACK) as run:
         client = run.serve()
@@ -104,10 +105,12 @@ def _measured(items: int, actions: int, repeats: int, bar_ms: float) -> list[Fig
                 with _Load(client.twin(), share * limit, items):
                     took = [_click(client, n, items, rng) for n in range(100)]
                 figure.repeats.append(harness.percentiles(took)[99])
+            took = [_click(client, n, items, rng, waits=True) for n in range(100)]
+            asked_for.repeats.append(harness.percentiles(took)[99])
         resident = f"{psutil.Process(client.pid).memory_info().rss / 2**20:.0f}"
-    for figure in (rank, listed, fresh, tenth, half):
+    for figure in (rank, listed, fresh, tenth, half, asked_for):
         figure.notes = {"load": harness.load(), "resident MB": resident, "load limit, events/s": f"{limit:,.0f}"}
-    return [rank, listed, fresh, tenth, half]
+    return [rank, listed, fresh, tenth, half, asked_for]
 
 
 class _Load:
@@ -143,8 +146,8 @@ def _recommend(client: Client, user: str, *, log: bool = True, min_position: int
     return _ask(client, f"/v1/recommend?min_position={min_position}&wait_ms=10000", body)
 
 
-def _click(client: Client, number: int, items: int, rng: np.random.Generator) -> float:
-    """Buy what is recommended; how long until it is recommended no more, s."""
+def _click(client: Client, number: int, items: int, rng: np.random.Generator, *, waits: bool = False) -> float:
+    """Buy what is recommended; how long until it is recommended no more, s. ``waits``: asked once, by position."""
     user = f"fresh-{number}-{int(rng.integers(1 << 30))}"
     first = _recommend(client, user)[1]["items"][0]["item_id"]
     event = _action(10_000_000 + int(rng.integers(1 << 40)), items, rng)
@@ -152,11 +155,13 @@ def _click(client: Client, number: int, items: int, rng: np.random.Generator) ->
     event.pop("time")
     position = client.post(json.dumps([event]).encode())["position"]
     begun = time.perf_counter()
-    found = _recommend(client, user, log=False, min_position=position)[1]["items"]
-    took = time.perf_counter() - begun
-    if first in [one["item_id"] for one in found]:
-        raise RuntimeError(f"{user} bought {first}, and is recommended it again")
-    return took
+    while True:
+        found = _recommend(client, user, log=False, min_position=position if waits else 0)[1]["items"]
+        if first not in [one["item_id"] for one in found]:
+            return time.perf_counter() - begun
+        if waits:
+            raise RuntimeError(f"{user} bought {first}, and is recommended it again")
+        time.sleep(0.002)
 
 
 def stack(quick: bool, repeats: int) -> list[Figure]:
