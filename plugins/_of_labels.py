@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from streamfold.core import Event, EventError, Policy, Target, Tools
+from streamfold.plugins._embedding import embedded_texts
 from streamfold.plugins._sums import Floats
 from streamfold.plugins._targets import TEXT, thing_of, unpacked, vector_of
 
@@ -21,9 +22,7 @@ class OfLabels(Policy):
     def prepare_batch(self, events: Sequence[Event], tools: Tools) -> list[Any]:
         """Embed all texts of a batch in one call."""
         texts = [(e.data.target.text or "") if e.data.label is not None else "" for e in events]
-        distinct = list(dict.fromkeys(text for text in texts if text))
-        rows = dict(zip(distinct, tools.encoder.encode(distinct), strict=True)) if distinct else {}
-        return [np.asarray(rows[text], np.float32) if text else None for text in texts]
+        return embedded_texts(texts, tools)
 
 
 def vector_before(target: Target, prepared: Any, head: Any) -> tuple[str, Floats] | None:

@@ -6,9 +6,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
 from streamfold.core import Blobs, Event, EventError, Policy, Stores, Subject, Target, Tools
+from streamfold.plugins._embedding import embedded_texts
 from streamfold.plugins._targets import KINDS, TEXT, packed, text_of, thing_of, vector_of
 
 THINGS = (
@@ -32,9 +31,7 @@ class OfTargets(Policy):
     def prepare_batch(self, events: Sequence[Event], tools: Tools) -> list[Any]:
         """Embed all texts of a batch in one call."""
         texts = [text_of(event) if _says(event) else self.text_in(event) for event in events]
-        distinct = list(dict.fromkeys(text for text in texts if text))
-        rows = dict(zip(distinct, tools.encoder.encode(distinct), strict=True)) if distinct else {}
-        return [np.asarray(rows[text], np.float32) if text else None for text in texts]
+        return embedded_texts(texts, tools)
 
     def fold_thing(self, event: Event, prepared: Any, stores: Stores) -> None:
         """Keep the vector of what a thing says now."""

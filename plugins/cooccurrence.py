@@ -29,7 +29,6 @@ import numpy as np
 from streamfold.core import (
     LEARNED_FROM,
     Array,
-    CandidateRequest,
     ConfigError,
     Event,
     Policy,
@@ -39,6 +38,7 @@ from streamfold.core import (
     View,
     best_slots,
 )
+from streamfold.plugins._near_seeds import NearSeeds
 from streamfold.plugins._settings import at_least
 
 _NEVER = -math.inf
@@ -205,19 +205,13 @@ class Cooccurrence(Policy):
         return CooccurrenceServer(view)
 
 
-class CooccurrenceServer:
+class CooccurrenceServer(NearSeeds):
     """Answers from the arrays; a ``CandidateSource`` and ``SimilarItems``."""
 
     def __init__(self, view: Any) -> None:
         self._view = view
 
-    def candidates(self, request: CandidateRequest) -> list[tuple[str, float]]:
-        return self._best(request.seeds, request.n)
-
-    def similar(self, item_id: str, n: int) -> list[tuple[str, float]]:
-        return self._best([(item_id, 1.0)], n)
-
-    def _best(self, seeds: Sequence[tuple[str, float]], n: int) -> list[tuple[str, float]]:
+    def near(self, seeds: Sequence[tuple[str, float]], n: int) -> list[tuple[str, float]]:
         """Add up the seeds' cosines. O(seeds × partners)."""
         view = self._view
         slots = view["row"].get_many([one for one, _ in seeds])

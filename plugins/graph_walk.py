@@ -25,7 +25,6 @@ from typing import Any
 
 from streamfold.core import (
     LEARNED_FROM,
-    CandidateRequest,
     ConfigError,
     Event,
     Graph,
@@ -35,6 +34,7 @@ from streamfold.core import (
     View,
     user_key,
 )
+from streamfold.plugins._near_seeds import NearSeeds
 from streamfold.plugins._settings import at_least
 
 _ITEM, _TOKEN = "i:", "t:"
@@ -111,20 +111,14 @@ class GraphWalk(Policy):
         return GraphWalkServer(self.config, view)
 
 
-class GraphWalkServer:
+class GraphWalkServer(NearSeeds):
     """Answers from the graph; a ``CandidateSource`` and ``SimilarItems``."""
 
     def __init__(self, config: GraphWalkConfig, view: View) -> None:
         self._config = config
         self._view = view
 
-    def candidates(self, request: CandidateRequest) -> list[tuple[str, float]]:
-        return self._near(request.seeds, request.n)
-
-    def similar(self, item_id: str, n: int) -> list[tuple[str, float]]:
-        return self._near([(item_id, 1.0)], n)
-
-    def _near(self, seeds: Sequence[tuple[str, float]], n: int) -> list[tuple[str, float]]:
+    def near(self, seeds: Sequence[tuple[str, float]], n: int) -> list[tuple[str, float]]:
         """Items by PageRank around the seeds that are liked. O(1 / (ε (1 − d)))."""
         config = self._config
         rank = self._view["graph"].personalized_pagerank(

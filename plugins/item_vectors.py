@@ -17,7 +17,6 @@ import numpy as np
 from streamfold.core import (
     Batch,
     Blobs,
-    CandidateRequest,
     Event,
     Policy,
     Stores,
@@ -27,6 +26,8 @@ from streamfold.core import (
     Vectors,
     View,
 )
+from streamfold.plugins._embedding import embedded_texts
+from streamfold.plugins._near_seeds import NearSeeds
 from streamfold.plugins._settings import at_least
 
 _MOST_TEXT = 2000
@@ -105,9 +106,7 @@ def key_of(item_id: str) -> int:
 def embedded(events: Sequence[Event], tools: Tools) -> list[Any]:
     """Return the vectors of the items that events bring, ``None`` where one brings none."""
     texts = [item_text(event.data) if event.type == "item.upserted" else "" for event in events]
-    distinct = list(dict.fromkeys(text for text in texts if text))
-    rows = dict(zip(distinct, tools.encoder.encode(distinct), strict=True)) if distinct else {}
-    return [np.asarray(rows[text], np.float32) if text else None for text in texts]
+    return embedded_texts(texts, tools)
 
 
 def item_text(data: Any) -> str:
@@ -116,19 +115,13 @@ def item_text(data: Any) -> str:
     return "\n".join(part for part in parts if part)
 
 
-class ItemVectorsServer:
+class ItemVectorsServer(NearSeeds):
     """Answers from the vectors; a ``CandidateSource`` and ``SimilarItems``."""
 
     def __init__(self, view: View) -> None:
         self._view = view
 
-    def candidates(self, request: CandidateRequest) -> list[tuple[str, float]]:
-        return self._near(request.seeds, request.n)
-
-    def similar(self, item_id: str, n: int) -> list[tuple[str, float]]:
-        return self._near([(item_id, 1.0)], n)
-
-    def _near(self, seeds: Sequence[tuple[str, float]], n: int) -> list[tuple[str, float]]:
+    def near(self, seeds: Sequence[tuple[str, float]], n: int) -> list[tuple[str, float]]:
         stored = [(self._view["rows"].get(item_id), liking) for item_id, liking in seeds]
         rows = [np.frombuffer(row, np.float16).astype(np.float32) * liking for row, liking in stored if row is not None]
         if not rows:
