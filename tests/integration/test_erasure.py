@@ -126,15 +126,16 @@ def test_an_unknown_erasure_is_not_found(client: httpx.Client, name: str) -> Non
     assert client.get(f"/v1/erasures/{name}").status_code == 404
 
 
-def test_the_command_waits_and_prints_the_report(
-    service: SubService,
-    client: httpx.Client,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def beside(service: SubService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands ask the service, and find no settings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STREAMFOLD_URL", service.url)
+
+
+def test_the_command_waits_and_prints_the_report(
+    beside: None, client: httpx.Client, capsys: pytest.CaptureFixture[str]
+) -> None:
     client.post("/v1/events?wait=visible", json=[click("cli", "by-command", "i1")])
     assert main(["erase", "user", "by-command", "--wait", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -212,14 +213,8 @@ def _wait_ready(client: httpx.Client, log: Path) -> None:
 
 
 def test_the_command_holds_what_is_left_against_the_log_folded_afresh(
-    service: SubService,
-    client: httpx.Client,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    beside: None, client: httpx.Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STREAMFOLD_URL", service.url)
     client.post("/v1/events?wait=visible", json=[click("cmp", "to-compare", "i1"), click("stays", "who-stays", "i1")])
     assert main(["erase", "user", "to-compare", "--verify"]) == 0
     said = capsys.readouterr().out

@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -20,6 +20,7 @@ from streamfold.core.settings import Settings, load_settings
 from streamfold.core.testing.service import EmbeddedService
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve import create_app
+from tests.waiting import until
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_rest import BACKENDS, serving
@@ -72,13 +73,6 @@ def receiver() -> Iterator[Receiver]:
     made = Receiver()
     yield made
     made.close()
-
-
-def until(found: Callable[[], Any], timeout_s: float = 30.0) -> Any:
-    end = time.monotonic() + timeout_s
-    while not (got := found()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return got
 
 
 def logged(service: Any, type_: str) -> list[Any]:
