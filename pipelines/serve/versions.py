@@ -250,11 +250,11 @@ async def rollback(call: Call) -> Response:
 
 
 def _group(call: Call, body: Action, choose: Choose, action: str) -> Group:
-    """Return the group of a policy's version, or the one that the action means without a version."""
+    """Return the group that was named, or the one that the action means where several have that version, or none."""
     name, _, version = call.path["name"].partition("@")
     version = _version(body) or version
     found = _named(call, f"{name}@{version}" if version else name)
-    return _live_first(call, name, found, action) if version else choose(call, name, found, action)
+    return found[0] if version and len(found) == 1 else choose(call, name, found, action)
 
 
 def _version(body: Action) -> str:

@@ -103,6 +103,16 @@ def test_bad_input_is_named(mail: EmbeddedService, status: int, body: dict[str, 
     assert says in problem["detail"] + str(problem["errors"])
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_a_feature_that_is_no_number_is_refused(mail: EmbeddedService, number: str) -> None:
+    features = f'{{"features": {{"x": {number}}}}}'
+    asked = mail.client.post("/v1/classify", content=f'{{"head": "mail", "targets": [{features}]}}')
+    data = f'{{"head": "mail", "target": {features}, "label": "a"}}'
+    body = f'{{"specversion": "1.0", "id": "nan", "source": "t", "type": "label.observed", "data": {data}}}'
+    told = mail.client.post("/v1/events", content=body, headers={"Content-Type": "application/json"})
+    assert {asked.status_code, told.status_code} <= {400, 422}, f"{asked.text}\n{told.text}"
+
+
 def test_a_bad_label_is_refused_or_a_dead_letter(mail: EmbeddedService) -> None:
     bad = {"head": "mail", "target": {"text": "t"}, "label": "a", "weight": -1}
     refused = mail.client.post("/v1/events", json={"specversion": "1.0", "id": "w", "source": "t",

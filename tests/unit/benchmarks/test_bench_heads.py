@@ -33,3 +33,25 @@ def test_replay_keeps_digits_that_plain_sgd_forgets_and_ridge_beats_both(bench_h
     assert many >= 0.91
     assert plain < many - 0.02
     assert ridge >= 0.97
+
+
+def test_read_outs_reach_the_bars_of_the_digits_table(bench_heads: Any) -> None:
+    """Bars a point below the table's, which are means of five streams."""
+    rows = [bench_heads.digits_row(seed) for seed in range(2)]
+    for (kind, width), bar in bench_heads.BARS.items():
+        assert mean(row[f"{kind} {width}"] for row in rows) >= bar - 0.01, (kind, width)
+
+
+@pytest.mark.parametrize(("kind", "ahead"), [("stationary", -0.015), ("abrupt", 0.06), ("gradual", 0.02)])
+def test_what_forgets_follows_drift_and_loses_little_where_nothing_drifts(
+    bench_heads: Any, monkeypatch: pytest.MonkeyPatch, kind: str, ahead: float
+) -> None:
+    """The half-life of Lite-RVFL and the Kalman head (arXiv:2306.08448) beside ridge, at the bars of the drift table.
+
+    Half the table's labels, solved anew every tenth.
+    """
+    monkeypatch.setattr(bench_heads, "EVENTS", 3000)
+    monkeypatch.setattr(bench_heads, "SOLVE_EVERY", 10)
+    plain = bench_heads.drift_accuracy(kind, 0, bench_heads.ridge())
+    for state in (bench_heads.ridge(bench_heads.HALF_LIFE), bench_heads.kalman()):
+        assert bench_heads.drift_accuracy(kind, 0, state) >= plain + ahead
