@@ -16,6 +16,8 @@ ARGS ?=
 UV := $(BIN)/uv
 UV_PIN := $(shell sed -n 's/^uv==/uv==/p' constraints.txt)
 export UV_HTTP_TIMEOUT ?= 180
+# Tests start hundreds of processes: each would compile all that it imports again (2 s) where Python may keep nothing.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## list the targets
@@ -43,7 +45,7 @@ serve: setup ## serve the REST interface and the console
 
 .PHONY: test
 test: setup ## run all tests, files side by side (ARGS="-k word" for some, ARGS="-n 0" one after the other)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: lint
 lint: setup types ## check style, format, types and import contracts

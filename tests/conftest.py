@@ -26,6 +26,19 @@ from streamfold.pipelines.services import (
 )
 
 SERVICE_FIXTURES = {"kafka_url", "postgres_url", "postgres_database", "redis_url"}
+LONG = (
+    "tests/faults/test_distributed.py",
+    "tests/unit/core/testing",
+    "tests/deploy",
+    "tests/faults",
+    "tests/unit/benchmarks",
+    "tests/unit/pipelines/evaluate",
+    "tests/integration",
+    "tests/property",
+    "tests/simulation",
+    "tests/contract",
+)
+"""Where the long files are, longest first."""
 GIVEN = {name: f"STREAMFOLD_TEST_{name.upper()}" for name in SERVICES}
 
 
@@ -163,7 +176,13 @@ class OwnService:
         self._services.close()
 
 
+def _rank(item: pytest.Item) -> int:
+    return next((rank for rank, where in enumerate(LONG) if item.nodeid.startswith(where)), len(LONG))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs services; long files first, so that no worker ends with one while the others have nothing."""
+    items.sort(key=_rank)
     for item in items:
         names = set(getattr(item, "fixturenames", ()))
         if names & SERVICE_FIXTURES or "own_service" in names:

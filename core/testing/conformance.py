@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,27 @@ def run_check(name: str, make: Make | Case) -> None:
     """Run one check by its name; raises ``CheckFailed``."""
     with Lab(case_of(make)) as lab:
         _run(name, lab)
+
+
+class _LastLab:
+    """The lab of the case whose checks pytest runs one after the other: its stream and its ledger are made once."""
+
+    def __init__(self) -> None:
+        self._case: Case | None = None
+        self._lab: Lab | None = None
+
+    def run(self, name: str, case: Case) -> None:
+        if self._lab is None or self._case is not case:
+            self.close()
+            self._case, self._lab = case, Lab(case)
+            atexit.unregister(self.close)  # registered after the lab's folder was, it runs before that is cleared
+            atexit.register(self.close)
+        _run(name, self._lab)
+
+    def close(self) -> None:
+        lab, self._case, self._lab = self._lab, None, None
+        if lab is not None:
+            lab.close()
 
 
 def run_checks(
@@ -93,10 +115,11 @@ def parametrize_with_checks(policies: Iterable[Make | Case], **options: Any) -> 
     import pytest
 
     cases = [case_of(make, **options) for make in policies]
+    last = _LastLab()
     return pytest.mark.parametrize(
         "check",
         [
-            pytest.param(lambda name=name, case=case: run_check(name, case), id=f"{case.name}-{name}")
+            pytest.param(lambda name=name, case=case: last.run(name, case), id=f"{case.name}-{name}")
             for case in cases
             for name in CHECKS
         ],
@@ -110,6 +133,8 @@ def _run(name: str, lab: Lab) -> None:
         raise
     except Exception as error:
         raise CheckFailed(f"the check could not be run: {type(error).__name__}: {error}") from error
+    finally:
+        lab.clear()
 
 
 def _result(name: str, lab: Lab) -> Result:

@@ -76,8 +76,8 @@ class Lab:
         self.policy = case.make()
         self.kind = type(self.policy)
         self.config: dict[str, Any] = msgspec.to_builtins(self.policy.config)
-        self._open = ExitStack()
-        self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="streamfold-kit-")))
+        self._kept, self._open = ExitStack(), ExitStack()
+        self._folder = Path(self._kept.enter_context(tempfile.TemporaryDirectory(prefix="streamfold-kit-")))
         self._count = 0
         self._base: dict[type[Policy], World] = {}
         self._given: dict[tuple[Any, ...], list[Given]] = {}
@@ -90,11 +90,21 @@ class Lab:
         self.close()
 
     def close(self) -> None:
+        self.clear()
+        self._kept.close()
+
+    def clear(self) -> None:
+        """Close the worlds and benches that a check opened; what all checks use (:meth:`base`, the stream) stays."""
         self._open.close()
 
     # -- worlds and benches -------------------------------------------------------------------------------------------
     def world(self, kind: type[Policy] | None = None, *, beside: World | None = None, **fold: Any) -> World:
         """Open a world with this policy; ``beside``: another process on the same ledger, as after a crash."""
+        world = self._world(kind, beside=beside, **fold)
+        self._open.callback(world.close)
+        return world
+
+    def _world(self, kind: type[Policy] | None = None, *, beside: World | None = None, **fold: Any) -> World:
         self._count += 1
         kind = kind or self.kind
         policies = {name: dict(table) for name, table in self.case.policies.items()}
@@ -103,7 +113,7 @@ class Lab:
             policies.setdefault(name, {})
         needed = {b for one in (kind, *_offered(self.case, self.kind)) for b in one.backends}
         defaults = {k: {"use": "kit"} for k in needed if any(b.kind == k for b in BACKENDS)}
-        world = World(
+        return World(
             beside.context.settings.data if beside else self._folder / f"world-{self._count}",
             [_Offer(self.case, self.kind, kind)],
             policies,
@@ -113,14 +123,13 @@ class Lab:
             fold={**_SETTINGS, **fold},
             owner=f"world-{self._count}",
         )
-        self._open.callback(world.close)
-        return world
 
     def base(self, kind: type[Policy] | None = None) -> World:
         """The world whose registry and ledger benches share (nothing is logged there)."""
         kind = kind or self.kind
         if kind not in self._base:
-            self._base[kind] = self.world(kind)
+            self._base[kind] = self._world(kind)
+            self._kept.callback(self._base[kind].close)
         return self._base[kind]
 
     def bench(self, kind: type[Policy] | None = None, *, side: Literal["fold", "both"] = "fold") -> Bench:

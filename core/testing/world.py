@@ -12,11 +12,11 @@ from streamfold.core.events import Acceptor
 from streamfold.core.fold import FoldRunner, MemoryPrepared, Preparer, Verdict, verify_group
 from streamfold.core.fold.eraser import Eraser
 from streamfold.core.hooks import hookimpl
-from streamfold.core.ledger import open_ledger
 from streamfold.core.ledger.abc import Appended, Ledger
 from streamfold.core.policy import Backend, Policy
 from streamfold.core.registry import Registry
 from streamfold.core.settings import Settings
+from streamfold.core.testing.new_ledger import open_new
 from streamfold.core.views import Views, WorkspaceView
 
 
@@ -73,7 +73,7 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         self.clock = clock or ManualClock()
         self.own_ledger = ledger is None
-        self.ledger = ledger or open_ledger(made.ledger_url)
+        self.ledger = ledger or open_new(made.ledger_url)
         self.registry = Registry(made, list(plugins))
         self.context = Context(
             settings=made,
