@@ -31,6 +31,8 @@ log = logging.getLogger("streamfold.worker")
 
 Role = Literal["prepare", "fold", "all"]
 _BACKFILL_EVERY_S = 0.1
+_IDLE_S = 0.02
+"""How soon a watermark that was to rest is looked at again: who reads with ``min_position`` waits for it."""
 
 
 class Turns:
@@ -118,7 +120,7 @@ class Sweep:
         self._every_s = every_s
         self._all_of = all_of
         self._visit = visit
-        self._nudged: set[str] = set()
+        self._nudged: dict[str, float] = {}
         self._ready = threading.Condition()
         self._stopped = False
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
@@ -126,9 +128,10 @@ class Sweep:
     def start(self) -> None:
         self._thread.start()
 
-    def nudge(self, workspace: str) -> None:
+    def nudge(self, workspace: str, after_s: float = 0.0) -> None:
         with self._ready:
-            self._nudged.add(workspace)
+            at = time.monotonic() + after_s
+            self._nudged[workspace] = min(at, self._nudged.get(workspace, at))
             self._ready.notify()
 
     def stop(self) -> None:
@@ -143,10 +146,14 @@ class Sweep:
         backoff_s = 0.5
         while True:
             with self._ready:
-                self._ready.wait_for(lambda: self._stopped or self._nudged, max(0.0, due - time.monotonic()))
+                while not self._stopped and (left_s := min([due, *self._nudged.values()]) - time.monotonic()) > 0:
+                    self._ready.wait(left_s)
                 if self._stopped:
                     return
-                wanted, self._nudged = self._nudged, set()
+                now = time.monotonic()
+                wanted = {workspace for workspace, at in self._nudged.items() if at <= now}
+                for workspace in wanted:
+                    del self._nudged[workspace]
             try:
                 if time.monotonic() >= due:
                     due = time.monotonic() + self._every_s
@@ -237,6 +244,9 @@ class Worker:
         self._folded_at[workspace] = time.monotonic()
         while not self.stopping.is_set() and self.runner.run(workspace):
             pass
+        for idling in self.runner.idling():
+            if "fold" in self._sweeps:
+                self._sweeps["fold"].nudge(idling, _IDLE_S)
 
     def _sweep_fold(self, workspace: str) -> None:
         """Fold where there is lag; visit quiet workspaces often enough to keep their leases, hence warm stores."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,13 @@ from streamfold.core.errors import EventError
 from streamfold.core.events.model import Event
 from streamfold.core.fold.erasure import forget
 from streamfold.core.fold.one import fold_one, refusal_letter
+from streamfold.core.fold.order import FoldOrder, GatheredFailed
 from streamfold.core.fold.prepare import prepare_inline
 from streamfold.core.fold.stores import FoldStores, GroupStores, fold_stores
 from streamfold.core.ledger.abc import NORMAL, DeadLetter, ErasedGroup, LogRow
 from streamfold.core.policy import Policy, Refusal
 
+log = logging.getLogger("streamfold.fold")
 _PAGE = 2048
 Progress = Callable[[int, int], None]
 
@@ -48,7 +51,8 @@ class Refold:
     Parameters
     ----------
     without : positions that are passed over, as if they had never come.
-    batched : use ``fold_batch`` where the live fold would, for speed; ``verify`` loops, as an independent check.
+    batched : use ``fold_batch`` and gather where the live fold would, for speed, beginning at the group's start;
+        ``verify`` loops, as an independent check.
     forgets : forget at an erasure; otherwise its event is folded as it is.
     partial : events that have left the log and the archive are passed over; otherwise ``ArchiveMissing`` is raised.
     keep_skips : an event that a policy refuses now is skipped and put into ``dead``; otherwise the error is raised.
@@ -69,13 +73,20 @@ class Refold:
     unforgotten: list[ErasedGroup] = field(default_factory=list)
     """Erasures on the way, not in ``without``, that ask for another time."""
     _folds: dict[str, FoldStores] = field(default_factory=dict)
+    _order: FoldOrder | None = None
     _skipped: dict[str, set[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ledger = self.context.ledger
-        self.after = self.group.start_seq
-        self._folds = fold_stores(self.group, self.stores)
+        self._begin()
         self._skipped = {r.key: ledger.skipped_seqs(self.workspace, r.instance.lineage) for r in self.group.runtimes}
+
+    def _begin(self) -> None:
+        self.after, self.count = self.group.start_seq, 0
+        self.dead.clear()
+        self.unforgotten.clear()
+        self._folds = fold_stores(self.group, self.stores)
+        self._order = FoldOrder(self.group, self._folds) if self.batched else None
 
     @property
     def _may_lack(self) -> Lack:
@@ -83,6 +94,16 @@ class Refold:
 
     def run(self, upto: int, progress: Progress = lambda done, total: None) -> int:
         """Fold up to a position; returns how many events were folded since the start."""
+        while True:
+            try:
+                return self._run(upto, progress)
+            except GatheredFailed:
+                log.exception("gathered_failed group=%s: beginning again, one by one", self.group.name)
+                self.batched = False
+                self.stores.empty()
+                self._begin()
+
+    def _run(self, upto: int, progress: Progress) -> int:
         erasing = self.context.registry.event_types.erasing()
         types = sorted(self.group.handles | erasing)
         while self.after < upto:
@@ -124,12 +145,23 @@ class Refold:
                 self._dead(runtime, past)
 
     def _fold_each(self, events: Sequence[Event], prepared: dict[str, dict[int, Any]]) -> None:
-        ledger = self.context.ledger
-        for event in events:
-            only = None if event.retry_of is None else set(ledger.skips_of(self.workspace, event.retry_of))
-            for runtime in self.group.runtimes:
-                if event.type in runtime.handles and (only is None or runtime.instance.lineage in only):
-                    self._fold_one(runtime, event, prepared.get(runtime.key, {}).get(event.seq))
+        skips_of = self.context.ledger.skips_of
+        retries = {e.seq: set(skips_of(self.workspace, e.retry_of)) for e in events if e.retry_of is not None}
+
+        def one(runtime: Runtime, event: Event) -> None:
+            only = retries.get(event.seq)
+            if only is None or runtime.instance.lineage in only:
+                self._fold_one(runtime, event, prepared.get(runtime.key, {}).get(event.seq))
+
+        if self._order is None:
+            for event in events:
+                for runtime in self.group.runtimes:
+                    if event.type in runtime.handles:
+                        one(runtime, event)
+            return
+        skipped = [seqs for seqs in self._skipped.values() if seqs]
+        alone = {e.seq for e in events if any(e.seq in seqs for seqs in skipped)}
+        self._order.fold(events, one, alone=alone | retries.keys())
 
     def _prepared(self, runtime: Runtime, events: Sequence[Event]) -> dict[int, Any]:
         skipped = self._skipped[runtime.key]

@@ -99,7 +99,8 @@ class FoldRunner:
 
     def idling(self) -> set[str]:
         """The workspaces with a watermark that is to move soon past events that its group does not handle; once."""
-        found, self._idling = self._idling, set()
+        found = set(self._idling)
+        self._idling -= found  # another thread may be adding
         return found
 
     def _turn(self, workspace: str, group: Group) -> bool:

@@ -23,23 +23,35 @@ from streamfold.core.stores.checkpoint import read_checkpoint
 from streamfold.core.stores.vectors import ExactVectors, VectorIndex
 
 log = logging.getLogger("streamfold.stores")
+Side = Literal["fold", "view", "both"]
 
 
 class GroupStores:
     """The live stores of all members of a group, keyed ``name@version/store``."""
 
-    def __init__(self, context: Context, group: Group, *, side: Literal["fold", "view", "both"]) -> None:
+    def __init__(self, context: Context, group: Group, *, side: Side) -> None:
         self.folder = Path(context.scratch) / f"{side}-{uuid.uuid4().hex[:12]}"
         self.stores: dict[str, Store] = {}
-        make_index = index_maker(context.settings.vectors)
-        for runtime in group.runtimes:
+        self.by_runtime: dict[str, _Named] = {}
+        self._group = group
+        self._side = side
+        self._make_index = index_maker(context.settings.vectors)
+        self._open()
+
+    def _open(self) -> None:
+        for runtime in self._group.runtimes:
             for declaration in runtime.policy.stores:
                 place = self.folder / runtime.key / declaration.name
                 place.mkdir(parents=True, exist_ok=True)
                 self.stores[runtime.store_key(declaration.name)] = open_store(
-                    declaration, folder=place, side=side, make_index=make_index
+                    declaration, folder=place, side=self._side, make_index=self._make_index
                 )
-        self.by_runtime = {r.key: _Named(r, self.stores) for r in group.runtimes}
+        self.by_runtime = {r.key: _Named(r, self.stores) for r in self._group.runtimes}
+
+    def empty(self) -> None:
+        """Begin with new stores: those had from here before are closed."""
+        self.close()
+        self._open()
 
     def apply(self, commit: Commit) -> None:
         for key, changes in unpack(commit.changes, dict[str, bytes]).items():

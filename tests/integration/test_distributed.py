@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from streamfold.core import CandidateRequest, CandidateSource
@@ -129,7 +131,7 @@ def stand(tmp_path: Path, kafka_url: str, postgres_database: str, redis_url: str
     made.close()
 
 
-def until(what: str, ready: Callable[[], Any], stand: Stand, timeout_s: float = 30.0) -> Any:
+def until(what: str, ready: Callable[[], Any], stand: Stand, timeout_s: float = 120.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (found := ready()):
         if time.monotonic() > deadline:
@@ -298,3 +300,30 @@ def test_without_a_broker_the_sweep_keeps_everything_going(stand: Stand) -> None
     stand.send((None, b'{"document_id":"d1","text":"Oil lamps burn oil."}', []), topic=f"{stand.topic}-docs")
     until("folded", lambda: folded(node.ledger, 31), stand)
     assert stand.stop(worker) == 0
+
+
+def test_a_position_is_reached_without_waiting_for_a_sweep(stand: Stand) -> None:
+    """No policy here handles users; their watermarks move past each of them nevertheless, in a worker too."""
+    seldom = {"STREAMFOLD_FOLD__SWEEP_S": "3600"}
+    stand.start("worker", **seldom)
+    stand.start("cli", "serve", "--port", "0", **seldom)
+    said = until("serving", lambda: re.search(r"streamfold serves on (http://\S+)", stand.logs()), stand)
+    node = stand.node()
+    with httpx.Client(base_url=said[1], timeout=30.0, trust_env=False) as client:
+
+        def post(number: int, type_: str, data: dict[str, Any]) -> int:
+            event = {"specversion": "1.0", "id": f"e{number}", "source": "/t", "type": type_, "data": data}
+            return int(client.post("/v1/events", json=[event]).raise_for_status().json()["position"])
+
+        def heard() -> bool:
+            """Whether the worker follows the broker by now: it is told of each event, and looks at nothing else."""
+            post(node.ledger.head("default"), "item.upserted", {"item_id": "lamp", "title": "A lamp"})
+            return folded(node.ledger, 1)
+
+        until("ready", lambda: client.get("/readyz").status_code == 200, stand)
+        until("the first event folded", heard, stand)
+        for number in range(30):
+            position = post(1000 + number, "user.upserted", {"user_id": f"u{number}"})
+            answer = client.get("/v1/trending", params={"min_position": position, "wait_ms": 20_000})
+            assert answer.status_code == 200, f"{answer.text}\n{stand.logs()}"
+            assert answer.json()["version"]["position"] >= position

@@ -84,3 +84,38 @@ def test_batches_of_any_size_come_to_what_the_loop_comes_to(
         if batch == 400:
             assert all(verdict.equal for verdict in world.verify().values())
         world.close()
+
+
+def test_a_stack_without_an_erased_user_is_what_the_loop_comes_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after: list[dict[str, Any]] = []
+    runs: list[int] = []
+    fold_gathered = order.FoldOrder._fold_gathered
+
+    def counted(self: order.FoldOrder, *arguments: Any) -> None:
+        runs.append(len(self._gathering[0][2]))
+        fold_gathered(self, *arguments)
+
+    monkeypatch.setattr(order.FoldOrder, "_fold_gathered", counted)
+    for gathers in (True, False):
+        with monkeypatch.context() as patch:
+            if not gathers:
+                patch.setattr(order, "gathering", lambda group: [])
+            _, world = folded(tmp_path / f"{gathers}", 64, 3)
+            runs.clear()
+            world.send("user.erased", {"user_id": "u3"})
+            world.erase()
+            assert bool(runs) == gathers
+            assert not gathers or max(runs) > 64, "folded afresh in pieces of more than a live batch"
+            members = {r.instance.name: world.view.member(r.instance.name) for r in world.group("activity").runtimes}
+            after.append(
+                {
+                    f"{name}.{one.name}": member[one.name].fingerprint()
+                    for name, member in members.items()
+                    for one in member.runtime.policy.stores
+                }
+            )
+            assert all(verdict.equal for verdict in world.verify().values())
+            world.close()
+    assert after[0] == after[1]

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from streamfold.core import Event, EventError, Policy, Stores, Table
-from streamfold.core.fold import order
+from streamfold.core.fold import order, refold
+from streamfold.core.fold.refold import Refold
+from streamfold.core.fold.stores import GroupStores
 from streamfold.core.testing import World, plugin
 
 SENT = ["a", "b", "a", "refused", "a", "alone", "b", "odd", "a", "b", "b", "refused", "alone", "a"]
@@ -193,3 +195,56 @@ def test_nobody_gathers_where_somebody_reads_who_does_without_hearing(opened: An
     assert order.gathering(world.group("before")) == []
     assert not policy(world, "before").calls
     assert held(world)["peeks.there"] == held(world)["hears.there"] == {1: 0, 2: 1, 4: 2}
+
+
+def afresh(world: World, *, batched: bool, without: Sequence[int] = ()) -> tuple[Contents, Refold]:
+    """Fold the log afresh beside the live state, as for an erasure; in two steps."""
+    group = world.group("counts")
+    stores = GroupStores(world.context, group, side="both")
+    fold = Refold(
+        world.context, world.workspace, group, stores, without=frozenset(without), batched=batched, keep_skips=True
+    )
+    fold.run(world.ledger.head(world.workspace) // 2)
+    fold.run(world.ledger.head(world.workspace))
+    found = {key: dict(store.items()) for key, store in stores.stores.items()}  # type: ignore[attr-defined]  # tables
+    stores.close()
+    return found, fold
+
+
+@pytest.mark.parametrize("page", [1, 5, 2048])
+def test_what_is_folded_afresh_gathers_and_equals_the_loop(
+    page: int, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refold, "_PAGE", page)
+    world = opened(Counts, Before, Hears)
+    send(world, [item for item in SENT if item != "odd"])
+    world.fold()
+    send(world, [item for item in SENT if item != "odd"])  # these were never folded: nothing is known of their skips
+    calls = policy(world, "before").calls
+    calls.clear()
+    loop, looped = afresh(world, batched=False, without=(1, 9))
+    assert not calls
+    found, fold = afresh(world, batched=True, without=(1, 9))
+    assert sum(calls) == 17
+    assert max(calls) > 1 or page == 1
+    assert found == loop
+    assert fold.count == looped.count
+    assert [letter.position for letter in fold.dead] == [letter.position for letter in looped.dead]
+    assert len(fold.dead) == 2
+
+
+def test_what_cannot_be_gathered_afresh_is_begun_anew_and_folded_one_by_one(
+    opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refold, "_PAGE", 8)
+    world = opened(Counts, Before, Hears)
+    send(world, [*SENT, *SENT, "a", "a"])
+    calls = policy(world, "before").calls
+    loop, looped = afresh(world, batched=False)
+    assert not calls
+    found, fold = afresh(world, batched=True)
+    assert calls == [3, 1, 1, 4], "the last of these runs failed, and nothing was gathered after it"
+    assert found == loop
+    assert fold.count == looped.count == 38
+    assert [letter.position for letter in fold.dead] == [letter.position for letter in looped.dead]
+    assert len(fold.dead) == 4
