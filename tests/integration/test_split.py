@@ -203,6 +203,20 @@ def test_what_lags_or_is_no_shadow_or_stands_still_is_refused(shop_for_refusals:
     assert first["group"] in act(shop, "split", 409, share=0.5, version=other)["detail"]
 
 
+def test_a_user_of_either_arm_reads_what_was_written(shop: EmbeddedService) -> None:
+    shadow(shop)
+    act(shop, "split", share=0.5)
+    arms = {arm(rank(shop, user)): user for user in USERS}
+    assert set(arms) == {"live", "candidate"}
+    for _ in range(20):
+        told = {"user_id": "x", "item_id": "i3", "action": "view"}
+        position = shop.send([("interaction.observed", told)])["position"]
+        for name, user in arms.items():
+            answer = rank(shop, user)
+            assert arm(answer) == name
+            assert answer["version"]["position"] >= position
+
+
 def test_quality_tells_what_each_arm_led_to(shop: EmbeddedService) -> None:
     candidate = shadow(shop)
     begun = act(shop, "split", share=0.5)
