@@ -20,7 +20,6 @@ from streamfold.core.ledger._letters import add_audit
 from streamfold.core.ledger._tx import Tx
 from streamfold.core.ledger.abc import AuditEntry, DeadLetter, Instance, Promoted
 
-
 _SPLITS = "select grp from fold_groups where workspace = ? and share_ppm > 0"
 
 

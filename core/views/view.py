@@ -453,9 +453,7 @@ class WorkspaceView:
         types."""
         wanted = None if types is None else set(types)
         marks = [
-            v.watermark
-            for v in self.answerers()
-            if not self.halted(v) and (wanted is None or v.group.handles & wanted)
+            v.watermark for v in self.answerers() if not self.halted(v) and (wanted is None or v.group.handles & wanted)
         ]
         return min(marks, default=self.head)
 
