@@ -1,8 +1,8 @@
 """Keeps mixtures (``_igmm.py``) in parts, so that an input writes what it changed and not the whole of its mixture.
 
-A mixture of 16 components in 32 dimensions has 140 kB, and an input mostly moves one or two components, of 8 kB each: of
-the others their numbers alone change. These are a row; mean and covariance of each component, the spread, and each of the first
-inputs are rows of their own, written where their bits differ. Which they are the mixture's row tells.
+A mixture of 16 components in 32 dimensions has 140 kB, and an input mostly moves one or two components, of 8 kB each:
+of the others their numbers alone change. These are a row; mean and covariance of each component, the spread, and each
+of the first inputs are rows of their own, written where their bits differ. Which they are the mixture's row tells.
 """
 
 from __future__ import annotations
