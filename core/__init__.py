@@ -12,6 +12,7 @@ from streamfold.core.classifying import (
     Target,
     WrongTarget,
     class_name,
+    merged_into,
 )
 from streamfold.core.errors import (
     BackendUnavailable,
@@ -189,6 +190,7 @@ __all__ = [
     "best_slots",
     "class_name",
     "hookimpl",
+    "merged_into",
     "plain_characters",
     "stem",
     "tokens",

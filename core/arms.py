@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Literal
 
 from streamfold.core.gate import confidence_sequence
-from streamfold.core.quality import ArmOutcome
+from streamfold.core.quality import ArmOutcome, Floats
 
 MILLION = 1_000_000
 
@@ -31,9 +31,22 @@ def in_share(experiment: str, share_ppm: int, user: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mean:
+    """A mean over users, or a difference of two, and its bounds."""
+
+    mean: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArmReport:
     """One arm of an experiment: numbers of users (those counted: with a closed window), of exposures, of liked items;
-    the mean share of a user's exposures that led to something liked, and its bounds."""
+    the mean share of a user's exposures that led to something liked, and its bounds.
+
+    Of heads: exposures are answers, ``labelled`` those of which the right label came, ``liked`` those of them that were
+    right; the rate is the mean over users of the share that was, ``logloss`` that of what was served, in nats.
+    """
 
     users: int
     counted: int
@@ -42,13 +55,17 @@ class ArmReport:
     rate: float | None
     lower: float | None
     upper: float | None
+    labelled: int | None = None
+    logloss: Mean | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """Both arms, and the candidate's rate less the live one's."""
+    """Both arms, and the candidate's rate less the live one's. ``measure``: what the rate is of, ``liked`` of what was
+    recommended or ``right`` of what heads answered; of these ``logloss`` is the candidate's less the live one's."""
 
     experiment: str
+    measure: Literal["liked", "right"]
     share: float
     first_us: int
     live: ArmReport
@@ -57,39 +74,62 @@ class Experiment:
     lower: float | None
     upper: float | None
     verdict: Literal["better", "worse", "undecided"]
+    logloss: Mean | None = None
 
 
 def experiments(outcomes: Sequence[ArmOutcome], *, alpha: float = 0.05, min_users: int = 100) -> list[Experiment]:
     """Compare the arms of each experiment, the newest first; fewer than ``min_users`` in an arm decide nothing."""
-    by_name: dict[str, dict[str, ArmOutcome]] = {}
+    by_name: dict[tuple[str, bool], dict[str, ArmOutcome]] = {}
     for one in outcomes:
-        by_name.setdefault(one.experiment, {})[one.arm] = one
-    found = [_compared(name, arms, alpha, min_users) for name, arms in by_name.items()]
-    return sorted(found, key=lambda one: (-one.first_us, one.experiment))
+        by_name.setdefault((one.experiment, one.labelled is not None), {})[one.arm] = one
+    found = [_compared(name, arms, alpha, min_users) for (name, _), arms in by_name.items()]
+    return sorted(found, key=lambda one: (-one.first_us, one.experiment, one.measure))
 
 
 def _compared(name: str, arms: dict[str, ArmOutcome], alpha: float, min_users: int) -> Experiment:
     live, candidate = (_report(arms.get(arm), alpha / 2) for arm in ("live", "candidate"))
-    difference = lower = upper = None
-    if live.rate is not None and candidate.rate is not None:
-        assert None not in (live.lower, live.upper, candidate.lower, candidate.upper)
-        difference = candidate.rate - live.rate
-        lower, upper = candidate.lower - live.upper, candidate.upper - live.lower  # type: ignore[operator]  # no None
+    rate = _difference(_rate(candidate), _rate(live))
     verdict: Literal["better", "worse", "undecided"] = "undecided"
-    if lower is not None and upper is not None and min(live.counted, candidate.counted) >= min_users:
-        verdict = "better" if lower > 0 else "worse" if upper < 0 else "undecided"
+    if rate is not None and min(live.counted, candidate.counted) >= min_users:
+        verdict = "better" if rate.lower > 0 else "worse" if rate.upper < 0 else "undecided"
+    one = next(iter(arms.values()))
     return Experiment(
-        experiment=name, share=next(iter(arms.values())).share, first_us=min(one.first_us for one in arms.values()),
-        live=live, candidate=candidate, difference=difference, lower=lower, upper=upper, verdict=verdict,
+        experiment=name, measure="liked" if one.labelled is None else "right", share=one.share,
+        first_us=min(one.first_us for one in arms.values()), live=live, candidate=candidate,
+        difference=None if rate is None else rate.mean, lower=None if rate is None else rate.lower,
+        upper=None if rate is None else rate.upper, verdict=verdict,
+        logloss=_difference(candidate.logloss, live.logloss),
     )  # fmt: skip
+
+
+def _difference(one: Mean | None, other: Mean | None) -> Mean | None:
+    """The bounds of both hold at once at the sum of their levels."""
+    if one is None or other is None:
+        return None
+    return Mean(mean=one.mean - other.mean, lower=one.lower - other.upper, upper=one.upper - other.lower)
+
+
+def _rate(one: ArmReport) -> Mean | None:
+    if one.rate is None or one.lower is None or one.upper is None:
+        return None
+    return Mean(mean=one.rate, lower=one.lower, upper=one.upper)
 
 
 def _report(one: ArmOutcome | None, alpha: float) -> ArmReport:
     if one is None:
         return ArmReport(users=0, counted=0, exposures=0, liked=0, rate=None, lower=None, upper=None)
-    said: dict[str, Any] = {"rate": None, "lower": None, "upper": None}
-    if len(one.values):
-        lower, upper = confidence_sequence(2 * one.values - 1, alpha=alpha)  # it bounds means of values in −1…1
-        ends = {"lower": float(max(0.0, lower[-1] / 2 + 0.5)), "upper": float(min(1.0, upper[-1] / 2 + 0.5))}
-        said = {"rate": float(one.values.mean())} | ends
-    return ArmReport(users=one.users, counted=len(one.values), exposures=one.exposures, liked=one.liked, **said)
+    rate, loss = _mean(one.values, alpha), None if one.losses is None else _mean(one.losses, alpha, one.most_loss)
+    return ArmReport(
+        users=one.users, counted=len(one.values), exposures=one.exposures, liked=one.liked, labelled=one.labelled,
+        rate=None if rate is None else rate.mean, lower=None if rate is None else rate.lower,
+        upper=None if rate is None else rate.upper, logloss=loss,
+    )  # fmt: skip
+
+
+def _mean(values: Floats, alpha: float, most: float = 1.0) -> Mean | None:
+    """Bound the mean of shares of ``most``."""
+    if not len(values):
+        return None
+    lower, upper = confidence_sequence(2 * values - 1, alpha=alpha)  # it bounds means of values in −1…1
+    ends = max(0.0, float(lower[-1]) / 2 + 0.5), min(1.0, float(upper[-1]) / 2 + 0.5)
+    return Mean(mean=most * float(values.mean()), lower=most * ends[0], upper=most * ends[1])

@@ -30,6 +30,28 @@ def class_name(label: str | float) -> str:
     return str(int(label)) if float(label).is_integer() and abs(label) < _WHOLE else repr(label)
 
 
+class ClassState(Protocol):
+    """What became of a class: its last change's position, what it was merged into, or that it was retired."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def into(self) -> str | None: ...
+    @property
+    def retired(self) -> bool: ...
+
+
+def merged_into(label: str, classes: Mapping[str, ClassState]) -> str | None:
+    """Follow merges; None: retired. In a circle of merges everything is what was merged last."""
+    path = [label]
+    while (row := classes.get(path[-1])) is not None and row.into is not None:
+        if row.into in path:
+            circle = path[path.index(row.into) :]
+            return max(circle, key=lambda one: classes[one].seq)
+        path.append(row.into)
+    return None if row is not None and row.retired else path[-1]
+
+
 class ScoredLabel(NamedTuple):
     """A label and its probability; ``name``: what a ``class.upserted`` event called it."""
 

@@ -7,11 +7,11 @@ import json
 import logging
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamfold.core.archive import History, Reach
 from streamfold.core.clock import Clock, SystemClock
@@ -57,6 +57,13 @@ class Group:
     handles: frozenset[str]
     rate: int = 0
     """Most events per second that it folds; 0: no limit."""
+    in_split: bool = False
+    """Whether it is the candidate of a live A/B, and answers a share of the users."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether users are answered from it, hence wait for it."""
+        return self.slot == "live" or self.in_split
 
     @property
     def stack(self) -> str:
@@ -79,6 +86,14 @@ class Group:
         return all(r.policy.newest_suffices for r in self.runtimes)
 
 
+class _Read(NamedTuple):
+    """What groups were made from: instance rows and the names of those in a split; and the groups."""
+
+    rows: tuple[Instance, ...]
+    splits: frozenset[str]
+    groups: list[Group]
+
+
 @dataclass(slots=True, kw_only=True)
 class Context:
     """One process's share of everything."""
@@ -91,7 +106,7 @@ class Context:
     scratch: Path = Path(".streamfold/scratch")
     history: History = field(init=False)
     """The log, with what has left it for the archive."""
-    _groups: dict[str, tuple[tuple[Instance, ...], list[Group]]] = field(default_factory=dict)
+    _groups: dict[str, _Read] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while rows are read, so that what is cached never goes back to older ones."""
 
@@ -134,20 +149,20 @@ class Context:
         """The workspace's groups that this process has code for (cached until the instance rows change)."""
         cached = self._groups.get(workspace)
         if cached is not None and not fresh:
-            return cached[1]
+            return cached.groups
         with self._lock:
             cached = self._groups.get(workspace)
-            rows = tuple(self.ledger.instances(workspace))
-            if cached is not None and cached[0] == rows:
-                return cached[1]
-            groups = self._build(rows, {} if cached is None else {g.name: g for g in cached[1]})
-            self._groups[workspace] = (rows, groups)
+            rows, splits = tuple(self.ledger.instances(workspace)), frozenset(self.ledger.splits(workspace))
+            if cached is not None and (cached.rows, cached.splits) == (rows, splits):
+                return cached.groups
+            groups = self._build(rows, splits, {} if cached is None else {g.name: g for g in cached.groups})
+            self._groups[workspace] = _Read(rows, splits, groups)
         return groups
 
     def instances(self, workspace: str) -> tuple[Instance, ...]:
         """The instance rows that :meth:`groups` was last made from, retired ones too."""
         self.groups(workspace)
-        return self._groups[workspace][0]
+        return self._groups[workspace].rows
 
     def group(self, workspace: str, name: str) -> Group:
         """A group by its name, or by any member's ``name`` or ``name@version`` (live first). Raises KeyError."""
@@ -193,7 +208,7 @@ class Context:
         policy = self.registry.make_policy(row.use, row.config)
         return Runtime(instance=row, policy=policy, handles=frozenset(policy.handles), prepares=prepares(policy))
 
-    def _build(self, rows: Sequence[Instance], before: Mapping[str, Group]) -> list[Group]:
+    def _build(self, rows: Sequence[Instance], splits: Container[str], before: Mapping[str, Group]) -> list[Group]:
         """Make the groups of all rows; a group whose slot alone has changed keeps its runtimes, hence its warm fold."""
         by_group: dict[str, list[Instance]] = {}
         for row in rows:
@@ -207,13 +222,12 @@ class Context:
                 continue  # a member's code is missing: its readers cannot fold without it
             if old is None or {r.instance.instance_id for r in old.runtimes} != {m.instance_id for m in members}:
                 try:
-                    groups.append(self.make_group(members))
+                    old = self.make_group(members)
                 except ConfigError as error:  # one broken version must not take the others down
                     log.error("group_left_out group=%s: %s", name, error)
-            elif (old.slot, old.rate) == (members[0].slot, members[0].rate):
-                groups.append(old)
-            else:
-                groups.append(replace(old, slot=members[0].slot, rate=members[0].rate))
+                    continue
+            now = replace(old, slot=members[0].slot, rate=members[0].rate, in_split=name in splits)
+            groups.append(old if now == old else now)
         return groups
 
 

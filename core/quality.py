@@ -119,7 +119,13 @@ def calibration_error(positive: Floats, negative: Floats) -> float:
 
 
 class ArmOutcome(NamedTuple):
-    """What users of an arm did. ``values``: of users whose window has closed, in that order; ``users``: of all."""
+    """What users of an arm did, or got from heads.
+
+    ``values``: of users whose window has closed, in that order; ``users``: of all. Of rankers ``liked`` is the number
+    of liked items, and a value the share of a user's exposures that led to one. Of heads it is the number of answers
+    that were right, of those ``labelled``; a value is the share of a user's, and ``losses`` are the same users' mean
+    log losses, as shares of the most that an answer is charged, ``most_loss`` nats.
+    """
 
     experiment: str
     arm: ArmName
@@ -129,11 +135,14 @@ class ArmOutcome(NamedTuple):
     exposures: int
     liked: int
     values: Floats
+    labelled: int | None = None
+    losses: Floats | None = None
+    most_loss: float = 1.0
 
 
 @runtime_checkable
 class ArmsReport(Protocol):
-    """``Measured`` that also tell what live A/Bs led to."""
+    """``Measured``, or a server, that tells what live A/Bs led to."""
 
     def arms(self) -> list[ArmOutcome]:
         """What users of each arm did."""

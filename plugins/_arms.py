@@ -29,6 +29,8 @@ _MOST_ROWS = 1 << 18
 Tokens = tuple[str, ...]
 Get = Callable[[str, str], Any]
 Put = Callable[[str, str, Any], None]
+Features = Sequence[tuple[str, float]]
+"""Each with how much it applies."""
 
 
 class Odds(NamedTuple):
@@ -53,27 +55,20 @@ def weights(data: Any, stack: str, told: Sequence[tuple[str, Tokens, Tokens]], g
     told : of each item its id, the user's tokens and its own.
     get, put : read and write rows of a table.
     """
-    arm = next((one for one in data.arms or () if one.weighted and _concerns(one, stack)), None)
+    arm = weighing(data.arms, stack)
     if arm is None:
         return ()
-    z = float(arm.arm == "candidate")
-    found = []
     features = [_features(arm.experiment, *one) for one in told]
+    shares = [probability(arm.share, one, get) for one in features]
     for one in features:
-        said = _probability(arm.share, one, get)
-        found.append(said if arm.candidate == stack else 1.0 - said)
-    for one in features:
-        slope = _probability(arm.share, one, get) - z
-        for key, x in one:
-            old = get("arm_odds", key) or Odds(0.0, 0.0)
-            squares = old.squares + (slope * x) ** 2
-            put("arm_odds", key, Odds(old.value - _RATE * slope * x / math.sqrt(1.0 + squares), squares))
-    return tuple(found)
+        learn(arm.share, one, arm.arm == "candidate", get, put)
+    return tuple(said if arm.candidate == stack else 1.0 - said for said in shares)
 
 
-def _concerns(arm: Any, stack: str) -> bool:
-    """Whether a stack is one arm, and not both (the same version and configuration against itself)."""
-    return bool(arm.candidate == stack) != bool(stack in arm.live)
+def weighing(arms: Sequence[Any] | None, stack: str) -> Any | None:
+    """The arm of an exposure by which a stack's training is weighed: the stack is one arm of it, and not both (the same
+    version and configuration against itself)."""
+    return next((one for one in arms or () if one.weighted and (one.candidate == stack) != (stack in one.live)), None)
 
 
 def _features(experiment: str, item: str, of_user: Tokens, of_item: Tokens) -> list[tuple[str, float]]:
@@ -83,7 +78,8 @@ def _features(experiment: str, item: str, of_user: Tokens, of_item: Tokens) -> l
     return [(f"{experiment}\x1f{kind}\x1f{name}", 1.0 / len(names)) for kind, names in kinds for name in names]
 
 
-def _probability(share: float, features: Sequence[tuple[str, float]], get: Get) -> float:
+def probability(share: float, features: Features, get: Get) -> float:
+    """How likely it is that the candidate was the one to show what has these features."""
     share = min(max(share, _LEAST_SHARE), 1.0 - _LEAST_SHARE)  # others that send exposures may say 0 or 1
     z = math.log(share / (1.0 - share))
     for key, x in features:
@@ -91,3 +87,12 @@ def _probability(share: float, features: Sequence[tuple[str, float]], get: Get) 
         if row is not None:
             z += row.value * x
     return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, z))))
+
+
+def learn(share: float, features: Features, was_candidate: bool, get: Get, put: Put) -> None:
+    """Take a step by who showed it."""
+    slope = probability(share, features, get) - was_candidate
+    for key, x in features:
+        old = get("arm_odds", key) or Odds(0.0, 0.0)
+        squares = old.squares + (slope * x) ** 2
+        put("arm_odds", key, Odds(old.value - _RATE * slope * x / math.sqrt(1.0 + squares), squares))

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
-from streamfold.core import View, WrongTarget
+from streamfold.core import View, WrongTarget, merged_into
 from streamfold.plugins import _alignment, _gradient
-from streamfold.plugins._heads import HeadsServer, merged_into
+from streamfold.plugins._heads import HeadsServer
 from streamfold.plugins._labels import HeadRow
 from streamfold.plugins._readouts import Codes, Head, Means, fit_sharpness
 from streamfold.plugins._replay import ClassState, SpaceState, held_out
@@ -110,21 +110,25 @@ class GradientServer(HeadsServer):
 
     def _solved(self, name: str, space: str, index: int) -> tuple[Any, Head, Mapping[str, str]]:
         row: HeadRow | None = self._view["heads"].get(name)
-        with self._lock:
-            held = self._read.pop((name, space), None)
-            if row is None:
-                raise WrongTarget(index, f"head {name[:64]!r} has no labels")
-            # a label that came and was retracted leaves the head's row as it was, and another number of steps
-            now = (row, self._view["spaces"].get(f"{name}\0{space}"))
+        if row is None:
+            self._read.pop((name, space), None)
+            raise WrongTarget(index, f"head {name[:64]!r} has no labels")
+        # a label that came and was retracted leaves the head's row as it was, and another number of steps
+        now = (row, self._view["spaces"].get(f"{name}\0{space}"))
+        with self._hold(name).lock:
+            held = self._read.get((name, space))
             if held is None or held[0] != now:
+                self._read.pop((name, space), None)
                 found = self._head(name, space)
                 if found is None:
                     what = "texts" if space == TEXT else f"{space.rsplit(' ', 1)[0]} of these names"
                     raise WrongTarget(index, f"head {name[:64]!r} has no labels of {what}")
                 held = (now, *found)
-            self._read[name, space] = held
-            if len(self._read) > _SPACES:
-                self._read.popitem(last=False)
+            with self._lock:
+                self._read[name, space] = held
+                self._read.move_to_end((name, space))
+                if len(self._read) > _SPACES:
+                    self._read.popitem(last=False)
         return self._lift, held[1], held[2]
 
     def _head(self, name: str, space: str) -> tuple[Head, dict[str, str]] | None:

@@ -17,7 +17,7 @@ from zlib import crc32
 
 import numpy as np
 
-from streamfold.core import ClassifyRequest, Prediction, ScoredLabel, View, WrongTarget, best_slots
+from streamfold.core import ClassifyRequest, Prediction, ScoredLabel, View, WrongTarget, best_slots, merged_into
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
 from streamfold.plugins._named_targets import Named, named_targets, names_of
 from streamfold.plugins._readouts import Head, solve
@@ -321,17 +321,6 @@ def _hash(key: str) -> int:
     return crc32(key.encode("utf-8", "surrogatepass"))
 
 
-def merged_into(label: str, classes: Mapping[str, ClassRow]) -> str | None:
-    """Follow merges; None: retired. In a circle of merges everything is what was merged last."""
-    path = [label]
-    while (row := classes.get(path[-1])) is not None and row.into is not None:
-        if row.into in path:
-            circle = path[path.index(row.into) :]
-            return max(circle, key=lambda one: classes[one].seq)
-        path.append(row.into)
-    return None if row is not None and row.retired else path[-1]
-
-
 class ClassesOf(Mapping[str, ClassRow]):
     """The classes of one head, looked up where they are stored. ``get`` alone is cheap."""
 
@@ -360,6 +349,14 @@ class Ready(NamedTuple):
     names: Mapping[str, str]
 
 
+class Held:
+    """A head's sums, and the lock of whoever moves or solves them: who asks for another head does not wait for it."""
+
+    def __init__(self, state: HeadState) -> None:
+        self.state = state
+        self.lock = threading.Lock()
+
+
 class HeadsServer:
     """A ``Classifier`` over the view; ``make``: what is known of a head in a space.
 
@@ -370,7 +367,8 @@ class HeadsServer:
     def __init__(self, config: Any, view: View, make: MakeState = SpaceState) -> None:
         self._config, self._view, self._make = config, view, make
         self._lock = threading.Lock()
-        self._states: OrderedDict[str, HeadState] = OrderedDict()
+        """Held to find or to let go of a head, never while one is solved."""
+        self._held: OrderedDict[str, Held] = OrderedDict()
         self._ready: dict[str, Ready] = {}
         self._asked: dict[str, float] = {}
         self._is_driven = False
@@ -388,34 +386,45 @@ class HeadsServer:
 
     def look(self) -> Callable[[], None]:
         """Bring the sums of heads that are asked for up to the view; return the solving of them."""
-        changed: list[str] = []
-        with self._lock, self._or_forget():
-            for name, ready in list(self._ready.items()):
-                row: HeadRow | None = self._view["heads"].get(name)
-                if row is None or name not in self._states:
-                    self._let_go(name)
-                elif row != ready.row:
-                    self._states[name].follow(self._view, row)
-                    changed.append(name)
+        changed: list[tuple[str, Held]] = []
+        for name, ready in list(self._ready.items()):
+            row: HeadRow | None = self._view["heads"].get(name)
+            held = self._held.get(name)
+            if row is None or held is None:
+                self._let_go(name)
+            elif row != ready.row:
+                with held.lock, self._or_forget(name):
+                    if self._holds(name, held):
+                        held.state.follow(self._view, row)
+                changed.append((name, held))
         return lambda: self._solve(changed)
 
-    def _solve(self, changed: Sequence[str]) -> None:
-        for name in changed:
-            with self._lock, self._or_forget():
-                ready, state = self._ready.get(name), self._states.get(name)
-                if ready is not None and state is not None:
-                    self._ready[name] = _solved(state, ready.spaces)
+    def _solve(self, changed: Sequence[tuple[str, Held]]) -> None:
+        for name, held in changed:
+            with held.lock, self._or_forget(name):
+                ready = self._ready.get(name)
+                if ready is not None and self._holds(name, held):
+                    self._tell(name, held, _solved(held.state, ready.spaces))
+
+    def _tell(self, name: str, held: Held, ready: Ready) -> None:
+        """Answer by a solved head from now on, unless it was let go of meanwhile."""
+        with self._lock:
+            if self._holds(name, held):
+                self._ready[name] = ready
+
+    def _holds(self, name: str, held: Held) -> bool:
+        """Whether this is still what is held of the head: what failed was let go of half done."""
+        return self._held.get(name) is held
 
     @contextmanager
-    def _or_forget(self) -> Iterator[None]:
+    def _or_forget(self, name: str) -> Iterator[None]:
         """What fails here is begun anew in a request: nobody is answered from what is half done."""
         try:
             yield
         except WrongTarget:
             raise
         except BaseException:
-            self._ready.clear()
-            self._states.clear()
+            self._let_go(name)
             raise
 
     def heads(self) -> dict[str, int]:
@@ -470,35 +479,43 @@ class HeadsServer:
 
     def _made(self, name: str, space: str, index: int) -> Ready:
         """Solve a head in the request: nobody has asked for it lately, or not for this space."""
-        with self._lock, self._or_forget():
-            before = self._ready.get(name)
-            state = self._followed(name)
-            if state is None:
-                raise WrongTarget(index, f"head {name[:64]!r} has no labels")
-            self._ready[name] = ready = _solved(state, {space, *(before.spaces if before is not None else ())})
-            if space not in ready.spaces:
-                known = ", ".join(f"{len(s.rows)} of {_told(which)}" for which, s in sorted(state.spaces.items()))
-                what = _told(space) + ("" if space == TEXT else " of these names")
-                raise WrongTarget(index, f"head {name[:64]!r} has no labels of {what}; it has: {known or 'none'}")
-            return ready
-
-    def _followed(self, name: str) -> HeadState | None:
-        """A head as the view has it; None: it has no labels. The lock is held."""
-        row = self._view["heads"].get(name)
+        row: HeadRow | None = self._view["heads"].get(name)
         if row is None:
             self._let_go(name)
-            return None
-        state = self._states.pop(name, None) or HeadState(self._config, name, self._make)
-        self._states[name] = state
-        if len(self._states) > _HEADS:
-            self._let_go(next(iter(self._states)))
+            raise WrongTarget(index, f"head {name[:64]!r} has no labels")
+        while True:
+            held = self._hold(name)
+            with held.lock, self._or_forget(name):
+                if self._holds(name, held):
+                    return self._ready_for(name, held, row, space, index)
+
+    def _ready_for(self, name: str, held: Held, row: HeadRow, space: str, index: int) -> Ready:
+        """Bring a head up to the view and solve it; its lock is held."""
+        state, before = held.state, self._ready.get(name)
         state.follow(self._view, row)
-        return state
+        ready = _solved(state, {space, *(before.spaces if before is not None else ())})
+        self._tell(name, held, ready)
+        if space not in ready.spaces:
+            known = ", ".join(f"{len(s.rows)} of {_told(which)}" for which, s in sorted(state.spaces.items()))
+            what = _told(space) + ("" if space == TEXT else " of these names")
+            raise WrongTarget(index, f"head {name[:64]!r} has no labels of {what}; it has: {known or 'none'}")
+        return ready
+
+    def _hold(self, name: str) -> Held:
+        """Find or make what is held of a head, as the one that was asked for last."""
+        with self._lock:
+            held = self._held.pop(name, None) or Held(HeadState(self._config, name, self._make))
+            self._held[name] = held
+            oldest = next(iter(self._held)) if len(self._held) > _HEADS else None
+        if oldest is not None:
+            self._let_go(oldest)
+        return held
 
     def _let_go(self, name: str) -> None:
-        self._states.pop(name, None)
-        self._ready.pop(name, None)
-        self._asked.pop(name, None)
+        with self._lock:
+            self._held.pop(name, None)
+            self._ready.pop(name, None)
+            self._asked.pop(name, None)
 
     def _vectors(self, request: ClassifyRequest) -> list[tuple[str, Floats]]:
         return vectors_of(self._view, request.targets)

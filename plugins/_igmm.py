@@ -38,6 +38,9 @@ _FLOOR = 0.02
 _FLAT = 1e-3
 """Least spread of a coordinate, as a share of the largest one's: of a constant one a change must not be infinite."""
 _LEAST_SPREAD = 1e-9
+_LEAST_POSTERIOR = 1e-9
+"""A component that an input belongs to with less stays as it is, to the bit: nothing of it has to be written. A million
+such inputs would count for a thousandth of one."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +78,8 @@ class Component(msgspec.Struct):
 
     def moved(self, x: Floats, posterior: float) -> Self:
         """Return it after an input that belongs to it with a probability."""
+        if posterior < _LEAST_POSTERIOR:
+            return msgspec.structs.replace(self, age=self.age + 1)
         mean, cov = self.arrays()
         mass = self.mass + posterior
         weight, off = posterior / mass, x - mean

@@ -16,6 +16,7 @@ from streamfold.plugins.factorization import Factorization
 from streamfold.plugins.gradient_head import GradientHead
 from streamfold.plugins.graph_index import GraphIndex
 from streamfold.plugins.graph_walk import GraphWalk
+from streamfold.plugins.head_arms import HeadArms
 from streamfold.plugins.head_ensemble import HeadEnsemble
 from streamfold.plugins.head_quality import HeadQuality
 from streamfold.plugins.implicit_ftrl import ImplicitFtrl
@@ -55,6 +56,7 @@ def register_policies() -> list[type[Policy]]:
         Reloop2Lsh,
         Reloop2Topk,
         GradientHead,
+        HeadArms,
         HeadEnsemble,
         HeadQuality,
         LabelStatistics,

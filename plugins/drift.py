@@ -25,6 +25,7 @@ from streamfold.plugins._detectors import Adwin, Cusum, PageHinkley
 from streamfold.plugins._labels import label_name
 
 DETECTORS = ("adwin", "page_hinkley", "cusum")
+_NO_HEADS = ("corrections", "head_arms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +153,6 @@ class Alarms:
 
 
 def _who(policies: dict[str, str]) -> str:
-    """Name who answered; corrections are no head."""
-    named = [f"{name}@{version}" for name, version in sorted(policies.items()) if name != "corrections"]
+    """Name who answered; what looks on in a head's group is no head."""
+    named = [f"{name}@{version}" for name, version in sorted(policies.items()) if name not in _NO_HEADS]
     return "+".join(named)[:256] or "unknown"

@@ -71,7 +71,7 @@ class GradientHeadConfig:
     dim : the longest vector without an expansion.
     prior_weight : how much the name of a class counts in its step.
     max_labels, max_classes : of all heads together.
-    wait_s, max_waiting : as of ``label_statistics``.
+    wait_s, max_waiting, arms : as of ``label_statistics``.
     """
 
     loss: Literal["batch", "softmax"] = "batch"
@@ -102,6 +102,7 @@ class GradientHeadConfig:
     max_classes: int = 1024
     wait_s: float = 86_400.0
     max_waiting: int = 10_000
+    arms: str = ""
 
     def __post_init__(self) -> None:
         one_of(

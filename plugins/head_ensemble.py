@@ -51,6 +51,7 @@ from streamfold.core import (
     View,
     WrongTarget,
 )
+from streamfold.plugins._arms_of_heads import check_arms, reads_of, weight_of
 from streamfold.plugins._labels import label_name
 from streamfold.plugins._of_labels import OfLabels, vector_before
 from streamfold.plugins._settings import one_of, within
@@ -90,6 +91,7 @@ class HeadEnsembleConfig:
     members : names of ``gradient_head`` s in the settings.
     selection : ``fixed_share``, ``bayes`` (without a share) or ``onenet``.
     share : α of ``fixed_share``. rate, keep : η and ρ of ``onenet``.
+    arms : as of ``label_statistics``: what was likely counts to the power of a label's weight.
     """
 
     members: tuple[str, ...] = ("gradient_head",)
@@ -97,6 +99,7 @@ class HeadEnsembleConfig:
     share: float = 0.001
     rate: float = 0.1
     keep: float = 0.99
+    arms: str = ""
 
     def __post_init__(self) -> None:
         if not self.members or len(set(self.members)) < len(self.members):
@@ -114,13 +117,14 @@ class HeadEnsemble(OfLabels):
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        self.reads = tuple(self.config.members)
+        self.reads = (*self.config.members, *reads_of(self.config))
         self.stores = (Table("believed", key=str, value=Believed, max_rows=10_000, on_full="refuse"),)
 
     def check_reads(self, read: Mapping[str, Policy]) -> None:
         """Members are gradient heads."""
+        check_arms(self.name, self.config, read)
         for name, member in read.items():
-            if not isinstance(member, GradientHead):
+            if name != self.config.arms and not isinstance(member, GradientHead):
                 raise ConfigError(
                     f"head_ensemble: its member {name!r} is a {member.name}: members are gradient_heads, whose stores "
                     "alone decide what they answer"
@@ -138,7 +142,8 @@ class HeadEnsemble(OfLabels):
         if label not in names:
             return
         old: Believed = stores["believed"].get(data.head) or uniform(len(members))
-        stores["believed"].put(data.head, learned(old, chances[:, 0, names.index(label)], self.config))
+        likelihoods = chances[:, 0, names.index(label)] ** weight_of(data, self.config, stores)
+        stores["believed"].put(data.head, learned(old, likelihoods, self.config))
 
     def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
         """What a label said of the members cannot be taken back."""

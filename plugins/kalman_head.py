@@ -34,7 +34,7 @@ class KalmanHeadConfig:
     noise : σ², of a label.
     prior_weight : κ, how many labels the name of a class counts for, at the time when it was given.
     max_labels, max_classes : of all heads together.
-    wait_s, max_waiting : as of ``label_statistics``.
+    wait_s, max_waiting, arms : as of ``label_statistics``.
     """
 
     gammas: tuple[float, ...] = (0.997, 0.999, 0.9997)
@@ -45,6 +45,7 @@ class KalmanHeadConfig:
     max_classes: int = 10_000
     wait_s: float = 86_400.0
     max_waiting: int = 10_000
+    arms: str = ""
     read_out: ClassVar[str] = "kalman"
 
     def __post_init__(self) -> None:

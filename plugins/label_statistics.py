@@ -22,6 +22,7 @@ out; ``class.upserted`` takes both back. None of them rewrites labels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -33,11 +34,13 @@ from streamfold.core import (
     Event,
     EventError,
     NeedsRebuild,
+    Policy,
     Stores,
     Subject,
     Table,
     View,
 )
+from streamfold.plugins._arms_of_heads import check_arms, reads_of, weight_of
 from streamfold.plugins._head_quality import RowsServer
 from streamfold.plugins._heads import HeadsServer
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow, label_name, mixed
@@ -69,6 +72,8 @@ class LabelStatisticsConfig:
     max_labels, max_classes : of all heads together.
     wait_s : how long a label waits for a target of which nothing is known yet; 0: it does not. max_waiting : targets
         that are waited for.
+    arms : the name of a ``head_arms`` policy in the settings, by which labels are weighed in a live A/B; empty: they
+        count in full.
     """
 
     read_out: Literal["ridge", "lda", "prototype"] = "ridge"
@@ -84,6 +89,7 @@ class LabelStatisticsConfig:
     max_classes: int = 10_000
     wait_s: float = 86_400.0
     max_waiting: int = 10_000
+    arms: str = ""
 
     def __post_init__(self) -> None:
         one_of("label_statistics", self, read_out=("ridge", "lda", "prototype"), targets=("one_hot", "names"))
@@ -116,6 +122,7 @@ class LabelStatistics(OfTargets):
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         labels, classes = self.config.max_labels, self.config.max_classes
+        self.reads = reads_of(self.config)
         self.stores = (
             Table("heads", key=str, value=HeadRow, max_rows=_MOST_HEADS, on_full="refuse"),
             Table("classes", key=str, value=ClassRow, max_rows=classes, on_full="refuse"),
@@ -124,6 +131,10 @@ class LabelStatistics(OfTargets):
             THINGS_STORE,
             waiting_store(self.config.max_waiting),
         )
+
+    def check_reads(self, read: Mapping[str, Policy]) -> None:
+        """Weights of labels come from a ``head_arms``."""
+        check_arms(self.name, self.config, read)
 
     def text_in(self, event: Event) -> str:
         """Return what a label's target or a class's name says."""
@@ -153,6 +164,7 @@ class LabelStatistics(OfTargets):
         weight = 1.0 if data.weight is None else data.weight
         if weight > _MOST_WEIGHT:
             raise EventError(f"weight is {weight:g}: at most {_MOST_WEIGHT:g}", code="wrong-weight")
+        weight *= weight_of(data, self.config, stores)
         name = label_name(data.label)
         new = Observed(data.head, name, weight, event.seq, event.at_us, event.source, event.id)
         if (thing := self.unseen(data.target, stores)) is not None:

@@ -9,12 +9,12 @@ A policy beside ``drift``, which watches errors, because this one needs vectors:
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from streamfold.core import Alarm, Event, Stores, Table, View
-from streamfold.plugins._igmm import MOST_DIM, Limits, Mixture, projected
+from streamfold.plugins._igmm import MOST_DIM, Limits, projected
+from streamfold.plugins._mixture_store import mixture_stores, read_mixture, write_mixture
 from streamfold.plugins._of_targets import THINGS, THINGS_STORE, OfTargets
 from streamfold.plugins._settings import within
 from streamfold.plugins._targets import unpacked
@@ -69,7 +69,7 @@ class Novelty(OfTargets):
             chance=c.chance, first=c.first, support=float(c.support), patience=c.patience, most=c.max_components
         )
         self.stores = (
-            Table("mixtures", key=str, value=Mixture, max_rows=c.max_heads),
+            *mixture_stores(c.max_heads, c.first, c.max_components),
             Table("alarms", key=str, value=Alarm, max_rows=c.max_alarms),
             THINGS_STORE,
         )
@@ -89,9 +89,9 @@ class Novelty(OfTargets):
             return  # a label that waits for its target is no input yet
         space, phi = self._phi(data.target, prepared, stores)
         key = f"{data.head}\0{space}"
-        mixture = copy.deepcopy(stores["mixtures"].get(key) or Mixture())
+        mixture = read_mixture(key, stores)
         fired = mixture.learn(projected(unpacked(phi, space), c.dim, c.seed), self._limits)
-        stores["mixtures"].put(key, mixture)
+        write_mixture(key, mixture, stores, most=c.max_heads)
         if fired is not None:
             alarm = Alarm(c.about, f"igmm:{data.head}", fired.statistic, fired.threshold, event.seq, event.recorded_us)
             stores["alarms"].put(str(event.seq), alarm)

@@ -1,7 +1,8 @@
 """Two lanes of work: what is served, and what stands beside it. A backfill never makes a live fold wait for its turn.
 
-Each lane has threads of its own. A group that is promoted changes lanes; for a moment both may hold it under one lease,
-which the compare-and-set of each commit makes harmless: the slower one is fenced and drops its copy.
+A candidate that answers a share of the users is served. Each lane has threads of its own. A group that is promoted, or
+put into a split, changes lanes; for a moment both may hold it under one lease, which the compare-and-set of each commit
+makes harmless: the slower one is fenced and drops its copy.
 """
 
 from __future__ import annotations
@@ -17,4 +18,4 @@ LANES: tuple[Lane, ...] = ("live", "backfill")
 
 def in_lane(groups: Iterable[Group], lane: Lane | None) -> list[Group]:
     """The groups of a lane; of both for ``None``."""
-    return [group for group in groups if lane is None or (group.slot == "live") == (lane == "live")]
+    return [group for group in groups if lane is None or group.answers == (lane == "live")]

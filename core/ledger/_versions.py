@@ -20,6 +20,8 @@ from streamfold.core.ledger._letters import add_audit
 from streamfold.core.ledger._tx import Tx
 from streamfold.core.ledger.abc import AuditEntry, DeadLetter, Instance, Promoted
 
+_SPLITS = "select grp from fold_groups where workspace = ? and share_ppm > 0"
+
 
 class VersionMixin(Base):
     """Which group is live, which stands beside it."""
@@ -131,6 +133,9 @@ class VersionMixin(Base):
 
         self._write(job)
 
+    def splits(self, workspace: str) -> set[str]:
+        return {str(group) for (group,) in self._all(_SPLITS, (workspace,))}
+
     def replace_group(self, workspace: str, group: str, *, audit: AuditEntry) -> Promoted:
         take = """update fold_groups set replaces = null, auto = old.auto, retire_us = old.retire_us,
             share_ppm = old.share_ppm, experiment = old.experiment, weighted = old.weighted from (
@@ -225,8 +230,7 @@ def _of_the_same_names(have: Sequence[Instance], groups: Sequence[str]) -> set[s
 
 
 def _splits(tx: Tx, workspace: str) -> set[str]:
-    rows = tx.all("select grp from fold_groups where workspace = ? and share_ppm > 0", (workspace,))
-    return {str(group) for (group,) in rows}
+    return {str(group) for (group,) in tx.all(_SPLITS, (workspace,))}
 
 
 def _end_splits(tx: Tx, workspace: str, have: Sequence[Instance], groups: Sequence[str]) -> None:

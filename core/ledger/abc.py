@@ -527,6 +527,9 @@ class Ledger(Protocol):
         them runs or, to end it, none does; ``NotCaughtUp`` when it has not folded as far as what is live.
         """
 
+    def splits(self, workspace: str) -> set[str]:
+        """The groups that answer a share of the users."""
+
     def replace_group(self, workspace: str, group: str, *, audit: AuditEntry) -> Promoted:
         """Let a rebuilt group take the slot of the one it ``replaces``, which is retired, in one transaction.
 

@@ -178,7 +178,7 @@ class WorkspaceView:
         self.head = 0
         self.states: dict[str, GroupState] = {}
         self._split: tuple[GroupState, ...] = ()
-        """Those that are given a share of the users."""
+        """Those that answer a share of the users here."""
         self.states_at = 0.0
         self.followed_at = 0.0
         self.deleted: dict[tuple[str, str], int] = {}
@@ -243,6 +243,7 @@ class WorkspaceView:
                 self._give_up(name, error)
                 changed = True
         changed |= self._switch(groups)
+        self._split = self._level()
         self._unforgotten = self._still_unforgotten(held, marks)
         self.head = head
         self.followed_at = time.monotonic()
@@ -259,12 +260,13 @@ class WorkspaceView:
             listener()
 
     def _read_feed(self, cuts: Mapping[str, int], marks: Mapping[str, tuple[int, int]]) -> dict[str, list[Commit]]:
-        """The groups' next commits up to their marks: the live groups' first, then a little of a backfill's.
+        """The groups' next commits up to their marks: first of those that answer, then a little of a backfill's.
 
         A group whose commits are gone (a checkpoint dropped them) has none here; one that has to wait is left out.
         """
         found: dict[str, list[Commit]] = {}
-        live = {name: cut for name, cut in cuts.items() if name in self.serving.live}
+        answering = {state.group for state in self.states.values() if state.share_ppm} | self.serving.live
+        live = {name: cut for name, cut in cuts.items() if name in answering}
         others = {name: cut for name, cut in cuts.items() if name not in live}
         for part, limit_bytes in ((live, _FEED_BYTES), (others, _BACKFILL_BYTES)):
             commits = self.context.ledger.feed(self.name, part, limit_bytes=limit_bytes) if part else []
@@ -308,7 +310,6 @@ class WorkspaceView:
             self._outdated = ctx.outdated(self.name)
             self._live_rows = {row.name: row.group for row in ctx.instances(self.name) if row.slot == "live"}
             self.states = {s.group: s for s in ctx.ledger.groups(self.name)}
-            self._split = tuple(state for state in self.states.values() if state.share_ppm)
             self.states_at = time.monotonic()
             self._revision = revision
         views = dict(self.groups)
@@ -357,6 +358,20 @@ class WorkspaceView:
         with self._asking.write():
             self.serving = after
         return True
+
+    def _level(self) -> tuple[GroupState, ...]:
+        """Who answers a share of the users: from when it is as far as what it answers for, so that no position goes
+        back for the users that it takes over."""
+        before = {(state.experiment, state.group) for state in self._split}
+        found = []
+        for state in self.states.values():
+            view = self.groups.get(state.group)
+            if not state.share_ppm or view is None:
+                continue
+            live = [one.watermark for one in self.live() if one.group.names & view.group.names]
+            if (state.experiment, state.group) in before or view.watermark >= max(live, default=0):
+                found.append(state)
+        return tuple(found)
 
     def _read_deletions(self, lowest: int, head: int) -> bool:
         """Learn of new deletions, forget those that every group has passed; know them again when one falls back."""
@@ -423,16 +438,22 @@ class WorkspaceView:
         live = self.serving.live
         return [v for n, v in self.groups.items() if n in live]
 
+    def answerers(self) -> list[GroupView]:
+        """What is live, and the candidates that answer a share of the users."""
+        names = self.serving.live | {state.group for state in self._split}
+        return [v for n, v in self.groups.items() if n in names]
+
     def halted(self, view: GroupView) -> bool:
         """Whether a group stands still: its policy failed, or its code is gone."""
         state = self.states.get(view.group.name)
         return view.outdated or (state is not None and state.halted is not None)
 
     def visible_position(self, types: Iterable[str] | None) -> int:
-        """The position up to which every live, unhalted group that handles one of the types has folded, here."""
+        """The position up to which all have folded, here, that answer users, do not stand still and handle one of the
+        types."""
         wanted = None if types is None else set(types)
         marks = [
-            v.watermark for v in self.live() if not self.halted(v) and (wanted is None or v.group.handles & wanted)
+            v.watermark for v in self.answerers() if not self.halted(v) and (wanted is None or v.group.handles & wanted)
         ]
         return min(marks, default=self.head)
 

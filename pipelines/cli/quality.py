@@ -12,6 +12,8 @@ from streamfold.pipelines.cli.state import USAGE, CliError, Globals, console, pl
 
 HELP = """Show how good a policy's scores were, by stretch of time, and whether the gate would let it take over.
 
+Of live A/Bs it tells what each arm led to.
+
 NAME is any member of a group that a `quality` or `head_quality` policy measures, or a head that is a function of its
 rows; NAME@VERSION for a shadow, as `policies list` shows it.
 
@@ -66,6 +68,8 @@ def quality(
     out.print(_series(name, series[-last:], body["slice"]) if series else f"{name}: nothing was measured yet")
     if len(series) > last:
         out.print(f"{len(series) - last} earlier ones: --last, --json")
+    for one in body["arms"]:
+        out.print(_arms(one))
     out.print(_gate(body["gate"]) if body["gate"] else "gate: nothing to compare: what is live is judged by nobody")
 
 
@@ -83,6 +87,30 @@ def _series(name: str, series: Sequence[Mapping[str, Any]], slice_: str) -> Any:
         cells = ("–" if one[key] is None else f"{one[key]:.4f}" for key in there)
         table.add_row(one["at"][:16].replace("T", " "), f"{one['events']:,}", *cells)
     return table
+
+
+def _arms(told: Mapping[str, Any]) -> Any:
+    """What the two arms of a live A/B led to."""
+    from rich.table import Table
+
+    title = f"live A/B {told['experiment']}, {told['share']:g} of the users to the candidate: {told['verdict']}"
+    losses = told["measure"] == "right"
+    names = ("answers", "labelled", "right") if losses else ("exposures", "liked")
+    table = Table("arm", "users", "counted", *names, "rate", "bounds", *(("log loss",) if losses else ()), title=title)
+    for name in ("live", "candidate"):
+        one = told[name]
+        counts = [one[key] for key in ("users", "counted", "exposures", *(("labelled",) if losses else ()), "liked")]
+        loss = one["logloss"]
+        more = ("–" if loss is None else f"{loss['mean']:.4f}",) if losses else ()
+        table.add_row(name, *(f"{count:,}" for count in counts), *_bounded(one["rate"], one), *more)
+    loss = told["logloss"]
+    more = ("–" if loss is None else f"{loss['mean']:+.4f}",) if losses else ()
+    table.add_row("difference", *[""] * (len(names) + 2), *_bounded(told["difference"], told), *more)
+    return table
+
+
+def _bounded(value: float | None, one: Mapping[str, Any]) -> tuple[str, str]:
+    return ("–", "–") if value is None else (f"{value:.4f}", f"{one['lower']:.4f}…{one['upper']:.4f}")
 
 
 def _gate(rules: Sequence[Mapping[str, Any]]) -> Any:

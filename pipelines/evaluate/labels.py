@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from streamfold.core import Subject, Target, class_name
+from streamfold.core import Subject, Target, class_name, merged_into
 from streamfold.core.events.model import Event
 
 LABEL = "label.observed"
@@ -29,6 +30,14 @@ class Label:
     truth: str
 
 
+class Changed(NamedTuple):
+    """The last change of a class: its position, what it was merged into, or that it was retired."""
+
+    seq: int
+    into: str | None
+    retired: bool
+
+
 @dataclass(slots=True)
 class LabelSet:
     """Labels in order of the log, and how classes are read in the end."""
@@ -38,28 +47,20 @@ class LabelSet:
     """Label events."""
     classes: dict[str, set[str]] = field(default_factory=dict)
     """By head, every name that a class ever had."""
-    _into: dict[tuple[str, str], tuple[int, str | None]] = field(default_factory=dict)
+    _changed: dict[str, dict[str, Changed]] = field(default_factory=dict)
+    """By head, what became of classes in the end."""
 
     def read_as(self, head: str, label: str) -> str | None:
-        """Follow merges; None: retired. In a circle of merges everything is what was merged last."""
-        path, step = [label], self._into.get((head, label))
-        while step is not None:
-            into = step[1]
-            if into is None:
-                return None
-            if into in path:
-                return max(path[path.index(into) :], key=lambda one: self._into[head, one][0])
-            path.append(into)
-            step = self._into.get((head, into))
-        return path[-1]
+        """The class that a label counts for in the end, after merges; None: it was retired."""
+        return merged_into(label, self._changed.get(head, {}))
 
     def declare(self, event: Event) -> None:
         """Note a class that is merged, retired, or there again."""
-        key = event.data.head, event.data.class_
-        self.classes.setdefault(key[0], set()).add(key[1])
-        self._into.pop(key, None)
-        if event.type != "class.upserted":
-            self._into[key] = event.seq, event.data.into if event.type == "class.merged" else None
+        data = event.data
+        self.classes.setdefault(data.head, set()).add(data.class_)
+        into = data.into if event.type == "class.merged" else None
+        change = Changed(event.seq, into, event.type == "class.retired")
+        self._changed.setdefault(data.head, {})[data.class_] = change
 
 
 def collect(events: Iterable[Event], progress: Callable[[], None] = lambda: None) -> LabelSet:

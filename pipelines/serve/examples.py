@@ -236,6 +236,7 @@ QUALITY = {
     "arms": [
         {
             "experiment": "5f0c3a9be2d14a77",
+            "measure": "liked",
             "since": "2026-01-31T12:00:00.000000Z",
             "share": 0.1,
             "live": {
@@ -246,6 +247,8 @@ QUALITY = {
                 "rate": 0.12,
                 "lower": 0.108,
                 "upper": 0.133,
+                "labelled": None,
+                "logloss": None,
             },
             "candidate": {
                 "users": 1003,
@@ -255,11 +258,14 @@ QUALITY = {
                 "rate": 0.19,
                 "lower": 0.155,
                 "upper": 0.226,
+                "labelled": None,
+                "logloss": None,
             },
             "difference": 0.07,
             "lower": 0.022,
             "upper": 0.118,
             "verdict": "better",
+            "logloss": None,
         }
     ],
     "version": VERSION,

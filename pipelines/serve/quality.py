@@ -98,7 +98,9 @@ async def quality(call: Call) -> Response:
         group, member = _report(call, view)
         with view.reading([group]) as cut:
             measured = member.server.measured()
-        outcomes = measured.arms() if isinstance(measured, ArmsReport) else []
+            told = [one.server.arms() for one in group.members.values() if isinstance(one.server, ArmsReport)]
+        outcomes = [one for each in told for one in each]
+        outcomes += measured.arms() if isinstance(measured, ArmsReport) else []
         limits = call.service.settings.gate
         arms = experiments(outcomes, alpha=limits.alpha, min_users=limits.min_users)
         series = [_shown(one) for one in measured.series(from_us=from_us, to_us=to_us, slice_=slice_)]

@@ -302,9 +302,11 @@ def test_a_shadow_answers_a_share_until_that_is_ended(ledger: Ledger) -> None:
     assert shares(ledger) == {"memory@2-c": (100_000, "e1")}
     assert ledger.slots_revision(WORKSPACE) > revision
     assert slots(ledger) == {"memory@1-c": "live", "memory@2-c": "shadow"}
+    assert ledger.splits(WORKSPACE) == {"memory@2-c"}
     split(ledger, "memory@2-c", 500_000, "e2")
     assert shares(ledger) == {"memory@2-c": (500_000, "e2")}
     split(ledger, "memory@2-c", 0, "")
+    assert ledger.splits(WORKSPACE) == set()
     assert shares(ledger) == {}
     with pytest.raises(VersionConflict):
         split(ledger, "memory@2-c", 0, "")

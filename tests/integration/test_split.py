@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,6 +204,20 @@ def test_what_lags_or_is_no_shadow_or_stands_still_is_refused(shop_for_refusals:
     assert first["group"] in act(shop, "split", 409, share=0.5, version=other)["detail"]
 
 
+def test_a_user_of_either_arm_reads_what_was_written(shop: EmbeddedService) -> None:
+    shadow(shop)
+    act(shop, "split", share=0.5)
+    arms = {arm(rank(shop, user)): user for user in USERS}
+    assert set(arms) == {"live", "candidate"}
+    for _ in range(20):
+        told = {"user_id": "x", "item_id": "i3", "action": "view"}
+        position = shop.send([("interaction.observed", told)])["position"]
+        for name, user in arms.items():
+            answer = rank(shop, user)
+            assert arm(answer) == name
+            assert answer["version"]["position"] >= position
+
+
 def test_quality_tells_what_each_arm_led_to(shop: EmbeddedService) -> None:
     candidate = shadow(shop)
     begun = act(shop, "split", share=0.5)
@@ -283,5 +298,67 @@ def test_a_user_s_texts_are_classified_in_the_user_s_arm(tmp_path: Path) -> None
         refused = service.client.post("/v1/classify", json={"head": "mail", "targets": targets, "user_id": ""})
         assert refused.status_code == 422
         assert refused.json()["errors"][0]["pointer"] == "/user_id"
+    finally:
+        service.stop()
+
+
+def test_a_split_head_tells_how_often_each_arm_was_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = EmbeddedService(tmp_path / "mail", policies={"head_arms": {}, "label_statistics": {"arms": "head_arms"}})
+
+    def post_at(moment: str, type_: str, data: dict[str, Any]) -> None:
+        event = {"specversion": "1.0", "id": f"{type_}{data['exposure_id']}", "source": "/x", "type": type_}
+        answer = service.client.post("/v1/events?wait=visible", json=[{**event, "time": moment, "data": data}])
+        assert answer.status_code == 200, answer.text
+
+    try:
+        rows = [("spam", "cheap pills now"), ("spam", "win cheap money"), ("ham", "the meeting"), ("ham", "minutes")]
+        service.send([("label.observed", {"head": "mail", "target": {"text": t}, "label": n}) for n, t in rows])
+        config = {"read_out": "prototype", "arms": "head_arms"}
+        job = service.client.post(
+            "/v1/policies", json={"name": "label_statistics", "config": config, "reason": "test"}
+        ).json()
+        for _ in range(3000):
+            if service.get(f"/v1/jobs/{job['job_id']}")["state"] == "done":
+                break
+            time.sleep(0.02)
+        begun = act(service, "split", name="label_statistics", share=0.5)
+        answered = dict.fromkeys(("live", "candidate"), 0)
+        for user in USERS[:20]:
+            found = ask(service, "classify", head="mail", targets=[{"text": "cheap"}], user_id=user)
+            mine, said = arm(found), found["predictions"][0]["labels"][0]["label"]
+            assert mine is not None
+            answered[mine] += 1
+            logged(service, found["exposure_id"])
+            truth = said if mine == "candidate" else {"spam": "ham", "ham": "spam"}[said]
+            told = {"head": "mail", "target": {"text": f"cheap {user}"}, "label": truth}
+            service.send([("label.observed", {**told, "exposure_id": found["exposure_id"]})])
+        assert min(answered.values()) > 0
+        shadow_label = label(service, policy="label_statistics", slot="shadow")
+        for name in ("label_statistics", f"label_statistics@{shadow_label}"):
+            [told] = service.get(f"/v1/policies/{name}/quality")["arms"]
+            assert (told["experiment"], told["measure"], told["verdict"]) == (begun["experiment"], "right", "undecided")
+            for one, count in answered.items():
+                said = told[one]["users"], told[one]["exposures"], told[one]["labelled"], told[one]["liked"]
+                assert said == (count, count, count, count if one == "candidate" else 0)
+                assert (told[one]["counted"], told[one]["rate"], told[one]["logloss"]) == (0, None, None)
+        [noted] = logged(service, found["exposure_id"])["arms"]
+        for n in range(12):  # sent by somebody else, of days ago: these users' windows have closed
+            data = {"exposure_id": f"old{n}", "kind": "classify", "user_id": f"old{n}", "context": {"head": "mail"}}
+            items = [{"label": "spam", "rank": 1, "score": 0.9}, {"label": "ham", "rank": 2, "score": 0.1}]
+            arms = [{**noted, "arm": ("live", "candidate")[n % 2]}]
+            right = {"head": "mail", "target": {"text": f"old {n}"}, "label": "spam" if n % 4 else "ham"}
+            post_at("2025-01-01T00:00:00Z", "exposure.recorded", data | {"items": items, "arms": arms})
+            post_at("2025-01-01T00:01:00Z", "label.observed", right | {"exposure_id": f"old{n}"})
+        told = service.get("/v1/policies/label_statistics/quality")["arms"][0]
+        assert (told["live"]["counted"], told["live"]["rate"]) == (6, 0.5)
+        assert (told["candidate"]["counted"], told["candidate"]["rate"]) == (6, 1.0)
+        assert told["live"]["logloss"]["mean"] == pytest.approx(-(math.log(0.9) + math.log(0.1)) / 2)
+        assert told["difference"] == 0.5
+        assert told["logloss"]["lower"] < told["logloss"]["mean"] < 0
+        monkeypatch.setenv("STREAMFOLD_URL", service.url)
+        assert main(["policies", "quality", "label_statistics"]) == 0
+        assert "candidate" in capsys.readouterr().out
     finally:
         service.stop()

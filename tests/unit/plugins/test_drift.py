@@ -32,7 +32,7 @@ class Stream:
 
     def said(self, exposure: str, *labels: str, head: str = "h", policy: str = "kalman_head") -> None:
         items = [{"label": label, "rank": 1} for label in labels] + [{"label": "other", "rank": 2}]
-        policies = {policy: "1", "corrections": "1"}
+        policies = {policy: "1", "corrections": "1", "head_arms": "1"}
         self.send("exposure.recorded", exposure_id=exposure, kind="classify", items=items, policies=policies,
                   context={"head": head})  # fmt: skip
 

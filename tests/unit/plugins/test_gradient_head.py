@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from streamfold.core.testing import parametrize_with_checks
 from streamfold.core.testing.lab import Case
 from streamfold.plugins import _alignment, _averages, _gradient, builtin
 from streamfold.plugins._gradient import Anchor, Batch, Learner, Sgd, ShrinkPerturb, State, Upgd
+from streamfold.plugins._gradient_server import GradientServer
 from streamfold.plugins._replay import admitted, held_out
 from streamfold.plugins.gradient_head import GradientHead, GradientHeadConfig
 
@@ -577,3 +580,24 @@ def test_a_model_stock_goes_nowhere_without_agreement_and_all_the_way_with_it() 
 def test_a_fifth_of_the_rows_calibrates_and_is_never_replayed() -> None:
     assert sum(held_out(n) for n in range(1000)) == 200
     assert not held_out(0)  # a class's name
+
+
+class Meeting(GradientServer):
+    """Is read when another head is being read too."""
+
+    both = threading.Barrier(2)
+
+    def _head(self, name: str, space: str) -> Any:
+        self.both.wait(60)  # it breaks, and both fail, if one waits for the other
+        return super()._head(name, space)
+
+
+def test_heads_are_read_side_by_side(stream: Any) -> None:
+    one, heads = stream(), ("mail", "post")
+    for head in heads:
+        one.send(*[one.label(label, head=head, text=label) for label in ("spam", "ham")])
+    server = Meeting(one.bench.policy.config, one.bench.view)
+
+    requests = [ClassifyRequest(head=head, targets=[Target(text="spam")]) for head in heads]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(server.classify, requests)) == list(map(one.bench.server.classify, requests))

@@ -54,7 +54,7 @@ def test_one_component_has_the_mean_and_covariance_of_all_its_inputs(rows: Any, 
     np.testing.assert_allclose(mean, rows.mean(axis=0), atol=1e-9 * scale)
     np.testing.assert_allclose(cov, (np.eye(3) + off.T @ off) / len(rows), atol=1e-9 * scale)
     assert (one.mass, one.age) == (len(rows), len(rows))
-    # … and with any posterior it is the recursion, C ← (1−w)(C + w eeᵀ)
+    # … and with any posterior that is not next to nothing it is the recursion, C ← (1−w)(C + w eeᵀ)
     mean, cov = start.arrays()
     other = start.moved(rows[1], weight)
     w, e = weight / (1 + weight), rows[1] - mean
@@ -170,3 +170,10 @@ def test_a_mixture_goes_on_from_its_stored_form(count: int) -> None:
     for row in rows[count:]:
         stored.learn(row, Limits())
     assert stored == whole
+
+
+def test_a_component_that_an_input_hardly_belongs_to_keeps_its_bits() -> None:
+    one = Component(np.zeros(3).tobytes(), np.eye(3).tobytes(), 1.0, 1, 0.0, True)
+    far = np.full(3, 1e6)
+    assert one.moved(far, 1e-10) == msgspec.structs.replace(one, age=2)
+    assert one.moved(far, 1e-8).mean != one.mean

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamfold.core import ClassifyRequest, ConfigError, EventError, NeedsRebuild, StoreFull, Target, WrongTarget
-from streamfold.plugins._heads import Row, SpaceState
+from streamfold.plugins._heads import HeadsServer, Row, SpaceState
 from streamfold.plugins._labels import LabelRow
+from streamfold.plugins._readouts import Head
 from streamfold.plugins.label_statistics import LabelStatistics, LabelStatisticsConfig
 
 SPAM = ["cheap pills now", "win cheap money now", "cheap loans, pills, money", "you win a prize now"]
@@ -422,6 +425,58 @@ def test_what_fails_off_the_requests_path_is_done_anew_in_a_request(stream: Any,
         with pytest.raises(TypeError):
             mail.bench.server.look()()
     assert mail.best(text="a train to paris") == "travel"
+
+
+class Meeting(SpaceState):
+    """Is solved when another head is being solved too."""
+
+    both = threading.Barrier(2)
+
+    def head(self) -> Head:
+        self.both.wait(60)  # it breaks, and both fail, if one waits for the other
+        return super().head()
+
+
+def test_heads_are_solved_side_by_side(stream: Any) -> None:
+    mail = stream()
+    heads = ("mail", "post")
+    for head in heads:
+        mail.send(*[mail.label(label, head=head, text=label) for label in ("spam", "ham")])
+    server = HeadsServer(mail.bench.policy.config, mail.bench.view, Meeting)
+
+    def best(head: str) -> str:
+        found = server.classify(ClassifyRequest(head=head, targets=[Target(text="spam")], top_k=1))
+        return found[0].labels[0].label
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(best, heads)) == ["spam", "spam"]
+
+
+def test_one_head_is_solved_once_for_all_who_ask_and_anew_where_that_failed(stream: Any) -> None:
+    mail = stream()
+    mail.learn()
+    solved, asking = [], threading.Barrier(4)
+
+    class Failing(SpaceState):
+        def update(self, gone: Any, come: Any) -> None:
+            super().update(gone, come)
+            solved.append(len(come))
+            if len(solved) == 1:
+                raise MemoryError("half done")
+
+    server = HeadsServer(mail.bench.policy.config, mail.bench.view, Failing)
+
+    def ask(_: int) -> str | None:
+        asking.wait(60)
+        try:
+            return server.classify(ClassifyRequest(head="mail", targets=[Target(text=SPAM[0])]))[0].labels[0].label
+        except MemoryError:
+            return None
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(ask, range(4)))
+    assert sorted(found, key=str) == [None, "spam", "spam", "spam"]
+    assert solved == [len(SPAM + HAM)] * 2
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from streamfold.core import Candidates, CandidateSource, Event, Policy, Stores, Table, View
 from streamfold.core.context import Group
-from streamfold.core.fold import versions
+from streamfold.core.fold import LANES, FoldRunner, versions
 from streamfold.core.testing import World, plugin
 
 
@@ -112,3 +112,70 @@ def test_an_arm_names_versions_as_a_rebuild_keeps_them(world: World) -> None:
     ]
     assert after[0].groups != before[0].groups
     assert {one.stack for one in now.values()} == {one.stack for one in old.values()}
+
+
+def click(world: World) -> int:
+    return world.send("interaction.observed", {"user_id": "u", "item_id": "a", "action": "click"}).head
+
+
+def mark(world: World, group: Group) -> int:
+    return world.ledger.watermarks(world.workspace)[group.name][0]
+
+
+def test_what_answers_a_share_is_folded_with_what_is_live(world: World) -> None:
+    group = shadow(world)
+    live, backfill = (FoldRunner(world.context, world.prepared, lane=lane) for lane in LANES)
+    try:
+        before = mark(world, group)
+        first = click(world)
+        live.run(world.workspace)
+        assert (mark(world, world.group("reader")), mark(world, group)) == (first, before)
+        backfill.run(world.workspace)
+        assert mark(world, group) == first
+        split(world, group, 0.5)
+        second = click(world)
+        backfill.run(world.workspace)
+        assert mark(world, group) == first
+        live.run(world.workspace)
+        assert mark(world, group) == second
+        versions.split(world.context, world.workspace, group, share=0, actor="me", reason="test")
+        third = click(world)
+        live.run(world.workspace)
+        assert mark(world, group) == second
+        backfill.run(world.workspace)
+        assert mark(world, group) == third
+    finally:
+        live.stop()
+        backfill.stop()
+
+
+def test_what_answers_a_share_is_waited_for(world: World) -> None:
+    group = shadow(world)
+    split(world, group, 0.5)
+    assert world.view.visible_position(None) == world.view.head
+    world.ledger.set_paused(world.workspace, group.name, True)
+    before, position = world.view.head, click(world)
+    world.fold()
+    assert mark(world, world.group("reader")) == position
+    assert world.view.visible_position({"interaction.observed"}) == before
+    world.ledger.set_paused(world.workspace, group.name, False)
+    world.fold()
+    assert world.view.visible_position({"interaction.observed"}) == position
+
+
+def test_a_candidate_answers_once_it_is_as_far_as_what_it_answers_for(world: World) -> None:
+    group = shadow(world)
+    seen = world.view
+    split(world, group, 0.999)
+    world.ledger.set_paused(world.workspace, group.name, True)
+    click(world)
+    world.fold()  # before this view has heard of the split
+    assert seen.answering("u").arms == ()
+    assert answer(world, "u") == (3, None)
+    world.ledger.set_paused(world.workspace, group.name, False)
+    world.fold()
+    assert answer(world, "u") == (3000, "candidate")
+    world.ledger.set_paused(world.workspace, group.name, True)
+    click(world)
+    world.fold()
+    assert answer(world, "u") == (3000, "candidate")  # no user changes arms because one of them is late
