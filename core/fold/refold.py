@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,13 +29,15 @@ def refold(
     *,
     upto: int,
     after: int | None = None,
+    skipped: Mapping[str, Collection[int]] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> int:
     """Fold the log up to a position into fresh stores, honouring recorded skips and retries.
 
     From the group's start, or from ``after``: then what was erased is not forgotten, since not all of it was folded.
+    ``skipped``: the positions that each member skipped, by its key; those of now, where they are not given.
     """
-    fold = Refold(context, workspace, group, stores, forgets=after is None)
+    fold = Refold(context, workspace, group, stores, forgets=after is None, skipped=skipped)
     if after is not None:
         fold.after = after
     return fold.run(upto, progress)
@@ -50,6 +52,7 @@ class Refold:
     without : positions that are passed over, as if they had never come.
     batched : use ``fold_batch`` where the live fold would, for speed; ``verify`` loops, as an independent check.
     forgets : forget at an erasure; otherwise its event is folded as it is.
+    skipped : positions that each member skipped, by its key; default: those of now.
     partial : events that have left the log and the archive are passed over; otherwise ``ArchiveMissing`` is raised.
     keep_skips : an event that a policy refuses now is skipped and put into ``dead``; otherwise the error is raised.
     """
@@ -63,19 +66,22 @@ class Refold:
     forgets: bool = True
     keep_skips: bool = False
     partial: bool = False
+    skipped: Mapping[str, Collection[int]] | None = None
     after: int = 0
     count: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
     unforgotten: list[ErasedGroup] = field(default_factory=list)
     """Erasures on the way, not in ``without``, that ask for another time."""
     _folds: dict[str, FoldStores] = field(default_factory=dict)
-    _skipped: dict[str, set[int]] = field(default_factory=dict)
+    _skipped: Mapping[str, Collection[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ledger = self.context.ledger
         self.after = self.group.start_seq
         self._folds = fold_stores(self.group, self.stores)
-        self._skipped = {r.key: ledger.skipped_seqs(self.workspace, r.instance.lineage) for r in self.group.runtimes}
+        self._skipped = self.skipped or {
+            r.key: ledger.skipped_seqs(self.workspace, r.instance.lineage) for r in self.group.runtimes
+        }
 
     @property
     def _may_lack(self) -> Lack:
