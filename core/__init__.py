@@ -23,6 +23,7 @@ from streamfold.core.errors import (
     StoreError,
     StoreFull,
     StreamfoldError,
+    WrongBase,
 )
 from streamfold.core.events import CloudEvent, Event, EventType, KafkaRecord, NewEvent, Subject, TopicMapping
 from streamfold.core.events.types import ExtractedEntity, ExtractedRelation
@@ -185,6 +186,7 @@ __all__ = [
     "Vectors",
     "View",
     "Watcher",
+    "WrongBase",
     "WrongTarget",
     "best_slots",
     "class_name",
