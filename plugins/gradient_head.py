@@ -13,7 +13,8 @@ and all; but what else the old label moved, later ones have to. An erasure folds
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -28,13 +29,16 @@ from streamfold.core import (
     Event,
     EventError,
     NeedsRebuild,
+    Policy,
     Stores,
     Subject,
     Table,
     View,
+    WrongBase,
 )
 from streamfold.plugins import _gradient
 from streamfold.plugins._averages import Averages
+from streamfold.plugins._budget import MAX_BYTES, label_size
 from streamfold.plugins._gradient import Anchor, Hook, Learner, Optimiser, Rows, Sgd, ShrinkPerturb, State, Upgd
 from streamfold.plugins._gradient_server import GradientServer, Lift
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
@@ -43,7 +47,7 @@ from streamfold.plugins._replay import PRIOR, ClassState, SpaceState, admitted, 
 from streamfold.plugins._settings import one_of, within
 from streamfold.plugins._targets import TEXT, unpacked
 from streamfold.plugins._waiting import Observed, waiting_store
-from streamfold.plugins.label_statistics import WAIT_BOUNDS, LabelStatistics
+from streamfold.plugins.label_statistics import SHARED_BOUNDS, LabelStatistics
 
 _MOST_HEADS = 10_000
 _MOST_COUNTS = 4.0
@@ -67,11 +71,13 @@ class GradientHeadConfig:
     average : what is served: ``none`` (the weights), or their ``ema``, ``swa``, ``lawa`` or ``stock`` over checkpoints,
         one every ``every`` steps. decay : of ``ema``. keep : of ``lawa`` and ``stock``. blend : how much the average
         counts beside the weights.
+    blend_with : the name of another ``gradient_head`` over the same base (``dim``, ``expansion`` and its ``seed``,
+        ``init``): served are ``blend`` times these weights and the rest of that one's, class by class.
     expansion : units of a fixed random ReLU layer; 0: none. seed : of that layer and of all chance.
     dim : the longest vector without an expansion.
     prior_weight : how much the name of a class counts in its step.
     max_labels, max_classes : of all heads together.
-    wait_s, max_waiting, arms : as of ``label_statistics``.
+    max_bytes, wait_s, max_waiting, arms : as of ``label_statistics``.
     """
 
     loss: Literal["batch", "softmax"] = "batch"
@@ -94,12 +100,14 @@ class GradientHeadConfig:
     decay: float = 0.9
     keep: int = 5
     blend: float = 1.0
+    blend_with: str = ""
     expansion: int = 0
     seed: int = 0
     dim: int = 384
     prior_weight: float = 1.0
     max_labels: int = 1_000_000
     max_classes: int = 1024
+    max_bytes: int = MAX_BYTES
     wait_s: float = 86_400.0
     max_waiting: int = 10_000
     arms: str = ""
@@ -121,7 +129,7 @@ class GradientHeadConfig:
             anchor=(0.0, 1.0), shrink=(0.5, 1.0), perturb=(0.0, 1.0), exemplars=(1, 1000), every=(1, 2**40),
             decay=(0.0, 0.999999), keep=(1, 100), blend=(0.0, 1.0), new_for=(0, 2**40), expansion=(0, 8192),
             seed=(0, 2**63), dim=(1, 65536), prior_weight=(1e-6, 1e6), max_labels=(1, 2**40), max_classes=(1, 2**20),
-            **WAIT_BOUNDS,
+            **SHARED_BOUNDS,
         )  # fmt: skip
         if self.rate * self.anchor > 1:
             raise ConfigError(
@@ -132,6 +140,18 @@ class GradientHeadConfig:
             raise ConfigError("gradient_head: read_out is 'herding' with replay = 0: there are no rows to herd")
         if self.align == "translation" and not self.replay:
             raise ConfigError("gradient_head: align is 'translation' with replay = 0: there are no rows to translate")
+
+        if self.blend_with and (self.average != "none" or self.read_out != "linear"):
+            raise ConfigError(
+                f"gradient_head: blend_with with average = {self.average!r} and read_out = {self.read_out!r}: weights "
+                "are averaged with another head's, or with their own, and are read by 'linear'"
+            )
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """What weights must share to be averaged."""
+        layer = {"seed": self.seed} if self.expansion else {}
+        return {"dim": self.dim, "expansion": self.expansion, "init": self.init, **layer}
 
     @property
     def width(self) -> int:
@@ -163,6 +183,8 @@ class GradientHead(LabelStatistics):
         c: GradientHeadConfig = self.config
         shape = (c.max_classes, c.width)
         self._averages = c.averages
+        self.averages_with = (c.blend_with,) if c.blend_with else ()
+        self.reads += self.averages_with
         self.stores = (
             Table("heads", key=str, value=HeadRow, max_rows=_MOST_HEADS, on_full="refuse"),
             Table("classes", key=str, value=ClassRow, max_rows=c.max_classes, on_full="refuse"),
@@ -180,6 +202,23 @@ class GradientHead(LabelStatistics):
             *((Array("totals", shape=(c.max_classes, c.width + 1), dtype="float64"),) if _totals(c) else ()),
             *(self._averages.stores(*shape) if self._averages else ()),
         )
+
+    def check_reads(self, read: Mapping[str, Policy]) -> None:
+        """Weights are averaged with those of a gradient head of the same base."""
+        super().check_reads(read)
+        for name in self.averages_with:
+            if (other := read.get(name)) is None:
+                continue
+            if not isinstance(other, GradientHead) or other.config.blend_with:
+                what = "blended itself" if isinstance(other, GradientHead) else f"a {other.name}"
+                raise ConfigError(
+                    f"gradient_head: blend_with names {name!r}, which is {what}: name a gradient_head that is not"
+                )
+            mine, theirs = self.config.base, other.config.base
+            keys = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+            if keys:
+                told = ", ".join(f"{key} {theirs.get(key)} beside {mine.get(key)}" for key in keys)
+                raise WrongBase(f"gradient_head: blend_with names {name!r}, which is of another base: {told}")
 
     @cached_property
     def _learner(self) -> Learner:
@@ -216,6 +255,41 @@ class GradientHead(LabelStatistics):
     def _keep(self, key: str, phi: bytes | None, stores: Stores) -> None:
         """Vectors are kept of replayed rows alone."""
 
+    def _label_size(self, key: str, label: str, space: str, phi: bytes) -> int:
+        return label_size(key, label, space, 0)
+
+    def _growth(self, head: str, old: LabelRow | None, new: LabelRow | None, phi: int, stores: Stores) -> int:
+        """With what classes that come set aside, and what those that go give back."""
+        grown = super()._growth(head, old, new, phi, stores)
+        ended = ""
+        if old is not None and old.weight:
+            key = f"{head}\0{old.space}\0{old.label}"
+            state: ClassState = stores["states"].get(key)
+            if state.rows == 1 and not state.prior:
+                ended = key
+                grown -= state.size
+        if new is not None and new.weight:
+            key = f"{head}\0{new.space}\0{new.label}"
+            if key == ended or stores["states"].get(key) is None:
+                grown += self._set_aside(phi)
+        return grown
+
+    def _prior_growth(self, key: str, old: bytes, new: bytes, stores: Stores) -> int:
+        if old == new:
+            return 0
+        head, _, label = key.partition("\0")
+        state: ClassState | None = stores["states"].get(f"{head}\0{TEXT}\0{label}")
+        ends = state is not None and bool(old) and not state.rows
+        begins = bool(new) and (state is None or ends)
+        return begins * self._set_aside(len(new)) - (state.size if state is not None and ends else 0)
+
+    def _set_aside(self, phi: int) -> int:
+        """Bytes of a class: a row of each array, and vectors of ``phi`` bytes to replay, with that of its name."""
+        rows = [declared for declared in self.stores if isinstance(declared, Array)]
+        arrays = sum(np.dtype(one.dtype).itemsize * math.prod(one.shape[1:]) for one in rows)
+        size: int = arrays + (self.config.replay + 1) * phi
+        return size
+
     def _class(self, event: Event, prepared: Any, stores: Stores) -> None:
         head, label = event.data.head, event.data.class_
         if prepared is not None:
@@ -245,7 +319,8 @@ class GradientHead(LabelStatistics):
         x = self._lifted(space, [phi, *(stores["phi"].get(key) for _, key in replayed)])
         state: ClassState | None = stores["states"].get(f"{prefix}\0{label}")
         if state is None:
-            state = self._begin(prefix, label, was, x, [one.slot for one, _ in replayed], stores)
+            size = self._set_aside(len(phi))
+            state = self._begin(prefix, label, was, size, x, [one.slot for one, _ in replayed], stores)
             was = msgspec.structs.replace(was, classes=was.classes + 1)
         stores["spaces"].put(prefix, msgspec.structs.replace(was, steps=was.steps + 1))
         slots = [state.slot, *(one.slot for one, _ in replayed)]
@@ -278,14 +353,14 @@ class GradientHead(LabelStatistics):
         return Lift(self.config)(phi).astype(np.float32)
 
     def _begin(
-        self, prefix: str, label: str, was: SpaceState, x: Rows, others: Sequence[int], stores: Stores
+        self, prefix: str, label: str, was: SpaceState, size: int, x: Rows, others: Sequence[int], stores: Stores
     ) -> ClassState:
         """Give a class a row of weights."""
         free = len(stores["free"])
         slot = stores["free"].get(free - 1) if free else len(stores["states"])
         if free:
             stores["free"].delete(free - 1)
-        state = ClassState(slot=slot, place=was.classes, birth=was.steps)
+        state = ClassState(slot=slot, place=was.classes, birth=was.steps, size=size)
         stores["states"].put(f"{prefix}\0{label}", state)
         stores["places"].put(f"{prefix}\0{state.place}", label)
         row = np.zeros(self.config.width, np.float32)
