@@ -527,7 +527,7 @@ def test_an_average_is_the_mean_of_its_checkpoints_of_one_base(stream: Any, kind
                 kept.setdefault(key, []).append(plain.weights(key.split("\0")[2], space=_space(plain)))
     assert head.bench.view["weights"].fingerprint() == plain.bench.view["weights"].fingerprint()
     states = dict(head.bench.view["states"].items())
-    served = dict(zip(states, head.bench.server.weights(states, len(rows)), strict=True))
+    served = dict(zip(states, head.bench.server.weights("", states, len(rows)), strict=True))
     live = {key: plain.weights(key.split("\0")[2], space=_space(plain)) for key in states}
     for key, points in kept.items():
         if kind == "swa":
@@ -546,7 +546,7 @@ def test_an_average_is_the_mean_of_its_checkpoints_of_one_base(stream: Any, kind
     assert len(kept[next(key for key in kept if key.endswith("late"))]) == 4
     head.send(head.label(None, features=rows[40][1]), head.label("w", features={f"x{i}": 2.0 for i in range(8)}))
     late = {key: one for key, one in head.bench.view["states"].items() if key.endswith("\0w")}
-    after = head.bench.server.weights(late, len(rows) + 1)[0]
+    after = head.bench.server.weights("", late, len(rows) + 1)[0]
     assert after == pytest.approx(head.weights("w", space=_space(head)))  # nothing is left of whose row it was
 
 
