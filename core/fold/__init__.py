@@ -9,7 +9,7 @@ from streamfold.core.fold.prepare import Preparer
 from streamfold.core.fold.prepared import LedgerPrepared, MemoryPrepared, PreparedValues
 from streamfold.core.fold.retention import Keeper
 from streamfold.core.fold.runner import EmbeddedRunner, FoldRunner
-from streamfold.core.fold.verify import Verdict, verify_group
+from streamfold.core.fold.verify import Verdict, note_deltas, verify_group
 
 __all__ = [
     "LANES",
@@ -27,5 +27,6 @@ __all__ = [
     "Turn",
     "Verdict",
     "holds_erased",
+    "note_deltas",
     "verify_group",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,13 +32,15 @@ def refold(
     *,
     upto: int,
     after: int | None = None,
+    skipped: Mapping[str, Collection[int]] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> int:
     """Fold the log up to a position into fresh stores, honouring recorded skips and retries.
 
     From the group's start, or from ``after``: then what was erased is not forgotten, since not all of it was folded.
+    ``skipped``: the positions that each member skipped, by its key; those of now, where they are not given.
     """
-    fold = Refold(context, workspace, group, stores, forgets=after is None)
+    fold = Refold(context, workspace, group, stores, forgets=after is None, skipped=skipped)
     if after is not None:
         fold.after = after
     return fold.run(upto, progress)
@@ -54,6 +56,7 @@ class Refold:
     batched : use ``fold_batch`` and gather where the live fold would, for speed, beginning at the group's start;
         ``verify`` loops, as an independent check.
     forgets : forget at an erasure; otherwise its event is folded as it is.
+    skipped : positions that each member skipped, by its key; default: those of now.
     partial : events that have left the log and the archive are passed over; otherwise ``ArchiveMissing`` is raised.
     keep_skips : an event that a policy refuses now is skipped and put into ``dead``; otherwise the error is raised.
     """
@@ -67,6 +70,7 @@ class Refold:
     forgets: bool = True
     keep_skips: bool = False
     partial: bool = False
+    skipped: Mapping[str, Collection[int]] | None = None
     after: int = 0
     count: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
@@ -74,12 +78,14 @@ class Refold:
     """Erasures on the way, not in ``without``, that ask for another time."""
     _folds: dict[str, FoldStores] = field(default_factory=dict)
     _order: FoldOrder | None = None
-    _skipped: dict[str, set[int]] = field(default_factory=dict)
+    _skipped: Mapping[str, Collection[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ledger = self.context.ledger
         self._begin()
-        self._skipped = {r.key: ledger.skipped_seqs(self.workspace, r.instance.lineage) for r in self.group.runtimes}
+        self._skipped = self.skipped or {
+            r.key: ledger.skipped_seqs(self.workspace, r.instance.lineage) for r in self.group.runtimes
+        }
 
     def _begin(self) -> None:
         self.after, self.count = self.group.start_seq, 0

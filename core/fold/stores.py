@@ -203,6 +203,13 @@ def recover(context: Context, workspace: str, group: Group, stores: GroupStores)
         root = checkpoint_root(context, workspace, group.name)
         read_checkpoint(stores.stores, root, state.checkpoint, timeline_id=context.ledger.timeline_id)
         watermark = state.checkpoint_watermark
+    return follow(context, workspace, group, stores, commit_no, watermark)
+
+
+def follow(
+    context: Context, workspace: str, group: Group, stores: GroupStores, commit_no: int, watermark: int
+) -> tuple[int, int]:
+    """Apply the feed after a commit to stores that stand there; returns (commit number, watermark)."""
     while commits := context.ledger.feed(workspace, {group.name: commit_no}):
         for commit in commits:
             if commit.commit_no != commit_no + 1:

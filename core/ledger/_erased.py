@@ -7,7 +7,8 @@ done, with the subject's id until it is done), ``erased_subjects`` (a keyed hash
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -26,6 +27,8 @@ from streamfold.core.ledger.abc import ERASED, DeadLetter, ErasedGroup, Erasure,
 
 _PAGE = 200_000
 """Positions in one statement of a scan: bounds what it holds."""
+_MOST_REPORTS = 1000
+"""Erasures whose reports say how near a group is to the log folded afresh."""
 _INSERT = """insert into erasures (workspace, position, kind, id, state, requested_us)
     values (?, ?, ?, ?, 'accepted', ?)"""
 _REMEMBER = """insert into erased_subjects (workspace, hash, erased_us, position) values (?, ?, ?, ?)
@@ -234,7 +237,22 @@ class EraseMixin(Base):
         sql = "update erasures set state = ?, completed_us = ? where workspace = ? and position = ?"
         self._write(lambda tx: tx.run(sql, (state, at_us, workspace, position)))
 
+    def note_deltas(self, workspace: str, group: str, upto: int, deltas: Mapping[str, str]) -> None:
+        def job(tx: Tx) -> None:
+            found = tx.all(_REPORTS, (workspace, group, upto, _MOST_REPORTS))
+            rows = []
+            for position, text in found:
+                report = json.loads(text or "{}")
+                report.setdefault("deltas", {})[group] = {name: json.loads(one) for name, one in deltas.items()}
+                rows.append((json.dumps(report, sort_keys=True), workspace, position))
+            tx.many("update erasures set report = ? where workspace = ? and position = ?", rows)
 
+        self._write(job)
+
+
+_REPORTS = """select e.position, e.report from erasures e join erasure_groups g
+    on g.workspace = e.workspace and g.position = e.position
+    where e.workspace = ? and g.grp = ? and e.position <= ? and e.completed_us > 0 order by e.position desc limit ?"""
 _EMPTY = f"""update log set effect = {ERASED}, body = ?, subject_kind = '', subject_id = ''
     where workspace = ? and seq = ?"""
 # Also where the id was forgotten since (``prune_dedup``): an erased event is to have no effect however late it comes.

@@ -52,6 +52,9 @@ class Store(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """Content in a canonical form for ``verify``: equal stores give equal values (a digest of sorted rows)."""
 
+    def contents(self) -> Any:
+        """What it holds, to be compared with another copy's: an array, or values by key; packed ones as digests."""
+
     def close(self) -> None: ...
 
 

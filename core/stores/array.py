@@ -190,5 +190,9 @@ class LiveArray:
         digest = hashlib.blake2b(self._values.data, digest_size=16).hexdigest()
         return {"shape": list(self._shape), "dtype": self._dtype.str, "digest": digest}
 
+    def contents(self) -> npt.NDArray[Any]:
+        """The array itself."""
+        return self.values
+
     def close(self) -> None:
         self._before, self._changed, self._changed_rows = [], [], set()

@@ -85,6 +85,11 @@ class LiveBlobs(Staged[str, bytes]):
             data += more
         return data
 
+    def contents(self) -> dict[str, bytes]:
+        """Digests by key."""
+        self._readable()
+        return {key: digest for key, (_, _, digest) in self._index.items()}
+
     # -- for Staged ---------------------------------------------------------------------------------------------------
     def _size(self, value: bytes) -> int:
         return len(value)

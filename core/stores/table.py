@@ -336,6 +336,10 @@ class LiveTable:
             digest.update(pack(row))
         return {"rows": self._count, "digest": digest.hexdigest()}
 
+    def contents(self) -> dict[Any, Any]:
+        """Rows by key; a copy."""
+        return dict(self.items())
+
     def close(self) -> None:
         self._clear()
 

@@ -53,7 +53,8 @@ def erase(
             return
         report = erased(client, body["erasure_id"], timeout)
         if verify and report["state"] == "complete":
-            report = {**report, "verified": _verified(options, client, report, timeout)}
+            differences = _verified(options, client, report, timeout)
+            report = {**client.get(f"/v1/erasures/{body['erasure_id']}"), "verified": differences}
     options.print(_told(report), report)
     if report["state"] == "failed" or any(report.get("verified", {}).values()):
         raise typer.Exit(FAILED)
@@ -85,7 +86,9 @@ def erased(client: Any, erasure_id: str, timeout_s: float) -> Mapping[str, Any]:
 def _told(report: Mapping[str, Any]) -> str:
     removed = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in (report["removed"] or {}).items())
     lines = [f"erasure {report['erasure_id']}: {report['state']}; removed: {removed}"]
-    lines += [f"  {p['policy']}: {p['method']}, {p['state']}, {p['removed']} events" for p in report["policies"]]
+    lines += [
+        f"  {p['policy']}: {p['method']}, {p['state']}, {p['removed']} events{_away(p)}" for p in report["policies"]
+    ]
     residue = sum(store["residue"] for store in report["stores"])
     lines.append(f"  looked through {len(report['stores'])} stores: {residue} traces left")
     for name, differences in report.get("verified", {}).items():
@@ -94,3 +97,14 @@ def _told(report: Mapping[str, Any]) -> str:
         )
     lines += [f"  not covered: {what}" for what in report["not_covered"]]
     return "\n".join(lines)
+
+
+def _away(policy: Mapping[str, Any]) -> str:
+    """How far it is from the log folded afresh, where that was compared."""
+    delta = policy["delta"]
+    if delta is None:
+        return ""
+    more = {"rows it alone has": "only_live", "rows it lacks": "only_afresh", "values unlike": "unequal"}
+    counts = "".join(f", {delta[name]} {what}" for what, name in more.items() if delta[name])
+    where = f" in {delta['column']}" if delta["column"] else ""
+    return f"; max |Δstate| {policy['max_abs_delta']:g} ({delta['relative']:g} of the largest entry{where}{counts})"

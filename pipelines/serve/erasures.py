@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from streamfold.pipelines.serve.events import outcomes
 from streamfold.pipelines.serve.problems import Problem, at, of_invalid
 
 KINDS = ("user", "item", "document")
+_WHEN_COMPARED = "compared when asked for, since it folds the whole log: POST /v1/policies/{name}/verify, or streamfold erase --verify"
 _HIDDEN_WITHIN_S = 5.0
 NOT_COVERED = (
     "Kafka topics and whatever else sent the events: they can send them again, which has no effect here",
@@ -103,7 +105,7 @@ def _report(call: Call) -> dict[str, Any]:
         "requested_at": rfc3339(found.requested_us),
         "hidden_at": rfc3339(found.hidden_us),
         "completed_at": rfc3339(found.completed_us),
-        "policies": _policies(call, found),
+        "policies": _policies(call, found, report.get("deltas", {})),
         "stores": report.get("stores", []),
         "looked_for": report.get("looked_for"),
         "removed": report.get("removed"),
@@ -111,8 +113,9 @@ def _report(call: Call) -> dict[str, Any]:
     }
 
 
-def _policies(call: Call, erasure: Erasure) -> list[dict[str, Any]]:
-    """One line per instance: how it forgot; ``state`` pending, rebuilding, writing or done."""
+def _policies(call: Call, erasure: Erasure, deltas: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line per instance: how it forgot; ``state`` pending, rebuilding, writing or done; and, once it was compared,
+    how far its state is from the log folded afresh."""
     ledger, lines = call.service.node.ledger, []
     notes = {note.group: note for note in ledger.erased_groups(call.workspace, erasure.position)}
     words = {"done": "done", "checkpoint": "writing", "rebuild": "rebuilding"}
@@ -120,16 +123,35 @@ def _policies(call: Call, erasure: Erasure) -> list[dict[str, Any]]:
         note = notes.get(instance.group)
         if note is None and erasure.completed_us:
             continue  # made after the erasure was complete
+        key = f"{instance.name}@{instance.version}"
         lines.append(
             {
-                "policy": f"{instance.name}@{instance.version}",
+                "policy": key,
                 "slot": instance.slot,
                 "method": None if note is None else note.method,
                 "state": "pending" if note is None else words[note.state],
                 "removed": 0 if note is None else note.removed,
+                **_compared(deltas.get(instance.group, {}).get(key), instance.slot, erasure),
             }
         )
     return lines
+
+
+def _compared(delta: Mapping[str, Any] | None, slot: str, erasure: Erasure) -> dict[str, Any]:
+    """How far a policy's state is from the log folded afresh without the subject, or why nobody knows.
+
+    It is worked out when asked for: it costs a fold of the whole log, for each policy.
+    """
+    if delta is None:
+        reason = _WHEN_COMPARED
+        if not erasure.completed_us:
+            reason = "the erasure is not complete"
+        elif slot == "retired":
+            reason = "it was retired: its state is gone"
+        return {"max_abs_delta": None, "delta": None, "not_compared": reason}
+    shown = {name: value for name, value in delta.items() if name not in ("max_abs", "at_us")}
+    shown["at"] = rfc3339(delta["at_us"])
+    return {"max_abs_delta": delta["max_abs"], "delta": shown, "not_compared": None}
 
 
 def _not_covered(call: Call) -> list[str]:

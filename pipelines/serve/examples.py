@@ -296,7 +296,26 @@ ERASURE = {
     "requested_at": "2026-01-31T12:00:00.120000Z",
     "hidden_at": "2026-01-31T12:00:00.161000Z",
     "completed_at": "2026-01-31T12:00:03.480000Z",
-    "policies": [{"policy": "trending@1", "slot": "live", "method": "rebuild", "state": "done", "removed": 12}],
+    "policies": [
+        {
+            "policy": "trending@1",
+            "slot": "live",
+            "method": "rebuild",
+            "state": "done",
+            "removed": 12,
+            "max_abs_delta": 0.0,
+            "delta": {
+                "relative": 0.0,
+                "column": None,
+                "only_live": 0,
+                "only_afresh": 0,
+                "unequal": 0,
+                "position": 1050,
+                "at": "2026-01-31T12:00:09.120000Z",
+            },
+            "not_compared": None,
+        }
+    ],
     "stores": [{"store": "trending@1-6ba125bf/trending@1/score_0", "scanned": 4096, "residue": 0}],
     "looked_for": {"id": True, "texts": 0},
     "removed": {"events": 12, "results": 0, "dead_letters": 0, "archive_files": 0},

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from streamfold.core.context import Group
 from streamfold.core.errors import ConfigError, GateFailed, NotCaughtUp, OutOfReach, VersionConflict, nearest
 from streamfold.core.events import check_text
-from streamfold.core.fold import verify_group, versions
+from streamfold.core.fold import note_deltas, verify_group, versions
 from streamfold.core.fold.estimate import Estimate, estimate
 from streamfold.core.ledger.abc import AuditEntry
 from streamfold.core.views import WorkspaceView
@@ -116,7 +116,9 @@ def _verify(call: Call, body: Action, group: Group, reason: str) -> Job:
     context, workspace = call.service.node.context, call.workspace
 
     def work(step: Progress) -> Any:
-        return msgspec.to_builtins(verify_group(context, workspace, group, step), str_keys=True)
+        verdict = verify_group(context, workspace, group, step)
+        note_deltas(context, workspace, verdict)
+        return msgspec.to_builtins(verdict, str_keys=True)
 
     _audit(call, "verify", group.name, reason)
     return call.service.jobs.start("verify", workspace, work)

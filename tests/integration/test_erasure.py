@@ -219,5 +219,28 @@ def test_the_command_holds_what_is_left_against_the_log_folded_afresh(
     assert main(["erase", "user", "to-compare", "--verify"]) == 0
     said = capsys.readouterr().out
     assert "trending: equal to the log folded afresh without it" in said
+    assert "trending@1: rebuild, done, 1 events; max |Δstate| 0 (0 of the largest entry)" in said
     assert main(["--json", "erase", "user", "who-stays", "--verify"]) == 0
     assert json.loads(capsys.readouterr().out)["verified"]["trending"] == []
+
+
+def test_the_report_tells_how_far_each_policy_is_from_the_log_folded_afresh_once_it_was_compared(
+    client: httpx.Client,
+) -> None:
+    client.post("/v1/events?wait=visible", json=[click("far", "to-measure", "i1")])
+    erasure_id = client.post("/v1/erasures", json={"user_id": "to-measure"}).json()["erasure_id"]
+    before = {one["policy"]: one for one in wait_erased(client, erasure_id)["policies"]}
+    assert {one["max_abs_delta"] for one in before.values()} == {None}
+    assert "streamfold erase --verify" in before["trending@1"]["not_compared"]
+    job_id = client.post("/v1/policies/trending/verify", json={}).json()["job_id"]
+    deadline = time.monotonic() + 60
+    while (job := client.get(f"/v1/jobs/{job_id}").json())["state"] not in ("done", "failed"):
+        assert time.monotonic() < deadline, job
+        time.sleep(0.05)
+    assert job["result"]["deltas"]["trending@1"]["max_abs"] == 0.0, job
+    after = {one["policy"]: one for one in client.get(f"/v1/erasures/{erasure_id}").json()["policies"]}
+    assert (after["trending@1"]["max_abs_delta"], after["trending@1"]["not_compared"]) == (0.0, None)
+    delta = after["trending@1"]["delta"]
+    assert (delta["relative"], delta["only_live"], delta["only_afresh"], delta["unequal"]) == (0.0, 0, 0, 0)
+    assert delta["position"] >= int(erasure_id)
+    assert after["graph_index@1"] == before["graph_index@1"], "nobody asked for it"

@@ -166,6 +166,15 @@ class LiveGraph(Staged[Any, Edges]):
             ring = beyond
         return found
 
+    def contents(self) -> dict[tuple[Node, Node], float]:
+        """Weights by source and target."""
+        self._readable()
+        found: dict[tuple[Node, Node], float] = {}
+        for source in self._live:
+            nodes, weights = self._graph.targets(source)
+            found |= {(source, node): weight for node, weight in zip(nodes, weights.tolist(), strict=True)}
+        return found
+
     # -- for Staged ---------------------------------------------------------------------------------------------------
     def _size(self, value: Edges) -> int:
         return _ROW_BYTES + sum(_EDGE_BYTES + (len(node) if isinstance(node, str) else 8) for node in value[0])

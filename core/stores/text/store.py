@@ -115,6 +115,11 @@ class LiveText(Staged[int, Fields]):
         self._readable()
         return self._index.document_frequency(term)
 
+    def contents(self) -> dict[int, bytes]:
+        """Digests of the texts by id."""
+        self._readable()
+        return dict(self._digests)
+
     # -- for Staged ---------------------------------------------------------------------------------------------------
     def _size(self, value: Fields) -> int:
         return sum(map(len, value.values())) + 32

@@ -100,6 +100,14 @@ class LiveVectors(Staged[int, Floats]):
         shape = (len(checked_vectors(queries, self._dim, normalize=self._normalize)), k)
         return np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32)
 
+    def contents(self) -> dict[int, Floats | None]:
+        """Rows by id; without their values where the index keeps codes alone."""
+        self._readable()
+        if self._index is None or not len(self._index):
+            return {}
+        ids, rows = self._index.export()
+        return dict(zip(ids.tolist(), rows if self._index.is_lossless else [None] * len(ids), strict=True))
+
     # -- for Staged ---------------------------------------------------------------------------------------------------
     def _size(self, value: Floats) -> int:
         return value.nbytes

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamfold.core import ClassifyRequest, Target
+from streamfold.core.fold import verify
 from streamfold.core.testing.world import World
 from streamfold.plugins import builtin
 
@@ -134,6 +135,50 @@ def test_a_target_that_comes_too_late_gets_nothing_however_many_are_too_late(mak
     assert len(world.store("heads", "waiting")) == 0
     assert given_up() == 100
     assert same_when_folded_afresh(world)
+
+
+@pytest.mark.parametrize("when", ["before the skips are read", "before the log is folded afresh"])
+def test_labels_that_run_out_during_a_verification_do_not_make_it_begin_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """What is left out is what was left out at the commit that is compared, not what is by now."""
+    world = make()
+    send(world, *[label("lamp", f"d{n}") for n in range(8)], document("other", "a desk"))
+    left = iter(range(8))
+    asked = []
+
+    def one_runs_out() -> None:
+        """A label came half a minute after another, so that it alone is over."""
+        number = next(left)
+        world.send_many([label("desk", f"late{number}")])
+        send(world, document("other", f"a desk {number}"), after_s=WAIT_S / 2)
+
+    one_runs_out()
+    one_runs_out()
+    before = len(letters(world))
+    if when == "before the skips are read":
+        read = world.ledger.skipped_seqs
+
+        def skipped_seqs(*args: Any) -> set[int]:
+            asked.append("skips")
+            if len(asked) == 1:
+                one_runs_out()
+            return read(*args)
+
+        monkeypatch.setattr(world.ledger, "skipped_seqs", skipped_seqs)
+    else:
+        fold = verify.refold
+
+        def refold(*args: Any, **more: Any) -> int:
+            asked.append("refold")
+            one_runs_out()
+            return fold(*args, **more)
+
+        monkeypatch.setattr(verify, "refold", refold)
+    [verdict] = world.verify().values()
+    assert verdict.equal, verdict.differences
+    assert len(letters(world)) > before, "some ran out meanwhile"
+    assert asked.count("refold") <= 1
 
 
 def test_what_waits_can_be_taken_back(make: Make) -> None:
