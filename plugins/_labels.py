@@ -11,13 +11,17 @@ _MASK = (1 << 64) - 1
 
 
 class LabelRow(msgspec.Struct, frozen=True, array_like=True):
-    """A label: its class, its weight, the event that gave it, the space of its φ (see ``_targets.py``), its time."""
+    """A label: its class, its weight, the event that gave it, the space of its φ (see ``_targets.py``), its time.
+
+    ``size``: the bytes that it takes (``_budget.py``).
+    """
 
     label: str
     weight: float
     seq: int
     space: str
     at_us: int
+    size: int = 0
 
 
 class ClassRow(msgspec.Struct, frozen=True, array_like=True):
@@ -33,10 +37,12 @@ class ClassRow(msgspec.Struct, frozen=True, array_like=True):
 
 
 class HeadRow(msgspec.Struct, frozen=True, array_like=True):
-    """A head: how many labels and declared classes it has, and a hash over which these are, whatever their order."""
+    """A head: how many labels and declared classes it has, a hash over which these are, whatever their order, and
+    its bytes (``_budget.py``)."""
 
     rows: int = 0
     mark: int = 0
+    bytes: int = 0
 
 
 def mixed(seq: int) -> int:

@@ -28,7 +28,7 @@ class ClassState(msgspec.Struct, frozen=True, array_like=True):
     """A class of one head and space.
 
     ``slot``: its row of the weights; ``place``: its number among the head's; ``rows``: its labels; ``birth``: the
-    head's step at which it appeared; ``prior``: whether its name is a row.
+    head's step at which it appeared; ``prior``: whether its name is a row; ``size``: the bytes set aside for it.
     """
 
     slot: int
@@ -37,6 +37,7 @@ class ClassState(msgspec.Struct, frozen=True, array_like=True):
     rows: int = 0
     prior: bool = False
     replay: Kept = ()
+    size: int = 0
 
 
 class SpaceState(msgspec.Struct, frozen=True, array_like=True):

@@ -13,6 +13,7 @@ and all; but what else the old label moved, later ones have to. An erasure folds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,7 @@ from streamfold.core import (
 )
 from streamfold.plugins import _gradient
 from streamfold.plugins._averages import Averages
+from streamfold.plugins._budget import MAX_BYTES, label_size
 from streamfold.plugins._gradient import Anchor, Hook, Learner, Optimiser, Rows, Sgd, ShrinkPerturb, State, Upgd
 from streamfold.plugins._gradient_server import GradientServer, Lift
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
@@ -43,7 +45,7 @@ from streamfold.plugins._replay import PRIOR, ClassState, SpaceState, admitted, 
 from streamfold.plugins._settings import one_of, within
 from streamfold.plugins._targets import TEXT, unpacked
 from streamfold.plugins._waiting import Observed, waiting_store
-from streamfold.plugins.label_statistics import WAIT_BOUNDS, LabelStatistics
+from streamfold.plugins.label_statistics import SHARED_BOUNDS, LabelStatistics
 
 _MOST_HEADS = 10_000
 _MOST_COUNTS = 4.0
@@ -71,7 +73,7 @@ class GradientHeadConfig:
     dim : the longest vector without an expansion.
     prior_weight : how much the name of a class counts in its step.
     max_labels, max_classes : of all heads together.
-    wait_s, max_waiting, arms : as of ``label_statistics``.
+    max_bytes, wait_s, max_waiting, arms : as of ``label_statistics``.
     """
 
     loss: Literal["batch", "softmax"] = "batch"
@@ -100,6 +102,7 @@ class GradientHeadConfig:
     prior_weight: float = 1.0
     max_labels: int = 1_000_000
     max_classes: int = 1024
+    max_bytes: int = MAX_BYTES
     wait_s: float = 86_400.0
     max_waiting: int = 10_000
     arms: str = ""
@@ -121,7 +124,7 @@ class GradientHeadConfig:
             anchor=(0.0, 1.0), shrink=(0.5, 1.0), perturb=(0.0, 1.0), exemplars=(1, 1000), every=(1, 2**40),
             decay=(0.0, 0.999999), keep=(1, 100), blend=(0.0, 1.0), new_for=(0, 2**40), expansion=(0, 8192),
             seed=(0, 2**63), dim=(1, 65536), prior_weight=(1e-6, 1e6), max_labels=(1, 2**40), max_classes=(1, 2**20),
-            **WAIT_BOUNDS,
+            **SHARED_BOUNDS,
         )  # fmt: skip
         if self.rate * self.anchor > 1:
             raise ConfigError(
@@ -216,6 +219,41 @@ class GradientHead(LabelStatistics):
     def _keep(self, key: str, phi: bytes | None, stores: Stores) -> None:
         """Vectors are kept of replayed rows alone."""
 
+    def _label_size(self, key: str, label: str, space: str, phi: bytes) -> int:
+        return label_size(key, label, space, 0)
+
+    def _growth(self, head: str, old: LabelRow | None, new: LabelRow | None, phi: int, stores: Stores) -> int:
+        """With what classes that come set aside, and what those that go give back."""
+        grown = super()._growth(head, old, new, phi, stores)
+        ended = ""
+        if old is not None and old.weight:
+            key = f"{head}\0{old.space}\0{old.label}"
+            state: ClassState = stores["states"].get(key)
+            if state.rows == 1 and not state.prior:
+                ended = key
+                grown -= state.size
+        if new is not None and new.weight:
+            key = f"{head}\0{new.space}\0{new.label}"
+            if key == ended or stores["states"].get(key) is None:
+                grown += self._set_aside(phi)
+        return grown
+
+    def _prior_growth(self, key: str, old: bytes, new: bytes, stores: Stores) -> int:
+        if old == new:
+            return 0
+        head, _, label = key.partition("\0")
+        state: ClassState | None = stores["states"].get(f"{head}\0{TEXT}\0{label}")
+        ends = state is not None and bool(old) and not state.rows
+        begins = bool(new) and (state is None or ends)
+        return begins * self._set_aside(len(new)) - (state.size if state is not None and ends else 0)
+
+    def _set_aside(self, phi: int) -> int:
+        """Bytes of a class: a row of each array, and vectors of ``phi`` bytes to replay, with that of its name."""
+        rows = [declared for declared in self.stores if isinstance(declared, Array)]
+        arrays = sum(np.dtype(one.dtype).itemsize * math.prod(one.shape[1:]) for one in rows)
+        size: int = arrays + (self.config.replay + 1) * phi
+        return size
+
     def _class(self, event: Event, prepared: Any, stores: Stores) -> None:
         head, label = event.data.head, event.data.class_
         if prepared is not None:
@@ -245,7 +283,8 @@ class GradientHead(LabelStatistics):
         x = self._lifted(space, [phi, *(stores["phi"].get(key) for _, key in replayed)])
         state: ClassState | None = stores["states"].get(f"{prefix}\0{label}")
         if state is None:
-            state = self._begin(prefix, label, was, x, [one.slot for one, _ in replayed], stores)
+            size = self._set_aside(len(phi))
+            state = self._begin(prefix, label, was, size, x, [one.slot for one, _ in replayed], stores)
             was = msgspec.structs.replace(was, classes=was.classes + 1)
         stores["spaces"].put(prefix, msgspec.structs.replace(was, steps=was.steps + 1))
         slots = [state.slot, *(one.slot for one, _ in replayed)]
@@ -278,14 +317,14 @@ class GradientHead(LabelStatistics):
         return Lift(self.config)(phi).astype(np.float32)
 
     def _begin(
-        self, prefix: str, label: str, was: SpaceState, x: Rows, others: Sequence[int], stores: Stores
+        self, prefix: str, label: str, was: SpaceState, size: int, x: Rows, others: Sequence[int], stores: Stores
     ) -> ClassState:
         """Give a class a row of weights."""
         free = len(stores["free"])
         slot = stores["free"].get(free - 1) if free else len(stores["states"])
         if free:
             stores["free"].delete(free - 1)
-        state = ClassState(slot=slot, place=was.classes, birth=was.steps)
+        state = ClassState(slot=slot, place=was.classes, birth=was.steps, size=size)
         stores["states"].put(f"{prefix}\0{label}", state)
         stores["places"].put(f"{prefix}\0{state.place}", label)
         row = np.zeros(self.config.width, np.float32)

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from streamfold.core import ConfigError, View
+from streamfold.plugins._budget import MAX_BYTES
 from streamfold.plugins._filtered import FilteredState
 from streamfold.plugins._head_quality import RowsServer
 from streamfold.plugins._heads import HeadsServer
 from streamfold.plugins._settings import within
-from streamfold.plugins.label_statistics import WAIT_BOUNDS, LabelStatistics
+from streamfold.plugins.label_statistics import SHARED_BOUNDS, LabelStatistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class KalmanHeadConfig:
     noise : σ², of a label.
     prior_weight : κ, how many labels the name of a class counts for, at the time when it was given.
     max_labels, max_classes : of all heads together.
-    wait_s, max_waiting, arms : as of ``label_statistics``.
+    max_bytes, wait_s, max_waiting, arms : as of ``label_statistics``.
     """
 
     gammas: tuple[float, ...] = (0.997, 0.999, 0.9997)
@@ -43,6 +44,7 @@ class KalmanHeadConfig:
     prior_weight: float = 1.0
     max_labels: int = 1_000_000
     max_classes: int = 10_000
+    max_bytes: int = MAX_BYTES
     wait_s: float = 86_400.0
     max_waiting: int = 10_000
     arms: str = ""
@@ -54,7 +56,7 @@ class KalmanHeadConfig:
         within(
             "kalman_head", self,
             weight_variance=(1e-9, 1e6), noise=(1e-6, 1e6), prior_weight=(1e-6, 1e6), max_labels=(1, 2**40),
-            max_classes=(1, 2**40), **WAIT_BOUNDS,
+            max_classes=(1, 2**40), **SHARED_BOUNDS,
         )  # fmt: skip
 
 

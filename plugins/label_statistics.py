@@ -41,6 +41,7 @@ from streamfold.core import (
     View,
 )
 from streamfold.plugins._arms_of_heads import check_arms, reads_of, weight_of
+from streamfold.plugins._budget import MAX_BYTES, afford, class_size, label_size
 from streamfold.plugins._head_quality import RowsServer
 from streamfold.plugins._heads import HeadsServer
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow, label_name, mixed
@@ -51,7 +52,9 @@ from streamfold.plugins._waiting import Observed, arrived, give_up, wait, waitin
 
 _MOST_WEIGHT = 1e6
 _MOST_HEADS = 10_000
-WAIT_BOUNDS: dict[str, tuple[float, float]] = {"wait_s": (0.0, 1e9), "max_waiting": (1, 2**40)}
+SHARED_BOUNDS: dict[str, tuple[float, float]] = {
+    "wait_s": (0.0, 1e9), "max_waiting": (1, 2**40), "max_bytes": (1, 2**50),
+}  # fmt: skip
 """Of settings that all heads over these rows have."""
 
 
@@ -70,6 +73,7 @@ class LabelStatisticsConfig:
     prior_weight : κ, how many labels the name of a class counts for.
     half_life_s : in which a label's weight halves, by the times of the labels; 0: never.
     max_labels, max_classes : of all heads together.
+    max_bytes : of each head, as ``_budget.py`` counts; what would exceed it is a dead letter (``byte-budget``).
     wait_s : how long a label waits for a target of which nothing is known yet; 0: it does not. max_waiting : targets
         that are waited for.
     arms : the name of a ``head_arms`` policy in the settings, by which labels are weighed in a live A/B; empty: they
@@ -87,6 +91,7 @@ class LabelStatisticsConfig:
     half_life_s: float = 0.0
     max_labels: int = 1_000_000
     max_classes: int = 10_000
+    max_bytes: int = MAX_BYTES
     wait_s: float = 86_400.0
     max_waiting: int = 10_000
     arms: str = ""
@@ -97,7 +102,7 @@ class LabelStatisticsConfig:
             "label_statistics", self,
             gamma=(1e-9, 1e12), shrinkage=(1e-6, 1.0), expansion=(0, 8192), seed=(0, 2**63),
             prior_weight=(1e-6, _MOST_WEIGHT), half_life_s=(0.0, 1e12), max_labels=(1, 2**40), max_classes=(1, 2**40),
-            **WAIT_BOUNDS,
+            **SHARED_BOUNDS,
         )  # fmt: skip
         if self.top_up and self.read_out == "prototype":
             raise ConfigError("label_statistics: top_up with read_out = 'prototype': class means have no weights")
@@ -182,12 +187,21 @@ class LabelStatistics(OfTargets):
 
     def _take(self, head: str, target: str, new: Observed | None, space: str, phi: bytes, stores: Stores) -> None:
         """Replace what a target is labelled. Raises ``EventError`` before anything is changed."""
-        row = LabelRow(new.label, new.weight, new.seq, space, new.at_us) if new is not None else None
-        self._replace(head, f"{head}\0{target}", row, phi, stores)
+        key, row = f"{head}\0{target}", None
+        if new is not None:
+            size = self._label_size(key, new.label, space, phi)
+            row = LabelRow(new.label, new.weight, new.seq, space, new.at_us, size)
+        self._replace(head, key, row, phi, stores)
+
+    def _label_size(self, key: str, label: str, space: str, phi: bytes) -> int:
+        """Bytes that a label takes as it is kept here."""
+        return label_size(key, label, space, len(phi))
 
     def _replace(self, head: str, key: str, new: LabelRow | None, phi: bytes, stores: Stores) -> None:
         labels = stores["labels"]
         old: LabelRow | None = labels.get(key)
+        grown = self._growth(head, old, new, len(phi), stores)
+        afford(head, grown, self.config.max_bytes, stores)
         mark = 0
         if old is not None:
             mark ^= mixed(old.seq)
@@ -201,7 +215,21 @@ class LabelStatistics(OfTargets):
         elif old is not None:
             labels.delete(key)
         self._keep(key, phi if new is not None else None, stores)
-        self._mark(head, (new is not None) - (old is not None), mark, stores)
+        self._mark(head, (new is not None) - (old is not None), mark, grown, stores)
+
+    def _growth(self, head: str, old: LabelRow | None, new: LabelRow | None, phi: int, stores: Stores) -> int:
+        """Bytes by which a head grows when a label with a vector of ``phi`` bytes takes the place of another."""
+        grown = (new.size if new is not None else 0) - (old.size if old is not None else 0)
+        if old is not None and new is not None and old.label == new.label:
+            return grown
+        if old is not None:
+            key = f"{head}\0{old.label}"
+            row: ClassRow = stores["classes"].get(key)
+            if row.labels == 1 and not row.seq:
+                grown -= class_size(key, row)
+        if new is not None and stores["classes"].get(key := f"{head}\0{new.label}") is None:
+            grown += class_size(key, ClassRow())
+        return grown
 
     def _keep(self, key: str, phi: bytes | None, stores: Stores) -> None:
         """Keep a label's vector; None: let go of it."""
@@ -220,10 +248,10 @@ class LabelStatistics(OfTargets):
         else:
             stores["classes"].delete(key)
 
-    def _mark(self, head: str, change: int, mark: int, stores: Stores) -> None:
+    def _mark(self, head: str, change: int, mark: int, grown: int, stores: Stores) -> None:
         """Note in the head's row that something of it changed: by what is there now, not by what happened."""
         old: HeadRow = stores["heads"].get(head) or HeadRow()
-        new = HeadRow(old.rows + change, old.mark ^ mark)
+        new = HeadRow(old.rows + change, old.mark ^ mark, old.bytes + grown)
         if new.rows:
             stores["heads"].put(head, new)
         else:
@@ -233,7 +261,8 @@ class LabelStatistics(OfTargets):
         """Declare a class: named, merged or retired."""
         data = event.data
         key = f"{data.head}\0{data.class_}"
-        old: ClassRow = stores["classes"].get(key) or ClassRow()
+        found: ClassRow | None = stores["classes"].get(key)
+        old = found or ClassRow()
         new = ClassRow(labels=old.labels, seq=event.seq, name=old.name, prior=old.prior, at_us=old.at_us)
         if event.type == "class.upserted":
             prior = packed(prepared) if prepared is not None else b""
@@ -242,9 +271,15 @@ class LabelStatistics(OfTargets):
             new = msgspec.structs.replace(new, into=data.into)
         else:
             new = msgspec.structs.replace(new, retired=True)
+        grown = class_size(key, new) - class_size(key, found) + self._prior_growth(key, old.prior, new.prior, stores)
+        afford(data.head, grown, self.config.max_bytes, stores)
         stores["classes"].put(key, new)
         mark = mixed(event.seq) ^ (mixed(old.seq) if old.seq else 0)
-        self._mark(data.head, 0 if old.seq else 1, mark, stores)
+        self._mark(data.head, 0 if old.seq else 1, mark, grown, stores)
+
+    def _prior_growth(self, key: str, old: bytes, new: bytes, stores: Stores) -> int:
+        """Bytes by which a head grows beside the class's row when a class's name is another."""
+        return 0
 
     def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
         """Delete the rows of a target, exactly; classes and exposures are no targets."""

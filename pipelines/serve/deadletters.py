@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from streamfold.core.errors import InvalidEvent
+from streamfold.core.archive import History
+from streamfold.core.errors import ArchiveMissing, InvalidEvent
 from streamfold.core.events import (
     CloudEvent,
     Envelope,
@@ -32,7 +33,12 @@ _envelope = msgspec.msgpack.Decoder(Envelope).decode
 _STAGES = ("decode", "validate", "prepare", "fold")
 RETRY_SOURCE = "streamfold:retry"
 _LABEL = "label.observed"
-"""Only another label undoes one: what its target says meanwhile may be what it waited for."""
+"""Only another label of its head undoes one: what its target says meanwhile may be what it waited for."""
+_PAGE = 2048
+
+
+class _Labelled(msgspec.Struct):
+    head: str
 
 
 class RetryMany(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -188,8 +194,7 @@ def _skipped(call: Call, letter: DeadLetter) -> NewEvent:
     if not rows or rows[0].effect == ERASED:
         raise Problem("policy-conflict", f"the event at position {letter.position} is gone: drop this dead letter")
     envelope = _envelope(rows[0].body)
-    type_ = _LABEL if envelope.type == _LABEL else None
-    newer = history.newest_seq(workspace, envelope.subject_kind, envelope.subject_id, letter.position, type=type_)
+    newer = _newer(history, workspace, envelope, letter.position)
     if newer is not None:
         detail = (
             f"{envelope.subject_kind} '{envelope.subject_id[:100]}' has a newer event at position {newer}: a retry "
@@ -212,6 +217,30 @@ def _skipped(call: Call, letter: DeadLetter) -> NewEvent:
     return dataclasses.replace(
         event, retry_of=letter.position, body=msgspec.msgpack.encode(body), time_us=envelope.time_us
     )
+
+
+def _newer(history: History, workspace: str, envelope: Envelope, position: int) -> int | None:
+    """Position of a newer event that a retry would undo; of a label that is one of the same target and head."""
+    kind, id_, type_ = envelope.subject_kind, envelope.subject_id, _LABEL if envelope.type == _LABEL else None
+    newest = history.newest_seq(workspace, kind, id_, position, type=type_)
+    if newest is None or type_ is None:
+        return newest
+    head, found, after = _head(envelope), None, position
+    while after < newest:
+        try:
+            page = history.read(workspace, after, _PAGE, upto=newest, types=[_LABEL])
+        except ArchiveMissing:
+            return newest  # what is gone may have been of this head
+        for row in page.rows:
+            label = _envelope(row.body) if row.effect != ERASED else None
+            if label is not None and (label.subject_kind, label.subject_id) == (kind, id_) and _head(label) == head:
+                found = row.seq
+        after = page.rows[-1].seq if len(page.rows) == _PAGE else newest
+    return found
+
+
+def _head(label: Envelope) -> str:
+    return msgspec.json.decode(label.data, type=_Labelled).head
 
 
 def _undecoded(call: Call, letter: DeadLetter) -> NewEvent:

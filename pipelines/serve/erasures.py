@@ -20,7 +20,10 @@ from streamfold.pipelines.serve.events import outcomes
 from streamfold.pipelines.serve.problems import Problem, at, of_invalid
 
 KINDS = ("user", "item", "document")
-_WHEN_COMPARED = "compared when asked for, since it folds the whole log: POST /v1/policies/{name}/verify, or streamfold erase --verify"
+_WHEN_COMPARED = (
+    "compared when asked for, since it folds the whole log: POST /v1/policies/{name}/verify, "
+    "or streamfold erase --verify"
+)
 _HIDDEN_WITHIN_S = 5.0
 NOT_COVERED = (
     "Kafka topics and whatever else sent the events: they can send them again, which has no effect here",

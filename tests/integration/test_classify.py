@@ -148,6 +148,54 @@ def test_a_label_waits_for_its_target_and_is_retried_when_it_came_too_late(tmp_p
         service.stop()
 
 
+def test_a_late_label_is_retried_unless_its_own_head_has_a_newer_one_of_its_target(tmp_path: Path) -> None:
+    """What another head says of the same target is not undone by it."""
+    service = EmbeddedService(tmp_path, policies={"label_statistics": {"wait_s": 0.0}})
+    try:
+        service.send([label("late", document_id="d"), label("oak", "wood", document_id="d")])
+        letters = service.get("/v1/dead-letters")["items"]
+        assert [one["code"] for one in letters] == ["unknown-target", "unknown-target"]
+        service.send([("document.upserted", {"document_id": "d", "text": "a mahogany chest"})])
+        service.send(
+            [label("ash", "wood", document_id="d"), label("new", text="a lamp"), label("ash", "wood", text="x")]
+        )
+        first, second = (f"/v1/dead-letters/{one['dead_letter_id']}/retry" for one in letters)
+        refused = service.client.post(second)
+        assert (refused.status_code, refused.json()["code"]) == (409, "policy-conflict")
+        assert "has a newer event at position 4" in refused.json()["detail"]
+        answer = service.client.post(first)
+        assert answer.status_code == 202, answer.text
+        service.send([label("new", text="the last lamp")])
+        assert best(service, document_id="d") == "late"
+        assert best(service, "wood", document_id="d") == "ash"
+        assert [one["dead_letter_id"] for one in service.get("/v1/dead-letters")["items"]] == [
+            letters[1]["dead_letter_id"]
+        ]
+    finally:
+        service.stop()
+
+
+def test_a_label_over_the_budget_is_retried_when_others_were_retracted(tmp_path: Path) -> None:
+    service = EmbeddedService(tmp_path, policies={"label_statistics": {"max_bytes": 2500}})
+    try:
+        service.send([label("a lamp", text="one"), label("a desk", text="two")])
+        assert service.get("/v1/dead-letters")["items"] == [], "two texts of 1 kB each fit"
+        service.send([label("a lamp", text="three")])
+        [letter] = service.get("/v1/dead-letters")["items"]
+        assert (letter["code"], letter["stage"]) == ("byte-budget", "fold")
+        assert "its budget is 2,500 (max_bytes)" in letter["detail"]
+        service.send([label(None, text="two")])
+        answer = service.client.post(f"/v1/dead-letters/{letter['dead_letter_id']}/retry")
+        assert answer.status_code == 202, answer.text
+        service.send([("user.upserted", {"user_id": "u", "properties": {"about": "lamps"}})])
+        assert service.get("/v1/dead-letters")["items"] == []
+        assert {one["label"] for one in ask(service, targets=[{"text": "one"}])["predictions"][0]["labels"]} == {
+            "a lamp"
+        }
+    finally:
+        service.stop()
+
+
 def test_who_is_erased_is_gone_from_what_is_answered(mail: EmbeddedService) -> None:
     mail.send([
         ("user.upserted", {"user_id": "ann", "properties": {"about": "violins and cellos"}}),
