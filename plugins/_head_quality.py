@@ -2,9 +2,10 @@
 
 The rows themselves tell: a state is built of all rows but the last ones, and these are scored and then learned, block
 by block, in order of the log (test-then-train; Gama et al., On evaluating stream learning algorithms, 2013,
-doi:10.1007/s10994-012-5320-9). So nothing is written while labels are folded, a shadow is measured as live is, and
-what was erased, replaced or retracted counts no more. It is worked out when somebody asks, and kept until a label
-comes.
+doi:10.1007/s10994-012-5320-9). A block holds as many labels as are known before it, 64 at most, so all but the very
+first label are scored; the name of a class counts from where the class was declared last. So nothing is written while
+labels are folded, a shadow is measured as live is, and what was erased, replaced or retracted counts no more. It is
+worked out when somebody asks, and kept until a label comes.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import numpy as np
 
 from streamfold.core import QualityPoint, Scored, View
 from streamfold.core.quality import calibration_error
-from streamfold.plugins._heads import HeadsServer, HeadState, MakeState, Row, SpaceState, guide
+from streamfold.plugins._heads import ClassesOf, HeadsServer, HeadState, MakeState, Row, SpaceState, guide
 from streamfold.plugins._labels import HeadRow
-from streamfold.plugins._named_targets import Named, names_of
+from streamfold.plugins._named_targets import names_of
 from streamfold.plugins._sums import Floats
 from streamfold.plugins._targets import TEXT, unpacked
 
@@ -90,11 +91,23 @@ class MeasuredLabels(ABC):
 
 @dataclass(slots=True)
 class Rows:
-    """The rows of one head, by space, as they stood; ``tested``: what came of them, once it was worked out."""
+    """The rows of one head, by space, as they stood; ``tested``: what came of them, once it was worked out.
+
+    ``declared``: by a prior's key, the event that declared its class last.
+    """
 
     mark: HeadRow
     spaces: Mapping[str, Sequence[tuple[str, Row]]]
+    declared: Mapping[str, int]
     tested: list[Tested] | None = None
+
+
+class Learned(NamedTuple):
+    """A row that counts from an event on: a label's, or that of a class's name."""
+
+    seq: int
+    key: str
+    row: Row
 
 
 class Gathered:
@@ -139,7 +152,11 @@ class RowsServer(HeadsServer):
             if held is None or held.mark != mark:
                 state = HeadState(self._config, name, Gathered)
                 state.follow(self._view, mark)
-                held = Rows(mark, {space: list(one.rows.items()) for space, one in state.spaces.items()})
+                spaces = {space: list(one.rows.items()) for space, one in state.spaces.items()}
+                declared = {
+                    f"{name}\0\0{label}": row.seq for label, row in ClassesOf(self._view["classes"], name).items()
+                }
+                held = Rows(mark, spaces, declared)
             found[name] = held
         self._measured = found
         return RowsMeasured(self._config, self._make, found)
@@ -156,47 +173,56 @@ class RowsMeasured(MeasuredLabels):
         for name, held in self._heads.items():
             if head in (None, name):
                 if held.tested is None:
-                    priors = [(row.label, row.phi) for _, row in held.spaces.get(TEXT, ()) if row.source is None]
-                    named = names_of(priors)
+                    priors = [
+                        Learned(held.declared[key], key, row)
+                        for key, row in held.spaces.get(TEXT, ())
+                        if row.source is None
+                    ]
                     held.tested = [
-                        one for space, rows in held.spaces.items() for one in self._test(name, space, rows, named)
+                        one for space, rows in held.spaces.items() for one in self._test(name, space, rows, priors)
                     ]
                 yield from held.tested
 
-    def _test(self, head: str, space: str, rows: Sequence[tuple[str, Row]], named: Named) -> list[Tested]:
+    def _test(self, head: str, space: str, rows: Sequence[tuple[str, Row]], priors: Sequence[Learned]) -> list[Tested]:
         """Score the last rows, each block by all before it. O(rows + blocks × solve)."""
-        labels = [(key, row) for key, row in rows if row.source is not None and row.weight]
-        last = sorted(labels, key=lambda one: one[1].source.seq if one[1].source is not None else 0)[-_LAST:]
-        kept = dict(last)
-        before = {key: row for key, row in rows if key not in kept}
+        last = sorted(
+            (Learned(row.source.seq, key, row) for key, row in rows if row.source is not None and row.weight)
+        )[-_LAST:]
+        if not last:
+            return []
+        kept = {one.key for one in last}
         size = len(rows[0][1].phi) // (4 if space == TEXT else 8)
         state = self._make(self._config, space, size)
-        guide([state], named)
-        if before:
+        if before := {key: row for key, row in rows if key not in kept and row.source is not None}:
             state.update((), before)
         found: list[Tested] = []
-        for start in range(0, len(last), _BLOCK):
-            block = last[start : start + _BLOCK]
+        start = since = 0
+        while start < len(last):
+            block = last[start : start + min(_BLOCK, max(1, len(before) + start))]
+            now = block[0].seq
+            if space == TEXT and (come := {one.key: one.row for one in priors if since <= one.seq < now}):
+                state.update((), come)
+            guide([state], names_of((one.row.label, one.row.phi) for one in priors if one.seq < now))
             if state.rows:
                 solved = state.head()
-                phi = unpacked(b"".join(row.phi for _, row in block), space).reshape(len(block), size)
+                phi = unpacked(b"".join(one.row.phi for one in block), space).reshape(len(block), size)
                 found += _expected(head, block, solved.names, solved.probabilities(state.lift(phi)))
-            state.update((), dict(block))
+            state.update((), {one.key: one.row for one in block})
+            start, since = start + len(block), now
         return found
 
 
-def _expected(head: str, block: Sequence[tuple[str, Row]], names: Sequence[str], chances: Floats) -> Iterable[Tested]:
+def _expected(head: str, block: Sequence[Learned], names: Sequence[str], chances: Floats) -> Iterable[Tested]:
     """Hold what was expected against the labels; a class that was not there yet had no chance."""
     place = {name: number for number, name in enumerate(names)}
     likeliest, sure = chances.argmax(axis=1).tolist(), chances.max(axis=1).tolist()
-    for number, (key, row) in enumerate(block):
-        assert row.source is not None
+    for number, (seq, key, row) in enumerate(block):
         assert row.label is not None
         code = place.get(row.label)
         chance = float(chances[number, code]) if code is not None else 0.0
         target = crc32(key.partition("\0")[2].encode("utf-8", "surrogatepass"))
         right = likeliest[number] == code
-        yield Tested(row.source.seq, row.at_us, target, head, row.label, chance, right, sure[number])
+        yield Tested(seq, row.at_us, target, head, row.label, chance, right, sure[number])
 
 
 def _point(at_us: int, rows: Sequence[Tested], best: dict[tuple[str, str], float]) -> QualityPoint:
