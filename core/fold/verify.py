@@ -102,14 +102,15 @@ def _at_one_commit(context: Context, workspace: str, group: Group, live: GroupSt
             raise CorruptCheckpoint(f"group {group.name}: a newer checkpoint took the place of commit {commit_no}")
 
 
-def note_deltas(context: Context, workspace: str, verdict: Verdict) -> None:
-    """Write how far each policy is from the log folded afresh into the reports of the complete erasures it came to.
+def note_deltas(context: Context, workspace: str, verdict: Verdict, *, began_us: int) -> None:
+    """Write how far each policy is from the log folded afresh into the reports of the erasures that were over when the
+    verification began: of later ones the fold may have met the subject.
 
     Without the key at which it is farthest: that may name somebody who is erased later.
     """
     at = {"position": verdict.watermark, "at_us": context.clock.now_us()}
     shown = {name: json.dumps(_without_keys(delta) | at) for name, delta in verdict.deltas.items()}
-    context.ledger.note_deltas(workspace, verdict.group, verdict.watermark, shown)
+    context.ledger.note_deltas(workspace, verdict.group, verdict.watermark, shown, over_by_us=began_us)
 
 
 def _without_keys(delta: Delta) -> dict[str, Any]:

@@ -237,9 +237,9 @@ class EraseMixin(Base):
         sql = "update erasures set state = ?, completed_us = ? where workspace = ? and position = ?"
         self._write(lambda tx: tx.run(sql, (state, at_us, workspace, position)))
 
-    def note_deltas(self, workspace: str, group: str, upto: int, deltas: Mapping[str, str]) -> None:
+    def note_deltas(self, workspace: str, group: str, upto: int, deltas: Mapping[str, str], *, over_by_us: int) -> None:
         def job(tx: Tx) -> None:
-            found = tx.all(_REPORTS, (workspace, group, upto, _MOST_REPORTS))
+            found = tx.all(_REPORTS, (workspace, group, upto, over_by_us, _MOST_REPORTS))
             rows = []
             for position, text in found:
                 report = json.loads(text or "{}")
@@ -252,7 +252,8 @@ class EraseMixin(Base):
 
 _REPORTS = """select e.position, e.report from erasures e join erasure_groups g
     on g.workspace = e.workspace and g.position = e.position
-    where e.workspace = ? and g.grp = ? and e.position <= ? and e.completed_us > 0 order by e.position desc limit ?"""
+    where e.workspace = ? and g.grp = ? and e.position <= ? and e.completed_us > 0 and e.completed_us <= ?
+    order by e.position desc limit ?"""
 _EMPTY = f"""update log set effect = {ERASED}, body = ?, subject_kind = '', subject_id = ''
     where workspace = ? and seq = ?"""
 # Also where the id was forgotten since (``prune_dedup``): an erased event is to have no effect however late it comes.

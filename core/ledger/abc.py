@@ -743,9 +743,9 @@ class Ledger(Protocol):
 
     def end_erasure(self, workspace: str, position: int, state: str, at_us: int) -> None: ...
 
-    def note_deltas(self, workspace: str, group: str, upto: int, deltas: Mapping[str, str]) -> None:
-        """Write into the reports of the newest erasures up to a position that are over, and that a group has
-        forgotten: under ``deltas``, by group and ``name@version``, values as JSON in the place of those there."""
+    def note_deltas(self, workspace: str, group: str, upto: int, deltas: Mapping[str, str], *, over_by_us: int) -> None:
+        """Write into the reports of the newest erasures up to a position that were over by a time, and that a group
+        has forgotten: under ``deltas``, by group and ``name@version``, values as JSON in the place of those there."""
 
     def settle(self) -> None:
         """Have the database give up old versions of changed rows: SQLite's write-ahead log and unused parts of pages,

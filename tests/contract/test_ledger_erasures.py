@@ -15,9 +15,10 @@ def test_deltas_go_into_the_reports_of_erasures_that_are_over_and_that_the_group
     for position in (1, 3, 4):
         ledger.empty_erasure(WORKSPACE, position, json.dumps({"stores": []}), freed=0)
         ledger.end_erasure(WORKSPACE, position, "complete", 5)
-    ledger.note_deltas(WORKSPACE, "m", 3, {"a@1": '{"max_abs": 0.5}', "b@1": '{"max_abs": 0.0}'})
-    ledger.note_deltas(WORKSPACE, "other", 3, {"c@1": '{"max_abs": 1.0}'})
-    ledger.note_deltas(WORKSPACE, "m", 3, {"a@1": '{"max_abs": 0.25}'})
+    ledger.note_deltas(WORKSPACE, "m", 3, {"a@1": '{"max_abs": 0.5}', "b@1": '{"max_abs": 0.0}'}, over_by_us=5)
+    ledger.note_deltas(WORKSPACE, "other", 3, {"c@1": '{"max_abs": 1.0}'}, over_by_us=6)
+    ledger.note_deltas(WORKSPACE, "m", 3, {"a@1": '{"max_abs": 0.25}'}, over_by_us=5)
+    ledger.note_deltas(WORKSPACE, "m", 9, {"a@1": '{"max_abs": 9.0}'}, over_by_us=4)  # over later than that
     found = [ledger.erasure(WORKSPACE, position) for position in (1, 2, 3, 4)]
     reports = [None if one is None else json.loads(one.report or "{}") for one in found]
     assert reports == [

@@ -205,7 +205,7 @@ def test_the_reports_of_erasures_that_are_over_take_the_number_without_a_key(tmp
         world.send("user.erased", {"user_id": "later"})
         world.fold()
         [verdict] = world.verify().values()
-        note_deltas(world.context, world.workspace, verdict)
+        note_deltas(world.context, world.workspace, verdict, began_us=world.clock.now_us())
         first, second = (world.ledger.erasure(world.workspace, position) for position in (3, 4))
         assert first is not None
         assert second is not None
