@@ -24,6 +24,7 @@ from streamfold.core.errors import (
     StoreError,
     StoreFull,
     StreamfoldError,
+    WrongBase,
 )
 from streamfold.core.events import CloudEvent, Event, EventType, KafkaRecord, NewEvent, Subject, TopicMapping
 from streamfold.core.events.types import ExtractedEntity, ExtractedRelation
@@ -186,6 +187,7 @@ __all__ = [
     "Vectors",
     "View",
     "Watcher",
+    "WrongBase",
     "WrongTarget",
     "best_slots",
     "class_name",

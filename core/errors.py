@@ -7,6 +7,7 @@
     ├── InvalidEvent          an input that is not an acceptable event (HTTP 422, Kafka: dead letter)
     ├── EventIdReused         same source and id, other content (HTTP 409)
     ├── ConfigError           settings or policy configuration are wrong; says which key and what is near
+    │   └── WrongBase         weights of different bases (features, layers, starts) would be averaged
     ├── PluginError           a plugin cannot be loaded or declares something twice
     ├── VersionError          a version cannot be promoted, rolled back to, skipped in or retired
     │   ├── VersionConflict   its slot or state does not allow it, or it may never be served (erased-from)
@@ -72,6 +73,10 @@ class ConfigError(StreamfoldError):
     """Settings or a policy's configuration are wrong."""
 
 
+class WrongBase(ConfigError):
+    """What a policy would average its weights with has another base: the average would mean nothing."""
+
+
 class PluginError(StreamfoldError):
     """A plugin cannot be loaded, or registers a name that is taken."""
 
@@ -81,7 +86,11 @@ class VersionError(StreamfoldError):
 
 
 class VersionConflict(VersionError):
-    """Slots or state do not allow it now, or ever."""
+    """Slots or state do not allow it now, or ever; ``rules``: those that it fails, as plain values."""
+
+    def __init__(self, detail: str, rules: Sequence[Mapping[str, object]] = ()) -> None:
+        super().__init__(detail)
+        self.rules = list(rules)
 
 
 class NotCaughtUp(VersionError):

@@ -522,6 +522,9 @@ class Policy:
     whole one."""
     hears: tuple[str, ...] = ()
     """Of ``reads``, those of whom ``fold_gathered`` is told what theirs returned; the others are read in ``gather``."""
+    averages_with: tuple[str, ...] = ()
+    """Of ``reads``, those with whose weights this policy's are averaged when it serves: their base has to be the same
+    (``check_reads`` raises ``WrongBase``; core compares the backends), also with what is live of these names."""
     may_use: ClassVar[tuple[str, ...]] = ()
     """Kinds that are pinned too where the settings configure them: ``extractor``."""
     Config: ClassVar[type] = NoConfig

@@ -99,9 +99,21 @@ class GradientServer(HeadsServer):
         self._lift = Lift(config)
         self._read: OrderedDict[tuple[str, str], tuple[Any, Head, dict[str, str]]] = OrderedDict()
 
-    def weights(self, states: Mapping[str, ClassState], steps: int) -> Floats:
+    def weights(self, prefix: str, states: Mapping[str, ClassState], steps: int) -> Floats:
         """Rows of classes' weights, as they are served after so many steps."""
-        slots = [one.slot for one in states.values()]
+        own = self._own_weights([one.slot for one in states.values()], steps)
+        if not self._config.blend_with or not len(own):
+            return own
+        other = self._view.of(self._config.blend_with)
+        told = {label: other["states"].get(f"{prefix}\0{label}") for label in states}
+        known = {label: state for label, state in told.items() if state is not None}
+        if known:  # a class that the other does not know is served as it is here
+            shared = [place for place, label in enumerate(states) if label in known]
+            theirs = other.server.weights(prefix, known, other["spaces"].get(prefix).steps)
+            own[shared] = self._config.blend * own[shared] + (1 - self._config.blend) * theirs
+        return own
+
+    def _own_weights(self, slots: list[int], steps: int) -> Floats:
         if (averages := self._config.averages) is not None:
             averaged: Floats = averages.read(slots, steps, self._config.blend, self._view)
             return averaged
@@ -114,7 +126,7 @@ class GradientServer(HeadsServer):
             self._read.pop((name, space), None)
             raise WrongTarget(index, f"head {name[:64]!r} has no labels")
         # a label that came and was retracted leaves the head's row as it was, and another number of steps
-        now = (row, self._view["spaces"].get(f"{name}\0{space}"))
+        now = (row, self._view["spaces"].get(f"{name}\0{space}"), self._other(name, space))
         with self._hold(name).lock:
             held = self._read.get((name, space))
             if held is None or held[0] != now:
@@ -130,6 +142,13 @@ class GradientServer(HeadsServer):
                 if len(self._read) > _SPACES:
                     self._read.popitem(last=False)
         return self._lift, held[1], held[2]
+
+    def _other(self, name: str, space: str) -> Any:
+        """Up to where the head is whose weights are mixed in."""
+        if not self._config.blend_with:
+            return None
+        other = self._view.of(self._config.blend_with)
+        return other["heads"].get(name), other["spaces"].get(f"{name}\0{space}")
 
     def _head(self, name: str, space: str) -> tuple[Head, dict[str, str]] | None:
         prefix, start = f"{name}\0{space}", len(name) + 1
@@ -148,7 +167,9 @@ class GradientServer(HeadsServer):
         groups = np.array([names.index(str(read_as[label])) for label in states])
         n = np.bincount(groups, [float(one.rows + one.prior) for one in states.values()]).astype(np.float64)
         rows = self._rows(states, space)
-        scores = self._scores(self.weights(states, steps), groups, new, rows, [one.slot for one in states.values()])
+        scores = self._scores(
+            self.weights(prefix, states, steps), groups, new, rows, [one.slot for one in states.values()]
+        )
         shown = {label: row.name for label, row in known.items() if row.name}
         return _calibrated(names, n, scores, groups, rows), shown
 

@@ -14,7 +14,7 @@ and all; but what else the old label moved, later ones have to. An erasure folds
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -29,10 +29,12 @@ from streamfold.core import (
     Event,
     EventError,
     NeedsRebuild,
+    Policy,
     Stores,
     Subject,
     Table,
     View,
+    WrongBase,
 )
 from streamfold.plugins import _gradient
 from streamfold.plugins._averages import Averages
@@ -69,6 +71,8 @@ class GradientHeadConfig:
     average : what is served: ``none`` (the weights), or their ``ema``, ``swa``, ``lawa`` or ``stock`` over checkpoints,
         one every ``every`` steps. decay : of ``ema``. keep : of ``lawa`` and ``stock``. blend : how much the average
         counts beside the weights.
+    blend_with : the name of another ``gradient_head`` over the same base (``dim``, ``expansion`` and its ``seed``,
+        ``init``): served are ``blend`` times these weights and the rest of that one's, class by class.
     expansion : units of a fixed random ReLU layer; 0: none. seed : of that layer and of all chance.
     dim : the longest vector without an expansion.
     prior_weight : how much the name of a class counts in its step.
@@ -96,6 +100,7 @@ class GradientHeadConfig:
     decay: float = 0.9
     keep: int = 5
     blend: float = 1.0
+    blend_with: str = ""
     expansion: int = 0
     seed: int = 0
     dim: int = 384
@@ -136,6 +141,18 @@ class GradientHeadConfig:
         if self.align == "translation" and not self.replay:
             raise ConfigError("gradient_head: align is 'translation' with replay = 0: there are no rows to translate")
 
+        if self.blend_with and (self.average != "none" or self.read_out != "linear"):
+            raise ConfigError(
+                f"gradient_head: blend_with with average = {self.average!r} and read_out = {self.read_out!r}: weights "
+                "are averaged with another head's, or with their own, and are read by 'linear'"
+            )
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """What weights must share to be averaged."""
+        layer = {"seed": self.seed} if self.expansion else {}
+        return {"dim": self.dim, "expansion": self.expansion, "init": self.init, **layer}
+
     @property
     def width(self) -> int:
         """Of a row of weights, with the bias."""
@@ -166,6 +183,7 @@ class GradientHead(LabelStatistics):
         c: GradientHeadConfig = self.config
         shape = (c.max_classes, c.width)
         self._averages = c.averages
+        self.reads = self.averages_with = (c.blend_with,) if c.blend_with else ()
         self.stores = (
             Table("heads", key=str, value=HeadRow, max_rows=_MOST_HEADS, on_full="refuse"),
             Table("classes", key=str, value=ClassRow, max_rows=c.max_classes, on_full="refuse"),
@@ -183,6 +201,20 @@ class GradientHead(LabelStatistics):
             *((Array("totals", shape=(c.max_classes, c.width + 1), dtype="float64"),) if _totals(c) else ()),
             *(self._averages.stores(*shape) if self._averages else ()),
         )
+
+    def check_reads(self, read: Mapping[str, Policy]) -> None:
+        """Weights are averaged with those of a gradient head of the same base."""
+        for name, other in read.items():
+            if not isinstance(other, GradientHead) or other.config.blend_with:
+                what = "blended itself" if isinstance(other, GradientHead) else f"a {other.name}"
+                raise ConfigError(
+                    f"gradient_head: blend_with names {name!r}, which is {what}: name a gradient_head that is not"
+                )
+            mine, theirs = self.config.base, other.config.base
+            keys = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+            if keys:
+                told = ", ".join(f"{key} {theirs.get(key)} beside {mine.get(key)}" for key in keys)
+                raise WrongBase(f"gradient_head: blend_with names {name!r}, which is of another base: {told}")
 
     @cached_property
     def _learner(self) -> Learner:

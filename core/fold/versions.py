@@ -18,7 +18,16 @@ from typing import Any, Literal, TypeVar
 from streamfold.core.arms import MILLION
 from streamfold.core.clock import US
 from streamfold.core.context import Context, Group, group_name, pinned
-from streamfold.core.errors import ConfigError, GateFailed, NotCaughtUp, OutOfReach, VersionConflict, nearest
+from streamfold.core.errors import (
+    ConfigError,
+    GateFailed,
+    NotCaughtUp,
+    OutOfReach,
+    VersionConflict,
+    WrongBase,
+    nearest,
+)
+from streamfold.core.fold.bases import other_bases
 from streamfold.core.fold.erasure import holds_erased
 from streamfold.core.fold.stores import checkpoint_root
 from streamfold.core.hooks import GateRule
@@ -52,6 +61,7 @@ def plan(
     Raises
     ------
     ConfigError : no such policy, or a configuration that it does not take.
+    WrongBase : it would average its weights with those of another base.
     VersionConflict : the same instance runs already, or ``slot="live"`` while another is live.
     OutOfReach : events that it would fold have left the log, and the archive does not have them.
     """
@@ -69,6 +79,8 @@ def plan(
         raise
     except Exception as error:  # a plugin's own check of its configuration
         raise ConfigError(f"[policies.{name}] the policy {use!r} cannot be made with this: {error!r}") from error
+    if wrong := other_bases(context, workspace, group):
+        raise WrongBase("; ".join(wrong))
     _require_reach(context, workspace, group, "add it from now (--from now)")
     have = [i for i in ledger.instances(workspace) if i.slot != "retired"]
     for row in rows:
@@ -224,8 +236,8 @@ def split(
     return experiment
 
 
-def blockers(context: Context, workspace: str, group: Group) -> list[str]:
-    """Why a version may not be promoted or rolled back to just now; ``force`` overrides none of them.
+def blockers(context: Context, workspace: str, group: Group) -> list[GateRule]:
+    """The rules by which a version may not be promoted or rolled back to just now; ``force`` overrides none of them.
 
     This is the one place that promote, rollback and the takeover of a changed declaration ask. One of them
     is an erasure that the version has not come to: what its stores still hold must never be served.
@@ -233,18 +245,21 @@ def blockers(context: Context, workspace: str, group: Group) -> list[str]:
     state = context.ledger.group(workspace, group.name)
     found = []
     if state.halted is not None:
-        found.append(f"{group.name} is halted: {state.halted.partition(chr(10))[0]}")
+        found.append(("not_halted", f"{group.name} is halted: {state.halted.partition(chr(10))[0]}"))
     if state.paused:
-        found.append(f"{group.name} is paused: resume it first")
+        found.append(("not_paused", f"{group.name} is paused: resume it first"))
     names = {runtime.instance.name for runtime in group.runtimes}
     rows = [i for i in context.ledger.instances(workspace) if i.slot == "live"]
     demoted = {i.group for i in rows if i.name in names}
     if left_behind := sorted(i.name for i in rows if i.group in demoted and i.name not in names):
-        found.append(f"wrong base: {', '.join(left_behind)} would lose what it reads; add it with a copy of its own")
+        lose = f"wrong base: {', '.join(left_behind)} would lose what it reads; add it with a copy of its own"
+        found.append(("readers_kept", lose))
+    found += [("same_base", f"wrong base: {why}") for why in other_bases(context, workspace, group)]
     if positions := holds_erased(context.ledger, workspace, group.name):
         erasures = ", ".join(map(str, positions))
-        found.append(f"{group.name} may still hold what erasure {erasures} removes: wait until it has forgotten it")
-    return found
+        still = f"{group.name} may still hold what erasure {erasures} removes: wait until it has forgotten it"
+        found.append(("not_erased_from", still))
+    return [GateRule(rule=rule, passed=False, detail=detail) for rule, detail in found]
 
 
 def gate(context: Context, workspace: str, group: Group) -> list[dict[str, Any]]:
@@ -257,8 +272,8 @@ def gate(context: Context, workspace: str, group: Group) -> list[dict[str, Any]]
 
 
 def _refuse_blocked(context: Context, workspace: str, group: Group) -> None:
-    if reasons := blockers(context, workspace, group):
-        raise VersionConflict("; ".join(reasons))
+    if failed := blockers(context, workspace, group):
+        raise VersionConflict("; ".join(rule.detail for rule in failed), [asdict(rule) for rule in failed])
 
 
 def _take_over(context: Context, workspace: str, group: Group, audit: AuditEntry) -> Promoted:

@@ -17,10 +17,19 @@ import msgspec
 from starlette.responses import Response
 
 from streamfold.core.context import Group
-from streamfold.core.errors import ConfigError, GateFailed, NotCaughtUp, OutOfReach, VersionConflict, nearest
+from streamfold.core.errors import (
+    ConfigError,
+    GateFailed,
+    NotCaughtUp,
+    OutOfReach,
+    VersionConflict,
+    WrongBase,
+    nearest,
+)
 from streamfold.core.events import check_text
 from streamfold.core.fold import note_deltas, verify_group, versions
 from streamfold.core.fold.estimate import Estimate, estimate
+from streamfold.core.hooks import GateRule
 from streamfold.core.ledger.abc import AuditEntry
 from streamfold.core.views import WorkspaceView
 from streamfold.pipelines.serve import examples
@@ -84,6 +93,9 @@ async def add(call: Call) -> Response:
                 context, workspace, name=body.name, use=use, values=body.config, slot=body.slot, start=body.start,
                 rate=body.rate or 0,
             )  # fmt: skip
+        except WrongBase as error:
+            rule = GateRule(rule="same_base", passed=False, detail=str(error))
+            raise VersionConflict(f"wrong base: {error}", [asdict(rule)]) from error
         except ConfigError as error:
             raise at("/config", "invalid-value", str(error)) from error
         cost = estimate(context, workspace, rows)
@@ -116,8 +128,9 @@ def _verify(call: Call, body: Action, group: Group, reason: str) -> Job:
     context, workspace = call.service.node.context, call.workspace
 
     def work(step: Progress) -> Any:
+        began_us = context.clock.now_us()
         verdict = verify_group(context, workspace, group, step)
-        note_deltas(context, workspace, verdict)
+        note_deltas(context, workspace, verdict, began_us=began_us)
         return msgspec.to_builtins(verdict, str_keys=True)
 
     _audit(call, "verify", group.name, reason)
@@ -290,7 +303,8 @@ def _refusals() -> Iterator[None]:
     except GateFailed as error:
         raise Problem("gate-failed", str(error), extra={"gate": error.rules}) from error
     except VersionConflict as error:
-        raise Problem("policy-conflict", str(error)) from error
+        failed: dict[str, Any] = {"gate": error.rules} if error.rules else {}
+        raise Problem("policy-conflict", str(error), extra=failed) from error
 
 
 def _reason(given: str | None, what: str) -> str:

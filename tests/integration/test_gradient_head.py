@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,3 +90,41 @@ def test_who_is_erased_is_unlearned_by_folding_afresh(mail: EmbeddedService) -> 
     [told] = ask(mail, **asked)["predictions"][0]["labels"]
     assert told["label"] == "sport"
     assert ask(mail, targets=[{"text": "cheap pills"}])["predictions"][0]["labels"][0]["label"] == "spam"
+
+
+def test_weights_of_two_bases_are_not_averaged_and_the_refusal_names_the_criterion(tmp_path: Path) -> None:
+    """Interpolation with what is live, added and promoted: over its base alone, ``force`` or not."""
+    service = EmbeddedService(tmp_path, policies={"topics": {"use": "gradient_head"}, "label_statistics": {}})
+
+    def add(name: str, **config: Any) -> Any:
+        body = {"name": name, "use": "gradient_head", "config": config, "reason": "try"}
+        return service.client.post("/v1/policies", json=body)
+
+    def promote(name: str) -> Any:
+        return service.client.post(f"/v1/policies/{name}/promote", json={"reason": "try", "force": True})
+
+    def is_same_base(refused: Any, says: str) -> None:
+        assert (refused.status_code, refused.json()["code"]) == (409, "policy-conflict"), refused.text
+        [rule] = refused.json()["gate"]
+        assert (rule["rule"], rule["passed"]) == ("same_base", False)
+        assert says in rule["detail"]
+
+    try:
+        service.send([label("spam", text=text) for text in SPAM] + [label("ham", text=text) for text in HAM])
+        is_same_base(add("mixed", blend_with="topics", expansion=64), "expansion 0 beside 64")
+        kind = add("mixed", blend_with="label_statistics")
+        assert (kind.status_code, kind.json()["code"]) == (422, "invalid-value")
+        assert add("mixed", blend_with="topics", blend=0.5, rate=1.0).status_code == 202
+        other = add("topics", expansion=64)
+        assert other.status_code == 202
+        service.send([label("spam", text="money, money")])
+        taken = promote(other.json()["policy"])
+        assert taken.status_code == 202, taken.text
+        is_same_base(promote("mixed"), "expansion 64 beside 0")
+        rolled = service.client.post("/v1/policies/topics/rollback", json={"reason": "the base that was"})
+        assert rolled.status_code == 202, rolled.text
+        assert promote("mixed").status_code == 202
+        [found] = ask(service, targets=[{"text": "cheap pills"}], policy="mixed")["predictions"]
+        assert found["labels"][0]["label"] == "spam"
+    finally:
+        service.stop()
