@@ -78,6 +78,16 @@ def test_a_class_that_the_other_does_not_know_is_served_as_it_is(tmp_path: Path)
         assert (view.server.weights("h\0text", states, 24) == own).all()
 
 
+def test_a_blended_head_is_measured_as_others_are(tmp_path: Path) -> None:
+    policies = {"topics": LIVE, "mixed": MIXED, "head_quality": {"head": "mixed"}}
+    with make(tmp_path, policies) as world:
+        teach(world)
+        tested = list(world.view.member("head_quality").server.measured().tested("h"))
+        assert [one.seq for one in tested] == list(range(2, 25))
+        assert sum(one.right for one in tested) > len(tested) / 2
+        assert all(verdict.equal for verdict in world.verify().values())
+
+
 @pytest.mark.parametrize(
     ("other", "says"),
     [
