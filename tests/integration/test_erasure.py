@@ -201,7 +201,7 @@ def test_workers_on_postgresql_erase(tmp_path: Path, postgres_database: str) -> 
 
 
 def _wait_ready(client: httpx.Client, log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
         try:
             if client.get("/readyz").status_code == 200:
