@@ -184,7 +184,7 @@ class GradientHead(LabelStatistics):
         shape = (c.max_classes, c.width)
         self._averages = c.averages
         self.averages_with = (c.blend_with,) if c.blend_with else ()
-        self.reads += self.averages_with
+        self.reads = (*self.reads, *self.averages_with)
         self.stores = (
             Table("heads", key=str, value=HeadRow, max_rows=_MOST_HEADS, on_full="refuse"),
             Table("classes", key=str, value=ClassRow, max_rows=c.max_classes, on_full="refuse"),
@@ -206,9 +206,7 @@ class GradientHead(LabelStatistics):
     def check_reads(self, read: Mapping[str, Policy]) -> None:
         """Weights are averaged with those of a gradient head of the same base."""
         super().check_reads(read)
-        for name in self.averages_with:
-            if (other := read.get(name)) is None:
-                continue
+        for name, other in ((name, read[name]) for name in self.averages_with if name in read):
             if not isinstance(other, GradientHead) or other.config.blend_with:
                 what = "blended itself" if isinstance(other, GradientHead) else f"a {other.name}"
                 raise ConfigError(

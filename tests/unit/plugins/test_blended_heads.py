@@ -14,7 +14,7 @@ from streamfold.core.errors import VersionConflict
 from streamfold.core.fold import versions
 from streamfold.core.testing.world import World
 from streamfold.plugins import builtin
-from streamfold.plugins.gradient_head import GradientHeadConfig
+from streamfold.plugins.gradient_head import GradientHead, GradientHeadConfig
 
 SMALL = {"dim": 32, "max_classes": 16}
 LIVE = {"use": "gradient_head", **SMALL}
@@ -76,6 +76,13 @@ def test_a_class_that_the_other_does_not_know_is_served_as_it_is(tmp_path: Path)
         states = {"new": view["states"].get("h\0text\0a")}
         own = view["weights"].get([states["new"].slot]).astype(np.float64)
         assert (view.server.weights("h\0text", states, 24) == own).all()
+
+
+def test_a_blended_head_may_read_arms_too() -> None:
+    head = GradientHead(GradientHeadConfig(blend_with="topics", arms="head_arms"))
+    assert (head.reads, head.averages_with) == (("head_arms", "topics"), ("topics",))
+    with pytest.raises(ConfigError, match="arms is 'head_arms', which is a gradient_head"):
+        head.check_reads({"head_arms": GradientHead(), "topics": GradientHead()})
 
 
 def test_a_blended_head_is_measured_as_others_are(tmp_path: Path) -> None:
