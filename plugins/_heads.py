@@ -370,6 +370,7 @@ class HeadsServer:
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._ready: dict[str, Ready] = {}
         self._asked: dict[str, float] = {}
+        self._counted: tuple[dict[str, HeadRow], dict[str, int]] = ({}, {})
         self._is_driven = False
 
     # -- off the requests' path ---------------------------------------------------------------------------------------
@@ -428,13 +429,15 @@ class HeadsServer:
 
     def heads(self) -> dict[str, int]:
         """Every head with how many labels and priors it has."""
-        found = {head: 0 for head, _ in self._view["heads"].items()}
-        declared = dict.fromkeys(found, 0)
-        for key, row in self._view["classes"].items():
-            head = key.partition("\0")[0]
-            declared[head] += bool(row.seq)
-            found[head] += bool(row.prior)
-        return {head: found[head] + row.rows - declared[head] for head, row in self._view["heads"].items()}
+        rows = dict(self._view["heads"].items())
+        before, counts = self._counted
+        if rows != before:
+            counts = {head: row.rows for head, row in rows.items()}
+            for key, row in self._view["classes"].items():
+                if row.seq:
+                    counts[key.partition("\0")[0]] += bool(row.prior) - 1
+            self._counted = rows, counts
+        return counts
 
     def read_as(self, head: str, label: str) -> str | None:
         """The class that a label counts for, after merges; None: it was retired."""

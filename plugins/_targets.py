@@ -54,19 +54,25 @@ def vector_of(features: Mapping[str, Any]) -> tuple[str, Floats]:
     >>> vector.tolist(), space == vector_of({"height": 0.5, "width": True})[0]
     ([1.5, 2.0], True)
     """
-    names = sorted(name for name, value in features.items() if value is not None)
-    values = []
-    for name in names:
-        value = features[name]
+    names = sorted([name for name, value in features.items() if value is not None])
+    vector = _numbers(names, [features[name] for name in names])
+    if not vector.any():
+        raise EventError("all features are 0: such a vector has no direction", code="zero-vector")
+    digest = blake2b("\0".join(names).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return f"{len(names)} features {digest}", vector
+
+
+def _numbers(names: Sequence[str], values: Sequence[Any]) -> Floats:
+    if {*map(type, values)} <= {float, bool}:  # by far the most: then they are looked at together
+        vector = np.array(values, np.float64)
+        if (np.abs(vector) <= _MOST).all():
+            return vector
+    for name, value in zip(names, values, strict=True):
         if isinstance(value, str | list):
             raise EventError(f"feature '{name[:64]}' is {value!r:.40}: features are numbers", code="wrong-features")
         if not -_MOST <= value <= _MOST:
             raise EventError(f"feature '{name[:64]}' is {value!r}: at most {_MOST:g} in size", code="wrong-features")
-        values.append(float(value))
-    if not any(values):
-        raise EventError("all features are 0: such a vector has no direction", code="zero-vector")
-    digest = blake2b("\0".join(names).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    return f"{len(names)} features {digest}", np.array(values)
+    return np.array([float(value) for value in values])
 
 
 def vectors_of(view: View, targets: Sequence[Target]) -> list[tuple[str, Floats]]:
