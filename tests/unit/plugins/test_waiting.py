@@ -292,7 +292,8 @@ def event_of(kind: str, what: Any, value: Any) -> tuple[str, dict[str, Any]]:
         return document(f"d{what}", "some text" if value else "")
     if kind == "text":
         return "label.observed", {"head": "h", "target": {"text": f"text {what}"}, "label": value}
-    more = {"upserted": {"name": f"class {what}"}, "merged": {"into": "b"}, "retired": {}}[value]
+    others = {"a": "b", "b": "c", "c": "a"}
+    more = {"upserted": {"name": f"class {what}"}, "merged": {"into": others[what]}, "retired": {}}[value]
     return f"class.{value}", {"head": "h", "class": what, **more}
 
 
