@@ -20,7 +20,11 @@ MAX_BYTES = 1 << 31
 
 def text_size(*texts: str | None) -> int:
     """Bytes of names."""
-    return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts if text)
+    return sum([_bytes(text) for text in texts if text])
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def label_size(key: str, label: str, space: str, phi: int) -> int:
@@ -29,8 +33,8 @@ def label_size(key: str, label: str, space: str, phi: int) -> int:
     >>> label_size("mail\\0text:1", "spam", "text", 256)
     318
     """
-    vector = text_size(key) + phi if phi else 0
-    return text_size(key, label, space) + 4 * _NUMBER + vector
+    size = _bytes(key)
+    return size + _bytes(label) + _bytes(space) + 4 * _NUMBER + (size + phi if phi else 0)
 
 
 def class_size(key: str, row: ClassRow | None) -> int:

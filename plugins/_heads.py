@@ -15,20 +15,22 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 from zlib import crc32
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from streamfold.core import ClassifyRequest, Prediction, ScoredLabel, View, WrongTarget, best_slots, merged_into
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
 from streamfold.plugins._named_targets import Named, named_targets, names_of
 from streamfold.plugins._readouts import Head, solve
 from streamfold.plugins._sums import Floats, Sums, relu_expansion
-from streamfold.plugins._targets import TEXT, unpacked, vectors_of
+from streamfold.plugins._targets import TEXT, stored, vectors_of
 
 _HEADS = 64
 """Heads whose sums are held; the one asked for longest ago goes first."""
 _WARM_S = 60.0
 """A head that was asked for within so long is solved after a change, before anybody asks again."""
-_AT_ONCE = 4096
+_AT_ONCE = 1024
 _CALIBRATE = 512
 """About so many rows, chosen by a hash of their keys, calibrate a head."""
 _DIGITS = 6
@@ -42,8 +44,8 @@ _LEAST = 1e-12
 """A class whose labels weigh less together is forgotten."""
 
 
-class Row(NamedTuple):
-    """What a label, or the prior of a class, is read as.
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """What a label, or the prior of a class, is read as. No collection of garbage goes through them.
 
     ``source``: the label's row; None of a prior. ``label``: None if it is left out. ``hash``: of its key.
     """
@@ -65,10 +67,12 @@ class Lift:
         self._layer = relu_expansion(dim, config.expansion, config.seed) if config.expansion else None
         self.dim = (config.expansion or dim) + self._bias
 
-    def __call__(self, phi: Floats) -> Floats:
+    def __call__(self, phi: npt.NDArray[Any]) -> Floats:
         if self._layer is not None:
-            phi = np.maximum(phi @ self._layer[0] + self._layer[1], 0.0)
-        return np.hstack([phi, np.ones((len(phi), 1))]) if self._bias else phi
+            phi = np.maximum(phi.astype(np.float64, copy=False) @ self._layer[0] + self._layer[1], 0.0)
+        lifted = np.ones((len(phi), self.dim))
+        lifted[:, : phi.shape[1]] = phi
+        return lifted
 
 
 class Decay:
@@ -130,7 +134,8 @@ class SpaceState:
         self._clear()
 
     def _clear(self) -> None:
-        self._sums = Sums(self.lift.dim, gram=self._config.read_out != "prototype")
+        config = self._config
+        self._sums = Sums(self.lift.dim, gram=config.read_out != "prototype", squares=config.top_up)
         self._taken = 0
         self._head: Head | None = None
 
@@ -170,7 +175,7 @@ class SpaceState:
             change(*self._arrays(part))
 
     def _arrays(self, rows: Sequence[Row]) -> tuple[Floats, list[str], Floats]:
-        phi = unpacked(b"".join(row.phi for row in rows), self._space).reshape(len(rows), self._dim)
+        phi = stored(b"".join([row.phi for row in rows]), self._space).reshape(len(rows), self._dim)
         return self.lift(phi), [row.label or "" for row in rows], self._decay.weights(rows)
 
     def sums(self) -> Sums:
@@ -259,20 +264,14 @@ class HeadState:
                     found[key] = source
             elif held.source is not source or (moved and source.label in moved):
                 found[key] = source
-        keys = list(found)
-        phis = view["phi"].get_many(keys)
+        phis = view["phi"].get_many(list(found))
         return {
             key: Row(
-                one,
-                read_as.get(one.label, one.label) if one.weight else None,
-                one.weight,
-                one.space,
-                phi,
-                _hash(key),
+                one, read_as.get(one.label, one.label) if one.weight else None, one.weight, one.space, phi, _hash(key),
                 one.at_us,
             )
             for (key, one), phi in zip(found.items(), phis, strict=True)
-        }
+        }  # fmt: skip
 
     def _was(self, label: str) -> str | None:
         return self._read_as.get(label, label)
@@ -371,6 +370,7 @@ class HeadsServer:
         self._held: OrderedDict[str, Held] = OrderedDict()
         self._ready: dict[str, Ready] = {}
         self._asked: dict[str, float] = {}
+        self._counted: tuple[dict[str, HeadRow], dict[str, int]] = ({}, {})
         self._is_driven = False
 
     # -- off the requests' path ---------------------------------------------------------------------------------------
@@ -429,13 +429,15 @@ class HeadsServer:
 
     def heads(self) -> dict[str, int]:
         """Every head with how many labels and priors it has."""
-        found = {head: 0 for head, _ in self._view["heads"].items()}
-        declared = dict.fromkeys(found, 0)
-        for key, row in self._view["classes"].items():
-            head = key.partition("\0")[0]
-            declared[head] += bool(row.seq)
-            found[head] += bool(row.prior)
-        return {head: found[head] + row.rows - declared[head] for head, row in self._view["heads"].items()}
+        rows = dict(self._view["heads"].items())
+        before, counts = self._counted
+        if rows != before:
+            counts = {head: row.rows for head, row in rows.items()}
+            for key, row in self._view["classes"].items():
+                if row.seq:
+                    counts[key.partition("\0")[0]] += bool(row.prior) - 1
+            self._counted = rows, counts
+        return counts
 
     def read_as(self, head: str, label: str) -> str | None:
         """The class that a label counts for, after merges; None: it was retired."""

@@ -1,4 +1,4 @@
-"""The rows in which heads are remembered, and how labels are named."""
+"""The rows in which heads are remembered, and how labels are named. No collection of garbage goes through them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MOST_BYTES = 256
 _MASK = (1 << 64) - 1
 
 
-class LabelRow(msgspec.Struct, frozen=True, array_like=True):
+class LabelRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A label: its class, its weight, the event that gave it, the space of its φ (see ``_targets.py``), its time.
 
     ``size``: the bytes that it takes (``_budget.py``).
@@ -24,7 +24,7 @@ class LabelRow(msgspec.Struct, frozen=True, array_like=True):
     size: int = 0
 
 
-class ClassRow(msgspec.Struct, frozen=True, array_like=True):
+class ClassRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A class of a head; ``seq``: the event that declared it, 0 when only labels name it."""
 
     labels: int = 0
@@ -36,7 +36,7 @@ class ClassRow(msgspec.Struct, frozen=True, array_like=True):
     at_us: int = 0
 
 
-class HeadRow(msgspec.Struct, frozen=True, array_like=True):
+class HeadRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A head: how many labels and declared classes it has, a hash over which these are, whatever their order, and
     its bytes (``_budget.py``)."""
 
@@ -56,6 +56,10 @@ def mixed(seq: int) -> int:
 def label_name(label: str | float) -> str:
     """Name a label's class. Raises ``EventError``."""
     label = class_name(label)
-    if not label or "\0" in label or len(label.encode("utf-8", "surrogatepass")) > _MOST_BYTES:
+    if (
+        not label
+        or "\0" in label
+        or (4 * len(label) > _MOST_BYTES and len(label.encode("utf-8", "surrogatepass")) > _MOST_BYTES)
+    ):
         raise EventError(f"label is {label[:40]!r}: 1 to {_MOST_BYTES} bytes without NUL", code="wrong-label")
     return label

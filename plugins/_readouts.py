@@ -25,7 +25,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
-from scipy.special import logsumexp
 
 from streamfold.plugins._sums import Floats, Sums
 
@@ -142,7 +141,8 @@ class Head:
     def probabilities(self, phi: Floats) -> Floats:
         """``(n, C)``; rows sum up to 1."""
         logits = self.sharpness * self.scores.of(phi)
-        found: Floats = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+        found: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
+        found /= found.sum(axis=1, keepdims=True)
         return found
 
     def unknown(self, phi: Floats) -> tuple[Floats, Floats, Codes]:

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg.blas import dsyrk
 from scipy.sparse import csr_matrix
 
 Floats = npt.NDArray[np.float64]
 _ROWS = 4
+_TILE = 64
 
 
 class Sums:
@@ -26,7 +28,8 @@ class Sums:
 
     Parameters
     ----------
-    dim : of φ. gram : whether G is kept; class means alone do not need it.
+    dim : of φ. gram : whether G is kept; class means alone do not need it. squares : whether Q is, for what
+        :meth:`topped_up` needs.
 
     Examples
     --------
@@ -37,20 +40,34 @@ class Sums:
     (['b'], [[0.0, 0.0], [0.0, 4.0]])
     """
 
-    def __init__(self, dim: int, *, gram: bool = True) -> None:
+    def __init__(self, dim: int, *, gram: bool = True, squares: bool = True) -> None:
         self.dim = dim
+        self._squares = squares
         self._rows: dict[str, int] = {}
         self._free: list[int] = []
         self._count = np.zeros(_ROWS, np.int64)
         self._n = np.zeros(_ROWS)
         self._s = np.zeros((_ROWS, dim))
-        self._q = np.zeros((_ROWS, dim))
-        self.gram: Floats = np.zeros((dim, dim) if gram else (0, 0))
+        self._q = np.zeros((_ROWS, dim if squares else 0))
+        self._g: Floats = np.zeros((dim, dim) if gram else (0, 0))
+        self._mirrored = True
 
     @property
     def count(self) -> int:
         """How many rows were added and not subtracted."""
         return int(self._count.sum())
+
+    @property
+    def gram(self) -> Floats:
+        """``G (d, d)``. While rows come one half of it is kept; the other is filled in when it is read."""
+        if not self._mirrored:
+            for start in range(0, self.dim, _TILE):
+                end = start + _TILE
+                self._g[start:end, :start] = self._g[:start, start:end].T
+                tile = self._g[start:end, start:end]
+                tile[...] = np.triu(tile) + np.triu(tile, 1).T
+            self._mirrored = True
+        return self._g
 
     @property
     def names(self) -> list[str]:
@@ -76,19 +93,19 @@ class Sums:
         theirs = list(other._rows.values())
         for mine, of in ((self._count, other._count), (self._n, other._n), (self._s, other._s), (self._q, other._q)):
             mine[codes] += of[theirs]
-        self.gram += other.gram
+        self._g += other.gram  # the half that counts, whether the other is filled in or not
 
     def scaled(self, factor: float, least: float) -> Sums:
         """Return a copy times a factor, without classes that then weigh less than ``least`` (of the heaviest, too)."""
         heaviest = max((self._n[row] for row in self._rows.values()), default=0.0)
         least = min(least, least * heaviest * factor)
-        found = Sums(self.dim, gram=bool(self.gram.size))
+        found = Sums(self.dim, gram=bool(self._g.size), squares=self._squares)
         for label in [label for label, row in self._rows.items() if self._n[row] * factor >= least]:
             row, mine = self._rows[label], found._row(label)
             found._count[mine] = self._count[row]
             for to, of in ((found._n, self._n), (found._s, self._s), (found._q, self._q)):
                 to[mine] = of[row] * factor
-        found.gram[...] = self.gram * factor
+        found._g[...] = self.gram * factor
         return found
 
     def topped_up(self) -> Sums:
@@ -109,9 +126,9 @@ class Sums:
         found._n[rows] += missing[:, 0]
         found._s[rows] += missing * means
         found._q[rows] += missing * (means**2 + variances)
-        if found.gram.size:
-            found.gram += (missing * means).T @ means
-            found.gram.flat[:: self.dim + 1] += (missing * variances).sum(axis=0)
+        if found._g.size:
+            found._g += (missing * means).T @ means
+            found._g.flat[:: self.dim + 1] += (missing * variances).sum(axis=0)
         return found
 
     def __contains__(self, label: str) -> bool:
@@ -120,11 +137,11 @@ class Sums:
     def _update(self, phi: Floats, labels: Sequence[str], weights: Floats, sign: int) -> None:
         if not len(phi):
             return
-        codes = np.array([self._row(label) for label in labels], np.int64)
-        if self.gram.size:
+        known = self._rows
+        codes = np.array([known[label] if label in known else self._row(label) for label in labels], np.int64)
+        if self._g.size:
             scaled = phi if (weights == 1.0).all() else phi * np.sqrt(weights)[:, None]
-            product = scaled.T @ scaled  # of one matrix with itself: half the work
-            self.gram += product if sign > 0 else -product
+            self._add_product(np.ascontiguousarray(scaled), sign)
         order = np.argsort(codes, kind="stable")
         ends = codes[order]
         starts = np.flatnonzero(np.r_[True, ends[1:] != ends[:-1]])
@@ -134,9 +151,16 @@ class Sums:
         self._count[touched] += sign * np.diff(bounds)
         self._n[touched] += sign * np.add.reduceat(weights[order], starts)
         self._s[touched] += sign * (by_class @ phi)
-        self._q[touched] += sign * (by_class @ (phi * phi))
+        if self._squares:
+            self._q[touched] += sign * (by_class @ (phi * phi))
         if sign < 0:
             self._drop_empty()
+
+    def _add_product(self, rows: Floats, sign: int) -> None:
+        """Add ``± rowsᵀ rows`` to G, in place and to one half of it: half the work."""
+        # To BLAS rows are columns: its lower triangle is our upper one.
+        self._g = dsyrk(float(sign), rows.T, beta=1.0, c=self._g.T, lower=1, overwrite_c=1).T
+        self._mirrored = False
 
     def _row(self, label: str) -> int:
         row = self._rows.get(label)
@@ -156,7 +180,7 @@ class Sums:
             self._free.append(row)
             self._n[row], self._s[row], self._q[row] = 0.0, 0.0, 0.0
         if not self._rows:
-            self.gram[...] = 0.0
+            self._g[...] = 0.0
 
 
 def relu_expansion(dim: int, size: int, seed: int) -> tuple[Floats, Floats]:

@@ -29,10 +29,11 @@ _MOST = 1e12
 
 def thing_of(target: Target) -> str | None:
     """Name the document, item or user that a target is, as ``kind:id``; None for a text or features."""
-    for kind in KINDS:
-        if (id_ := getattr(target, f"{kind}_id")) is not None:
-            return f"{kind}:{id_}"
-    return None
+    if target.document_id is not None:
+        return f"document:{target.document_id}"
+    if target.item_id is not None:
+        return f"item:{target.item_id}"
+    return f"user:{target.user_id}" if target.user_id is not None else None
 
 
 def text_of(event: Event) -> str:
@@ -53,19 +54,25 @@ def vector_of(features: Mapping[str, Any]) -> tuple[str, Floats]:
     >>> vector.tolist(), space == vector_of({"height": 0.5, "width": True})[0]
     ([1.5, 2.0], True)
     """
-    names = sorted(name for name, value in features.items() if value is not None)
-    values = []
-    for name in names:
-        value = features[name]
+    names = sorted([name for name, value in features.items() if value is not None])
+    vector = _numbers(names, [features[name] for name in names])
+    if not vector.any():
+        raise EventError("all features are 0: such a vector has no direction", code="zero-vector")
+    digest = blake2b("\0".join(names).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return f"{len(names)} features {digest}", vector
+
+
+def _numbers(names: Sequence[str], values: Sequence[Any]) -> Floats:
+    if {*map(type, values)} <= {float, bool}:  # by far the most: then they are looked at together
+        vector = np.array(values, np.float64)
+        if (np.abs(vector) <= _MOST).all():
+            return vector
+    for name, value in zip(names, values, strict=True):
         if isinstance(value, str | list):
             raise EventError(f"feature '{name[:64]}' is {value!r:.40}: features are numbers", code="wrong-features")
         if not -_MOST <= value <= _MOST:
             raise EventError(f"feature '{name[:64]}' is {value!r}: at most {_MOST:g} in size", code="wrong-features")
-        values.append(float(value))
-    if not any(values):
-        raise EventError("all features are 0: such a vector has no direction", code="zero-vector")
-    digest = blake2b("\0".join(names).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    return f"{len(names)} features {digest}", np.array(values)
+    return np.array([float(value) for value in values])
 
 
 def vectors_of(view: View, targets: Sequence[Target]) -> list[tuple[str, Floats]]:
@@ -82,10 +89,10 @@ def _vector(view: View, index: int, target: Target, rows: Mapping[str, Any]) -> 
         except EventError as error:
             raise WrongTarget(index, str(error)) from error
     if (thing := thing_of(target)) is not None:
-        stored = view["things"].get(thing)
-        if stored is None:
+        kept = view["things"].get(thing)
+        if kept is None:
             raise WrongTarget(index, f"nothing is known of {thing.replace(':', ' ', 1)[:80]!r}, or it has no text")
-        return TEXT, unpacked(stored, TEXT)
+        return TEXT, unpacked(kept, TEXT)
     if not target.text:
         raise WrongTarget(index, "the text is empty")
     return TEXT, np.asarray(rows[target.text], np.float64)
@@ -93,8 +100,15 @@ def _vector(view: View, index: int, target: Target, rows: Mapping[str, Any]) -> 
 
 def packed(vector: Any) -> bytes:
     """Return a vector's bytes: float32 of the encoder's, float64 of features."""
-    return bytes(np.ascontiguousarray(vector).tobytes())
+    found: bytes = np.asarray(vector).tobytes()
+    return found
 
 
 def unpacked(data: bytes, space: str) -> Floats:
-    return np.frombuffer(data, np.float32 if space == TEXT else np.float64).astype(np.float64)
+    found: Floats = stored(data, space).astype(np.float64)
+    return found
+
+
+def stored(data: bytes, space: str) -> Any:
+    """Vectors as they are kept, one after the other."""
+    return np.frombuffer(data, np.float32 if space == TEXT else np.float64)

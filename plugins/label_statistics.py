@@ -112,6 +112,10 @@ class LabelStatisticsConfig:
             )
 
 
+class OneByOne(Exception):
+    """A batch may come to something else than its events by themselves: core folds these."""
+
+
 class LabelStatistics(OfTargets):
     """Labelled rows, from which heads are read out."""
 
@@ -128,6 +132,7 @@ class LabelStatistics(OfTargets):
         super().__init__(config)
         labels, classes = self.config.max_labels, self.config.max_classes
         self.reads = reads_of(self.config)
+        self._wait_us = round(self.config.wait_s * 1e6)
         self.stores = (
             Table("heads", key=str, value=HeadRow, max_rows=_MOST_HEADS, on_full="refuse"),
             Table("classes", key=str, value=ClassRow, max_rows=classes, on_full="refuse"),
@@ -150,7 +155,7 @@ class LabelStatistics(OfTargets):
     # -- fold ---------------------------------------------------------------------------------------------------------
     def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
         """Bring the rows to what the event says."""
-        give_up(stores, round(self.config.wait_s * 1e6))
+        give_up(stores, self._wait_us)
         if event.type == "label.observed":
             self._label(event, prepared, stores)
         elif event.type.startswith("class."):
@@ -159,6 +164,16 @@ class LabelStatistics(OfTargets):
             self.fold_thing(event, prepared, stores)
             if prepared is not None:
                 self._arrived(key_of(event.subject), packed(prepared), stores)
+
+    def fold_batch(self, batch: Batch, stores: Stores) -> None:
+        """Fold a batch in one step of the stores; one by one where labels wait, whose order is that of such steps."""
+        waiting = stores["waiting"]
+        for event, prepared in batch:
+            if len(waiting):
+                raise OneByOne
+            self.fold(event, prepared, stores)
+        if len(waiting):
+            raise OneByOne
 
     def _label(self, event: Event, prepared: Any, stores: Stores) -> None:
         data, target = event.data, key_of(event.subject)

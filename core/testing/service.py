@@ -83,6 +83,10 @@ class EmbeddedService:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
     def log(self) -> str:
         return self._log.read_text("utf-8", "replace")
 

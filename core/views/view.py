@@ -59,6 +59,16 @@ class MemberView:
         self._key = runtime.key
         self.tools: Tools = InstanceTools(workspace.context, workspace.name, runtime, keep=False)
         self.server: Any = None
+        self._kinds: dict[type, bool] = {}
+
+    def serves(self, kind: type) -> bool:
+        """Whether the server is of a kind (a runtime-checkable protocol): looked at once, for each takes 50 µs."""
+        if self.server is None:
+            return False
+        found = self._kinds.get(kind)
+        if found is None:
+            found = self._kinds[kind] = isinstance(self.server, kind)
+        return found
 
     def __getitem__(self, name: str) -> Any:
         return self._group.stores.by_runtime[self._key][name]
@@ -489,11 +499,7 @@ class WorkspaceView:
 
         ``among``: those who answer a user, in the place of what is live.
         """
-        return [
-            (view, member)
-            for view, member in self._members(policy, among)
-            if member.server is not None and isinstance(member.server, kind)
-        ]
+        return [(view, member) for view, member in self._members(policy, among) if member.serves(kind)]
 
     def _members(self, policy: str | None, among: Answering | None = None) -> list[tuple[GroupView, MemberView]]:
         """Live members, or those that a name means: live ones by their ``name``, any by ``name@version``, live first.

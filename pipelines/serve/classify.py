@@ -7,7 +7,7 @@ is answered is logged as an exposure, one item per label, so that feedback can n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
@@ -116,7 +116,7 @@ def _who_knows(view: WorkspaceView, served: Sequence[Served], head: str) -> Serv
     """The first one that has labels of the head; otherwise say what is missing."""
     known: dict[str, int] = {}
     for group, member in served:
-        with view.reading([group]):
+        with group.lock.read():
             heads: Mapping[str, int] = member.server.heads()
         if heads.get(head):
             return group, member
@@ -163,8 +163,11 @@ def _corrected(said: Sequence[Prediction], corrector: MemberView, body: Classify
 
 
 def _shown(prediction: Prediction) -> dict[str, Any]:
-    labels = [{name: value for name, value in one._asdict().items() if value is not None} for one in prediction.labels]
-    return asdict(prediction) | {"labels": labels}
+    labels = [
+        {"label": label, "score": score} if name is None else {"label": label, "score": score, "name": name}
+        for label, score, name in prediction.labels
+    ]
+    return {"labels": labels, "unknown": prediction.unknown, "explain": prediction.explain}
 
 
 ENDPOINTS = [

@@ -7,6 +7,7 @@ are dropped and counted, and the answer says so (``exposure_id`` is null, ``degr
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ SOURCE = "streamfold:serve"
 _MOST = 10_000
 _AT_ONCE = 500
 _RETRY_S = 0.5
+_REST_S = 0.02
+"""Between writes: each is a transaction, whatever it is of, and takes time from who answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,7 @@ class Exposures:
         self._waiting: deque[tuple[WorkspaceView, CloudEvent]] = deque()
         self._ready = threading.Condition()
         self._stopped = False
+        self._closing = threading.Event()
         self._log = logger()
         self._count = Counter(
             "streamfold_exposures", "Exposures by what became of them", ["workspace", "outcome"], registry=registry
@@ -117,12 +121,17 @@ class Exposures:
         with self._ready:
             self._stopped = True
             self._ready.notify_all()
+        self._closing.set()
         self._thread.join(timeout=10)
 
     def _loop(self) -> None:
+        rests_until = 0.0
         while True:
             with self._ready:
                 self._ready.wait_for(lambda: self._waiting or self._stopped)
+            if (rest_s := rests_until - time.monotonic()) > 0:
+                self._closing.wait(rest_s)
+            with self._ready:
                 batch = list(islice(self._waiting, _AT_ONCE))
             if not batch:
                 return
@@ -136,6 +145,7 @@ class Exposures:
                 continue
             except Exception as error:
                 self._log.error("exposures_lost", lost=len(batch), error=repr(error), exc_info=error)
+            rests_until = time.monotonic() + _REST_S
             with self._ready:
                 for _ in batch:
                     self._waiting.popleft()

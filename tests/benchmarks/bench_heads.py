@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import threading
@@ -42,7 +43,7 @@ from streamfold.plugins._sums import Sums, relu_expansion
 from streamfold.plugins._targets import TEXT
 from streamfold.plugins.gradient_head import GradientHead, GradientHeadConfig
 from streamfold.plugins.hashing import Hashing
-from streamfold.plugins.kalman_head import KalmanHeadConfig
+from streamfold.plugins.kalman_head import KalmanHead, KalmanHeadConfig
 from streamfold.plugins.label_statistics import LabelStatistics, LabelStatisticsConfig
 
 TYPES = {kind.name: kind for kind in builtin_types()}
@@ -356,9 +357,22 @@ def labels(n: int, dim: int, classes: int, first: int = 0) -> list[tuple[Event, 
     return found
 
 
+def one_by_one(policy: Policy, events: list[tuple[Event, Any]], batch: int) -> None:
+    """Fold each event by itself, as in a group of several policies."""
+    with ExitStack() as stack:
+        fold, _ = opened(policy, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-heads-"))), stack)
+        taken = 0.0
+        for start in range(0, len(events), batch):
+            taken += timed(lambda: policy_batch(policy, events[start : start + batch], fold, alone=True))  # noqa: B023
+            for store in fold.values():
+                store.drain()
+    print(f"fold, in a group of several policies: {len(events) / taken:,.0f} labels/s")
+
+
 def speed(dim: int = 384, n: int = 51_200, batch: int = 256) -> None:
     policy = LabelStatistics(LabelStatisticsConfig())
     events = labels(n, dim, 100)
+    one_by_one(policy, events[: n // 4], batch)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-heads-")))
         fold, view = opened(policy, folder, stack)
@@ -391,7 +405,8 @@ def speed(dim: int = 384, n: int = 51_200, batch: int = 256) -> None:
         request = ClassifyRequest(head="h", targets=[Target(text="text 17")])
         first = timed(lambda: server.classify(request))
         print(f"view: the sums of {n} labels and the first answer: {first:.2f} s ({n / first:,.0f} labels/s)")
-        print(f"  fold and sums together: {n / (times['fold'] + first):,.0f} labels/s")
+        print(f"  fold and sums together: {n / (times['fold'] + first):,.0f} labels/s, "
+              f"with commit and apply {n / (sum(times.values()) + first):,.0f}")  # fmt: skip
         after: list[float] = []
         for event in labels(20, dim, 100, first=n):
             policy_batch(policy, [event], fold)
@@ -404,12 +419,31 @@ def speed(dim: int = 384, n: int = 51_200, batch: int = 256) -> None:
         print(f"  answer otherwise: median {1e3 * statistics.median(again):.2f} ms")
 
 
-def policy_batch(policy: Policy, batch: list[tuple[Event, Any]], stores: Sides) -> None:
-    """Fold as core does: each event kept by itself."""
+def families(dim: int = 384, n: int = 2048, batch: int = 256) -> None:
+    """Fold labels of texts by the other families, each batch drained as for a commit."""
+    for policy in (KalmanHead(KalmanHeadConfig()), GradientHead(GradientHeadConfig())):
+        events = labels(n, dim, 100)
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-heads-")))
+            fold, _ = opened(policy, folder, stack)
+            policy_batch(policy, events[:batch], fold)  # not to time what the first label imports
+            taken = 0.0
+            for start in range(batch, n, batch):
+                taken += timed(lambda: policy_batch(policy, events[start : start + batch], fold))  # noqa: B023
+                for store in fold.values():
+                    store.drain()
+        print(f"fold, {policy.name}: {(n - batch) / taken:,.0f} labels/s (d = {dim}, batches of {batch})")
+
+
+def policy_batch(policy: Policy, batch: list[tuple[Event, Any]], stores: Sides, *, alone: bool = False) -> None:
+    """Fold as core does: a batch at once in a group of this policy only; in others (``alone``) each event by itself."""
     live = tuple(stores.values())
-    for event, prepared in batch:
+    if not alone and type(policy).fold_batch is not Policy.fold_batch:
+        policy.fold_batch(batch, stores)
         for store in live:
-            store.begin()
+            store.keep()
+        return
+    for event, prepared in batch:
         policy.fold(event, prepared, stores)
         for store in live:
             store.keep()
@@ -456,7 +490,13 @@ def solves(dim: int = 512, classes: int = 100, n: int = 5000) -> None:
 
 
 # -- over HTTP ---------------------------------------------------------------------------------------------------------
-def http(n: int = 1000, dim: int = 64, held: int = 2000) -> None:
+def cpu_ms(process_id: int) -> float:
+    """CPU time of a process, on Linux: what a request costs, however busy the machine is."""
+    fields = Path(f"/proc/{process_id}/stat").read_text("ascii").rpartition(")")[2].split()
+    return 1e3 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def http(n: int = 1000, dim: int = 64, held: int = 2000, expansion: int = 0) -> None:
     """Ask while nothing changes, with a label before each question (and visible), and while labels stream in."""
     from streamfold.core.testing.service import EmbeddedService
 
@@ -492,7 +532,7 @@ def http(n: int = 1000, dim: int = 64, held: int = 2000) -> None:
         return sorted(taken)
 
     with tempfile.TemporaryDirectory(prefix="bench-heads-") as folder:
-        service = EmbeddedService(Path(folder), policies={"label_statistics": {}})
+        service = EmbeddedService(Path(folder), policies={"label_statistics": {"expansion": expansion}})
         try:
             for _ in range(held // 500):
                 service.send([label() for _ in range(500)])
@@ -503,13 +543,16 @@ def http(n: int = 1000, dim: int = 64, held: int = 2000) -> None:
                 if what == "labels stream in":
                     streaming.start()
                 each = what == "a label before each"
+                before = cpu_ms(service.process_id)
                 taken = asked(service, n // 5 if each else n, each)
+                cost = (cpu_ms(service.process_id) - before) / len(taken)
                 rate = sum(counted) / (time.perf_counter() - began)
                 stop.set()
                 if streaming.ident is not None:
                     streaming.join()
                 p50, p99 = (1e3 * taken[int(share * len(taken))] for share in (0.5, 0.99))
-                print(f"classify over HTTP, {what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({dim} features, {held:,} labels"
+                print(f"classify over HTTP, {what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms, {cost:.1f} ms of CPU each "
+                      f"({dim} features{f' to {expansion} units' if expansion else ''}, {held:,} labels"
                       + (f", {rate:.0f} more a second)" if rate else ")"), flush=True)  # fmt: skip
         finally:
             service.stop()
@@ -532,11 +575,13 @@ def main() -> None:
     if "speed" in options.parts:
         sums()
         speed()
+        families()
         solves()
         filtering()
     if "http" in options.parts:
         http()
         http(dim=200, held=10_000)
+        http(dim=256, held=2000, expansion=512)
 
 
 if __name__ == "__main__":

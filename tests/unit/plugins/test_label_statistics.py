@@ -262,7 +262,7 @@ def test_topped_up_a_head_answers_otherwise_and_keeps_the_same(stream: Any) -> N
 def test_decayed_labels_that_are_taken_out_leave_what_a_fresh_fold_has(seed: int, taken: int, halved: float) -> None:
     """Within 1e-10 of the largest entry, also where the newest go and what remains is many half-lives older."""
     rng = np.random.default_rng(seed)
-    config = LabelStatisticsConfig(half_life_s=3600.0)
+    config = LabelStatisticsConfig(half_life_s=3600.0, top_up=True)  # for which squares are kept too
     rows = {}
     for n in range(60):
         at_us = int(rng.uniform(0, halved) * HOUR_US)

@@ -24,10 +24,11 @@ Make = Callable[..., World]
 def make(tmp_path: Path) -> Iterator[Make]:
     worlds: list[World] = []
 
-    def made(use: str = "label_statistics", **config: Any) -> World:
+    def made(use: str = "label_statistics", folded: Any = None, **config: Any) -> World:
         table = {"use": use, "wait_s": WAIT_S, **HEADS[use], **config}
         encoder = {"encoder": {"use": "hashing", "dim": 64}}
-        worlds.append(World(tmp_path / str(len(worlds)), [builtin], {"heads": table}, backends=encoder))
+        folder = tmp_path / str(len(worlds))
+        worlds.append(World(folder, [builtin], {"heads": table}, backends=encoder, fold=folded))
         return worlds[-1]
 
     yield made
@@ -273,3 +274,55 @@ def test_every_label_is_learned_taken_back_or_a_dead_letter_and_folding_afresh_a
     assert {int(key[-1]): row.label for key, row in rows} == learned
     assert sorted(position or 0 for position, _ in letters(world)) == sorted(dead)
     assert same_when_folded_afresh(world)
+
+
+TOGETHER = st.one_of(
+    st.tuples(st.just("label"), st.integers(0, 3), st.sampled_from(["a", "b", "c", None])),
+    st.tuples(st.just("text"), st.integers(0, 3), st.sampled_from(["a", "b", "c", None])),
+    st.tuples(st.just("document"), st.integers(0, 3), st.booleans()),
+    st.tuples(st.just("class"), st.sampled_from("abc"), st.sampled_from(["upserted", "merged", "retired"])),
+    st.tuples(st.just("time"), st.sampled_from([10.0, 40.0, 70.0]), st.none()),
+)
+
+
+def event_of(kind: str, what: Any, value: Any) -> tuple[str, dict[str, Any]]:
+    if kind == "label":
+        return label(value, f"d{what}")
+    if kind == "document":
+        return document(f"d{what}", "some text" if value else "")
+    if kind == "text":
+        return "label.observed", {"head": "h", "target": {"text": f"text {what}"}, "label": value}
+    others = {"a": "b", "b": "c", "c": "a"}
+    more = {"upserted": {"name": f"class {what}"}, "merged": {"into": others[what]}, "retired": {}}[value]
+    return f"class.{value}", {"head": "h", "class": what, **more}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@given(st.lists(TOGETHER, min_size=2, max_size=30))
+def test_labels_that_are_folded_together_come_to_what_they_come_to_one_by_one(make: Make, steps: Any) -> None:
+    """Also what waits, in its order, and what runs out; the fold afresh loops over the events."""
+    together, alone = make(), make(folded={"batch_events": 1})
+    for world in (together, alone):
+        for kind, what, value in steps:
+            if kind == "time":
+                world.clock.advance(what)
+            else:
+                world.send(*event_of(kind, what, value))
+        world.fold()
+    stores = ("heads", "classes", "labels", "phi", "things", "waiting")
+    for store in stores:
+        assert together.store("heads", store).fingerprint() == alone.store("heads", store).fingerprint(), store
+    assert list(together.store("heads", "waiting").items()) == list(alone.store("heads", "waiting").items())
+    assert letters(together) == letters(alone)
+    assert same_when_folded_afresh(together)
+
+
+@pytest.mark.parametrize("folded", [{}, {"batch_events": 1}])
+def test_a_class_too_many_halts_the_group_whether_or_not_it_went_at_once(make: Make, folded: Any) -> None:
+    world = make(max_classes=2, folded=folded)
+    texts = [("a", 1), ("b", 2), ("c", 3), (None, 3)]
+    world.send_many([event_of("text", what, value) for value, what in texts])
+    world.fold()
+    halted = world.ledger.group(world.workspace, world.group("heads").name).halted
+    assert halted is not None
+    assert "'classes' is full" in halted
