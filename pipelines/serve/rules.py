@@ -235,7 +235,7 @@ class Rules:
         id_ = blake2b(named, digest_size=16).hexdigest()
         about = {"id": id_, "at": to_rfc3339(alarm.recorded_us), "workspace": workspace}
         text = f"streamfold: {_text(alarm.data)} (workspace {workspace}, rule {act.rule.name})"
-        body = {"text": text, **_said(act, alarm), **msgspec.to_builtins(alarm.data), **about}
+        body = {"text": text, **_said(act, alarm), **msgspec.structs.asdict(alarm.data), **about}
         said = msgspec.json.encode(body).decode()
         return Alert(alert_id=id_, rule=act.rule.name, position=alarm.seq, body=said, made_us=now_us)
 
