@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from statistics import median
 
 from streamfold.core.classifying import Classifier, ClassifyRequest, Target, WrongTarget
@@ -27,20 +28,34 @@ Ask = Callable[[], object]
 
 
 class GateCosts:
-    """Times candidates for one serving process, one at a time, and remembers for some seconds: many may look."""
+    """Times candidates for one serving process, one at a time, in a thread of its own, and remembers for some seconds:
+    many may look, and what answers users waits for none of it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._found: dict[tuple[str, str, str], tuple[float, list[GateRule]]] = {}
+        self._pool = ThreadPoolExecutor(1, "gate-costs")
+        self._found: dict[tuple[str, str, str], tuple[float, Future[list[GateRule]]]] = {}
 
-    def rules(self, view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
-        """What the rules about time say. May take seconds."""
+    def rules(
+        self, view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits
+    ) -> Future[list[GateRule]]:
+        """What the rules about time say, some time later; who asks meanwhile gets the same future."""
         key = view.name, candidate.group.name, live.group.name
         with self._lock:
-            self._found = {k: one for k, one in self._found.items() if time.monotonic() - one[0] < _REMEMBERED_S}
+            self._found = {key: one for key, one in self._found.items() if _holds(*one)}
             if key not in self._found:
-                self._found[key] = time.monotonic(), _cost_rules(view, candidate, live, limits)
+                self._found[key] = time.monotonic(), self._pool.submit(_cost_rules, view, candidate, live, limits)
             return self._found[key][1]
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _holds(asked_at: float, found: Future[list[GateRule]]) -> bool:
+    """Whether what was asked for then answers today's question."""
+    if not found.done():
+        return True
+    return not found.cancelled() and found.exception() is None and time.monotonic() - asked_at < _REMEMBERED_S
 
 
 def _cost_rules(view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
