@@ -165,7 +165,10 @@ def judge(
     means = user_means(pairs, limits.window_s)
     decided, lower, upper = verdict(means, limits)
     if math.isnan(upper):
-        detail = f"undecided: {len(means)} users with a closed window, {limits.min_users} are needed"
+        detail = (
+            f"undecided: {len(means)} users (of a head: targets) whose window of {limits.window_s:,.0f} s has closed, "
+            f"{max(1, limits.min_users)} are needed"
+        )
     else:
         better = ", better" if upper < 0 else ""
         detail = f"{decided}{better}: {len(means)} users, mean difference of log loss in {lower:+.4f}…{upper:+.4f}"
@@ -181,7 +184,7 @@ def judge(
     rules.append(
         GateRule(
             rule="negative_flips", passed=flips <= limits.max_flips, value=flips, limit=limits.max_flips,
-            detail=f"of {count} examples so many were right and are wrong now",
+            detail=f"{flips:.1%} of {count:,} examples were right and are wrong now, {limits.max_flips:.1%} may be",
             undecided=value is None and flips > limits.max_flips,
         )
     )  # fmt: skip
@@ -204,7 +207,7 @@ def _worst_slice(pairs: Paired, limits: GateLimits, *, few: bool) -> GateRule:
             worst, name = mean, one
     if not name:
         return GateRule(rule="worst_slice", passed=True, limit=limit, detail="no slice has enough examples")
-    detail = f"{name}: mean difference of log loss"
+    detail = f"{name}: mean difference of log loss {worst:+.4f}, {limit:+.4f} may be"
     passed = worst <= limit
     return GateRule(
         rule="worst_slice", passed=passed, value=worst, limit=limit, detail=detail, undecided=few and not passed

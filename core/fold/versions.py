@@ -184,7 +184,8 @@ def promote(
     failed = [rule for rule in found if not rule["passed"]]
     if failed and not force:
         reasons = ", ".join(f"{rule['rule']} ({rule['detail']})" if rule["detail"] else rule["rule"] for rule in failed)
-        raise GateFailed(f"{group.name}: the gate does not pass: {reasons}; force=true overrides", found)
+        why = f"{group.name}: the gate does not pass: {reasons}"
+        raise GateFailed(f"{why}; force (--force) overrides it, and is audited", found)
     forced = f" (forced past {', '.join(str(rule['rule']) for rule in failed)})" if failed else ""
     return _take_over(context, workspace, group, _entry(context, actor, "promote", group.name, f"{reason}{forced}"))
 
@@ -296,9 +297,10 @@ def _demoted(context: Context, workspace: str, name: str, version: str | None) -
         if group.slot == "shadow" and group.name in times and _has(group, name, version)
     ]
     if not found:
+        what, kept_s = "it" if version is None else f"its version {version}", context.settings.rollback_window_s
         raise VersionConflict(
-            f"there is nothing to roll {name!r} back to: no demoted version is kept any longer (rollback_window_s); "
-            "add the old configuration as a shadow and promote it"
+            f"there is nothing to roll {name!r} back to: {what} was not demoted in the last {kept_s:,.0f} s "
+            "(rollback_window_s); add the old configuration as a shadow and promote it"
         )
     return max(found, key=lambda group: times[group.name])
 

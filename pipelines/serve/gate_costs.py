@@ -1,7 +1,7 @@
 """What a candidate costs beside what is live: how long it takes to answer, and to fold an event.
 
 Both are timed when the gate is asked. Answers in turns, so what else the machine does meanwhile is in both, and the
-middle of several rounds counts; folds of a hundred recent events, one by one, the better of two.
+middle of several rounds counts; folds of a hundred recent events, in turns too, the best of each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from streamfold.core.hooks import GateRule
 from streamfold.core.recommending import Catalogue, Ranker, RankRequest, user_key
 from streamfold.core.views import GroupView, WorkspaceView
 
-_ROUNDS, _CALLS = 5, 20
+_ROUNDS, _CALLS, _FOLDS = 5, 20, 3
 _CANDIDATES = 100
 _REMEMBERED_S = 15.0
 _FLOOR_S = 0.005
@@ -113,8 +113,11 @@ def _question(view: WorkspaceView, group: GroupView) -> Ask | None:
 
 
 def _folding(view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
-    took = [seconds_per_event(view.context, view.name, one.group) for one in (candidate, live)]
-    mine, theirs = took
+    took: list[list[float]] = [[], []]
+    for _ in range(_FOLDS):
+        for side, one in zip(took, (candidate, live), strict=True):
+            side += [s for s in [seconds_per_event(view.context, view.name, one.group)] if s is not None]
+    mine, theirs = (min(side, default=None) for side in took)
     if mine is None or not theirs:
         return []
     return [

@@ -43,8 +43,8 @@ def _report(call: Call, view: WorkspaceView) -> Served:
             if report[0] is group:
                 return report
         detail = (
-            f"nobody measures the scores of '{wanted[:64]}': add [policies.quality] with its ranker, or "
-            "[policies.head_quality] with its head, to the settings"
+            f"nobody measures the scores of '{wanted[:64]}': of a ranker [policies.quality] with its name as ranker "
+            "does, of a head [policies.head_quality] with its name as head; other policies have no scores"
         )
         raise Problem("not-found", detail)
     raise Problem("not-found", f"no policy '{wanted[:64]}'{nearest(wanted[:64], names)}")
