@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from streamfold.core.fold import FoldRunner, LedgerPrepared, Preparer
+from streamfold.core.settings import Settings
 from streamfold.core.testing.service import EmbeddedService
+from streamfold.pipelines.node import Node
 from tests.receiver import Receiver
 from tests.waiting import until
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_rest import BACKENDS, serving
+
+sys.path.pop(0)
 
 DAY_S = 86_400
 TELL = {"name": "refused", "on": "gate", "do": "alert", "url_env": "HOOK"}
@@ -45,7 +57,7 @@ class Shop:
             environment={"HOOK": self._url, "NO_PROXY": "127.0.0.1", "STREAMFOLD_ON_CHANGE": on_change},
         )
 
-    def label(self, service: EmbeddedService, count: int) -> None:
+    def label(self, service: EmbeddedService | Asked, count: int) -> None:
         """Label targets of two classes that are easy to tell apart, ten minutes after one another, a month ago."""
         lines = []
         for i in range(self._sent, self._sent + count):
@@ -62,7 +74,7 @@ class Shop:
         ).raise_for_status()  # fmt: skip
 
 
-def lines(service: EmbeddedService, policy: str) -> dict[str, dict[str, Any]]:
+def lines(service: EmbeddedService | Asked, policy: str) -> dict[str, dict[str, Any]]:
     """The status of a policy's versions, by slot; at most one each."""
     found = [line for line in service.get("/v1/status")["policies"] if line["policy"] == policy]
     return {line["slot"]: line for line in found}
@@ -72,17 +84,17 @@ def gamma(line: dict[str, Any]) -> float:
     return float(line["config"]["config"]["gamma"])
 
 
-def verdict(service: EmbeddedService) -> str:
+def verdict(service: EmbeddedService | Asked) -> str:
     held = lines(service, "label_statistics").get("shadow", {}).get("takeover")
     return "" if held is None else str(held["verdict"])
 
 
-def judged(service: EmbeddedService) -> list[dict[str, Any]]:
+def judged(service: EmbeddedService | Asked) -> list[dict[str, Any]]:
     items = service.get("/v1/events", type="gate.judged")["items"]
     return [item["event"]["data"] for item in items]
 
 
-def replaced(service: EmbeddedService, name: str) -> list[str]:
+def replaced(service: EmbeddedService | Asked, name: str) -> list[str]:
     """Why changed declarations took over, newest first."""
     items = service.get("/v1/audit")["items"]
     return [one["reason"] for one in items if one["action"] == "replace" and one["target"].startswith(name)]
@@ -184,3 +196,63 @@ def test_where_nobody_labels_a_changed_head_waits_and_force_is_the_way_out(tmp_p
         assert until(lambda: "streamfold_takeover_held{" not in service.client.get("/metrics").text)
     finally:
         service.stop()
+
+
+@dataclass
+class Asked:
+    """A service that is reached by a client alone."""
+
+    client: Any
+
+    def get(self, path: str, **params: Any) -> Any:
+        return self.client.get(path, params=params).raise_for_status().json()
+
+
+@contextmanager
+def distributed(folder: Path, url: str, head: dict[str, Any]) -> Iterator[list[Asked]]:
+    """Two serving processes' worth of nodes on one PostgreSQL ledger, and a worker that folds."""
+    stop = threading.Event()
+    with ExitStack() as stack:
+        found = []
+        for name in ("one", "other"):
+            made = Settings(
+                backends=BACKENDS, data=folder / name, checkpoints=str(folder / "checkpoints"),
+                policies={"label_statistics": head}, ledger={"url": url}, gate=LOOSE,
+            )  # type: ignore[arg-type]  # pydantic builds the sections  # fmt: skip
+            node = Node(made)
+            found.append(Asked(stack.enter_context(serving(made, node))))
+        prepared = LedgerPrepared(node.context)
+        preparer, runner = Preparer(node.context, prepared), FoldRunner(node.context, prepared)
+
+        def fold() -> None:
+            while not stop.wait(0.05):
+                node.context.groups("default", fresh=True)
+                preparer.run("default", node.ledger.watermarks("default"))
+                runner.run("default")
+
+        worker = threading.Thread(target=fold)
+        worker.start()
+        try:
+            yield found
+        finally:
+            stop.set()
+            worker.join()
+            runner.stop()
+
+
+def test_of_two_serving_processes_one_lets_it_take_over_and_the_folds_leave_it_to_them(
+    tmp_path: Path, postgres_database: str
+) -> None:
+    shop = Shop(tmp_path, "")
+    with distributed(tmp_path, postgres_database, SHARP) as (one, _):
+        shop.label(one, 300)
+    with distributed(tmp_path, postgres_database, BLUNT) as (one, other):
+        assert until(lambda: verdict(one) == verdict(other) == "undecided")
+        shop.label(other, 600)
+        assert until(lambda: verdict(one) == verdict(other) == "fail")
+        assert [said["verdict"] for said in judged(one)] == ["undecided", "fail"], "each is logged once"
+        assert gamma(lines(one, "label_statistics")["live"]) == SHARP["gamma"]
+    with distributed(tmp_path, postgres_database, ALIKE) as (one, other):
+        assert until(lambda: gamma(lines(one, "label_statistics")["live"]) == ALIKE["gamma"])
+        assert until(lambda: [said["verdict"] for said in judged(other)] == ["undecided", "fail", "pass"])
+        assert len(replaced(other, "label_statistics")) == 1
