@@ -18,6 +18,7 @@ import pytest
 from streamfold.core.fold import FoldRunner, LedgerPrepared, Preparer
 from streamfold.core.settings import Settings
 from streamfold.core.testing.service import EmbeddedService
+from streamfold.pipelines.cli import main
 from streamfold.pipelines.node import Node
 from tests.receiver import Receiver
 from tests.waiting import until
@@ -178,7 +179,9 @@ def test_without_the_gate_a_worse_head_takes_over_and_the_audit_says_so(tmp_path
         service.stop()
 
 
-def test_where_nobody_labels_a_changed_head_waits_and_force_is_the_way_out(tmp_path: Path, receiver: Receiver) -> None:
+def test_where_nobody_labels_a_changed_head_waits_and_force_is_the_way_out(
+    tmp_path: Path, receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
     shop = Shop(tmp_path, receiver.url)
     first = shop.declares(SHARP, [3600])
     shop.label(first, 3)
@@ -186,6 +189,9 @@ def test_where_nobody_labels_a_changed_head_waits_and_force_is_the_way_out(tmp_p
     service = shop.declares(ALIKE, [3600])
     try:
         assert until(lambda: verdict(service) == "undecided")
+        for command in (["policies", "list"], ["status"]):
+            assert main([*command, "--url", service.url]) == 0
+            assert "undecided (not_worse)" in " ".join(capsys.readouterr().out.split()), command
         forced = service.client.post(
             "/v1/policies/label_statistics/promote", json={"reason": "a bound that changes no answer", "force": True}
         )
