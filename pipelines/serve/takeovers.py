@@ -158,12 +158,16 @@ class Takeovers:
         if before is not None and before.verdict == verdict:
             before.rules = failed
             return
+        if is_news or verdict == "fail":
+            self._log_verdict(view, verdict, failed, about)
         self._let_go(key)
         if failed:
             self._held[key] = Held(verdict, failed, view.context.clock.now_us())
             self._gauge.labels(*key, verdict).set(1)
-        if not is_news and verdict != "fail":
-            return
+
+    def _log_verdict(
+        self, view: WorkspaceView, verdict: Verdict, failed: list[GateRule], about: dict[str, Any]
+    ) -> None:
         detail = "; ".join(f"{rule.rule}: {rule.detail}" for rule in failed)[:1000] or None
         data = about | {"verdict": verdict, "failed": [rule.rule for rule in failed], "detail": detail}
         say = self._log.info if verdict == "pass" else self._log.warning
