@@ -107,6 +107,7 @@ class Context:
     history: History = field(init=False)
     """The log, with what has left it for the archive."""
     _groups: dict[str, _Read] = field(default_factory=dict)
+    _declared: frozenset[str] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while rows are read, so that what is cached never goes back to older ones."""
 
@@ -117,7 +118,7 @@ class Context:
         """Make sure that each declared policy has its instance row; return the workspace's groups.
 
         Settings declare, instance rows decide: a declared policy without an instance becomes live from seq 0; a changed
-        one becomes a shadow, which takes over by itself if ``on_change = "replace"``. Idempotent; safe in several
+        one becomes a shadow, which takes over by itself unless ``on_change = "manual"``. Idempotent; safe in several
         processes.
         """
         self.ledger.ensure_workspace(workspace)
@@ -129,7 +130,7 @@ class Context:
             replaces = any(i.slot == "live" and i.name in {m.name for m in members} for i in have)
             slot: Slot = "shadow" if replaces else "live"
             rows = [pinned(declared, group, slot, now_us=self.clock.now_us()) for declared in members]
-            auto = replaces and self.settings.on_change == "replace"
+            auto = replaces and self.settings.on_change != "manual"
             if (reach := self._reach_of(workspace, members)).rebuild == "impossible":
                 log.warning(
                     "log_does_not_reach_back workspace=%s group=%s: it begins after position %d%s",
@@ -144,6 +145,12 @@ class Context:
         handles = frozenset(type_ for kind in kinds for type_ in kind.handles)
         newest = all(kind.newest_suffices for kind in kinds)
         return self.history.reach(workspace, handles, 0, newest_suffices=newest)
+
+    def declares(self, group: Group) -> bool:
+        """Whether the settings declare what a group is of, in any generation."""
+        if self._declared is None:
+            self._declared = frozenset(group_name(members) for members in _connected(self.registry))
+        return group.stack in self._declared
 
     def groups(self, workspace: str, *, fresh: bool = False) -> list[Group]:
         """The workspace's groups that this process has code for (cached until the instance rows change)."""

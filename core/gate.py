@@ -165,21 +165,30 @@ def judge(
     means = user_means(pairs, limits.window_s)
     decided, lower, upper = verdict(means, limits)
     if math.isnan(upper):
-        detail = f"undecided: {len(means)} users with a closed window, {limits.min_users} are needed"
+        detail = (
+            f"undecided: {len(means)} users (of a head: targets) whose window of {limits.window_s:,.0f} s has closed, "
+            f"{max(1, limits.min_users)} are needed"
+        )
     else:
         better = ", better" if upper < 0 else ""
         detail = f"{decided}{better}: {len(means)} users, mean difference of log loss in {lower:+.4f}…{upper:+.4f}"
     value = None if math.isnan(upper) else upper
-    rules = [GateRule(rule="not_worse", passed=decided == "pass", value=value, limit=limits.delta, detail=detail)]
+    rules = [
+        GateRule(
+            rule="not_worse", passed=decided == "pass", value=value, limit=limits.delta, detail=detail,
+            undecided=decided == "undecided",
+        )
+    ]  # fmt: skip
     count = len(pairs.user)
     flips = float(pairs.flipped.mean()) if count else 0.0
     rules.append(
         GateRule(
             rule="negative_flips", passed=flips <= limits.max_flips, value=flips, limit=limits.max_flips,
-            detail=f"of {count} examples so many were right and are wrong now",
+            detail=f"{flips:.1%} of {count:,} examples were right and are wrong now, {limits.max_flips:.1%} may be",
+            undecided=value is None and flips > limits.max_flips,
         )
     )  # fmt: skip
-    rules.append(_worst_slice(pairs, limits))
+    rules.append(_worst_slice(pairs, limits, few=value is None))
     ratio = candidate_bytes / live_bytes if live_bytes else 1.0
     rules.append(
         GateRule(
@@ -190,7 +199,7 @@ def judge(
     return rules
 
 
-def _worst_slice(pairs: Paired, limits: GateLimits) -> GateRule:
+def _worst_slice(pairs: Paired, limits: GateLimits, *, few: bool) -> GateRule:
     worst, name, limit = -math.inf, "", limits.worst_slice
     for number, one in enumerate(pairs.names):
         mine = pairs.difference[pairs.slices == number]
@@ -198,5 +207,8 @@ def _worst_slice(pairs: Paired, limits: GateLimits) -> GateRule:
             worst, name = mean, one
     if not name:
         return GateRule(rule="worst_slice", passed=True, limit=limit, detail="no slice has enough examples")
-    detail = f"{name}: mean difference of log loss"
-    return GateRule(rule="worst_slice", passed=worst <= limit, value=worst, limit=limit, detail=detail)
+    detail = f"{name}: mean difference of log loss {worst:+.4f}, {limit:+.4f} may be"
+    passed = worst <= limit
+    return GateRule(
+        rule="worst_slice", passed=passed, value=worst, limit=limit, detail=detail, undecided=few and not passed
+    )

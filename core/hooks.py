@@ -24,13 +24,17 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateRule:
-    """One rule of a promotion gate, and what it found: ``value`` against ``limit``."""
+    """One rule of a promotion gate, and what it found: ``value`` against ``limit``.
+
+    ``undecided``: it did not pass, and may when more has come to judge by.
+    """
 
     rule: str
     passed: bool
     value: float | None = None
     limit: float | None = None
     detail: str = ""
+    undecided: bool = False
 
 
 class Hooks:

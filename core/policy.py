@@ -520,6 +520,9 @@ class Policy:
     """Of upserts, patches and deletions of one subject, those before its newest upsert may be left out of a fold
     without changing what comes of it, and all of them when the newest is a deletion: a compacted log is as good as a
     whole one."""
+    measures: ClassVar[bool] = False
+    """Its server is a ``QualityReport``: a changed declaration of its group takes over by itself only when the gate,
+    which compares two such reports, lets it pass."""
     hears: tuple[str, ...] = ()
     """Of ``reads``, those of whom ``fold_gathered`` is told what theirs returned; the others are read in ``gather``."""
     averages_with: tuple[str, ...] = ()

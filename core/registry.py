@@ -119,7 +119,8 @@ class Registry:
         try:
             return msgspec.convert(dict(values), kind.Config, strict=False)
         except (msgspec.ValidationError, ValueError, TypeError) as error:
-            raise ConfigError(f"[policies.{name}] {error}") from error
+            what, found, where = str(error).partition(" - at `$.")
+            raise ConfigError(f"[policies.{name}] {f'{where[:-1]}: {what}' if found else what}") from error
 
     def declared(self) -> list[Declared]:
         """The instances that the settings declare, in order of name."""

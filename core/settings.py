@@ -156,11 +156,12 @@ class GateSettings(_Section):
 
 
 class RuleSettings(_Section):
-    """One rule: what is done about alarms of drift."""
+    """One rule: what is done about alarms of drift, or told about a version that the gate refuses."""
 
     name: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
-    on: Literal["drift"] = "drift"
-    """Events that it heeds: ``drift``: ``drift.detected``, whoever sent it."""
+    on: Literal["drift", "gate"] = "drift"
+    """Events that it heeds: ``drift``: ``drift.detected``, whoever sent it; ``gate``: ``gate.judged`` with the verdict
+    ``fail``: a changed declaration does not take over. Of ``gate`` it can only alert."""
     policy: str = ""
     """Alarms about this policy alone; empty: about any."""
     detector: str = ""
@@ -185,8 +186,8 @@ class RuleSettings(_Section):
     """The environment variable with the token that is sent as ``Authorization: Bearer``. Never logged."""
     timeout_s: float = Field(default=5.0, gt=0, le=60)
     """Of one attempt to post."""
-    attempts: int = Field(default=3, ge=1, le=10)
-    """At most so many, with 1, 2, 4, … s between them."""
+    give_up_s: float = Field(default=86_400, gt=0, le=30 * 86_400)
+    """An alert that was not taken is posted again after 1, 2, 4, … s, at most 5 minutes, until it is so old."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> RuleSettings:
@@ -195,6 +196,8 @@ class RuleSettings(_Section):
                 call_default_factory=True
             ):
                 raise ValueError(f"{'from' if field == 'start' else field} is for do = '{of}', not '{self.do}'")
+        if self.on == "gate" and (self.do != "alert" or self.detector or self.level > 1):
+            raise ValueError("on = 'gate' is for do = 'alert', of any policy or of one; it has no detector or level")
         if self.config and not self.policy:
             raise ValueError("config needs policy: it is that policy's configuration")
         if self.do == "shadow" and self.start == "start" and not self.config:
@@ -210,7 +213,7 @@ class RuleSettings(_Section):
 
 
 _OF_ACTION = {"config": "shadow", "start": "shadow", "rate": "shadow"} | dict.fromkeys(
-    ("url", "url_env", "secret_env", "timeout_s", "attempts"), "alert"
+    ("url", "url_env", "secret_env", "timeout_s", "give_up_s"), "alert"
 )
 """Fields that one action alone knows."""
 
@@ -275,8 +278,9 @@ class Settings(BaseSettings):
     ``use`` names the backend, the rest is its configuration. A kind that is not named keeps its default."""
     policies: dict[str, dict[str, Any]] = Field(default_factory=_default_policies)
     """Instances: a table each with the config's fields; ``use`` where the instance's name is not the policy's."""
-    on_change: Literal["replace", "manual"] = "replace"
-    """A declared policy that changed is promoted by itself when caught up, or by hand."""
+    on_change: Literal["replace", "replace-ungated", "manual"] = "replace"
+    """A declared policy that changed is promoted by itself when caught up and, where its scores are measured, when the
+    gate lets it pass; without asking the gate; or by hand."""
     rollback_window_s: float = Field(default=3600.0, ge=0)
     """How long a demoted version folds on, ready for a rollback, before it is retired."""
     ledger: LedgerSettings = LedgerSettings()

@@ -47,8 +47,9 @@ _MEANINGS = {
     "kafka.topics": "A table per topic, see below.",
     "kafka.group": "Consumer group under which offsets are committed for lag monitors; the ledger decides.",
     "kafka.poll_records": "Most records of one poll.",
-    "on_change": "What happens when a declared policy changed: `replace`: the new instance takes over when caught up; "
-    "`manual`: it stays a shadow until `policies promote`.",
+    "on_change": "What happens when a declared policy changed: `replace`: the new instance takes over when caught up "
+    "and, where its scores are measured, the gate lets it pass; `replace-ungated`: without asking the gate; `manual`: "
+    "it stays a shadow until `policies promote`. See [change a policy](../how-to/change-a-policy.md).",
     "kafka.topics.NAME.options": "Of the decoder: for `json` the mapping (`type`, `id`, `source`, `time`, `data`), "
     "for `debezium` its `tables`.",
     "kafka.topics.NAME.workspace": "The workspace that the topic's events go to.",
@@ -494,6 +495,7 @@ _LABELS = {
     "streamfold_drift_alarms_total": "workspace, policy, detector",
     "streamfold_rules_applied_total": "workspace, rule, outcome",
     "streamfold_alerts_total": "workspace, rule, outcome",
+    "streamfold_takeover_held": "workspace, group, verdict",
     "streamfold_position": "workspace",
     "streamfold_lag_events": "workspace, group",
     "streamfold_live_lag_events": "workspace",

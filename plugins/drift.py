@@ -23,6 +23,7 @@ import msgspec
 from streamfold.core import LEARNED_FROM, Alarm, ConfigError, Event, LossReport, Policy, Stores, Table, View
 from streamfold.plugins._detectors import Adwin, Cusum, PageHinkley
 from streamfold.plugins._labels import label_name
+from streamfold.plugins._settings import within
 
 DETECTORS = ("adwin", "page_hinkley", "cusum")
 _NO_HEADS = ("corrections", "head_arms")
@@ -48,9 +49,7 @@ class DriftConfig:
     def __post_init__(self) -> None:
         if not self.detectors or set(self.detectors) - set(DETECTORS):
             raise ConfigError(f"drift: detectors is {self.detectors}: some of {', '.join(DETECTORS)}")
-        for name in ("max_answers", "max_heads", "max_alarms"):
-            if not 1 <= getattr(self, name) <= 10_000_000:
-                raise ConfigError(f"drift: {name} is {getattr(self, name)}: it must be in 1…10000000")
+        within("drift", self, **dict.fromkeys(("max_answers", "max_heads", "max_alarms"), (1, 10_000_000)))
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):

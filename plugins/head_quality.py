@@ -55,6 +55,7 @@ class HeadQuality(OfLabels):
 
     name = "head_quality"
     version = 1
+    measures = True
     Config = HeadQualityConfig
 
     def __init__(self, config: Any = None) -> None:

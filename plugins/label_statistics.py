@@ -121,6 +121,7 @@ class LabelStatistics(OfTargets):
 
     name = "label_statistics"
     version = 1
+    measures = True
     handles: ClassVar[tuple[str, ...]] = (
         "label.observed",
         *("class.upserted", "class.merged", "class.retired"),

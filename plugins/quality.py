@@ -129,6 +129,7 @@ class Quality(Policy):
 
     name = "quality"
     version = 1
+    measures = True
     handles = LEARNED_FROM
     Config = QualityConfig
 

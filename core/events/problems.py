@@ -18,6 +18,7 @@ DECODING_ERRORS = (msgspec.MsgspecError, ValueError, TypeError, RecursionError, 
 
 _PATH = re.compile(r" - at `(?P<path>[^`]*)`$")
 _UNKNOWN = re.compile(r"unknown field `(?P<name>.*?)`", re.DOTALL)
+_ENUM = re.compile(r"^Invalid enum value '(?P<value>.*)'$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]*)`")
 
 
@@ -42,6 +43,11 @@ def problem(error: Exception, kind: type[msgspec.Struct], root: str = "") -> Inv
         return InvalidEvent(
             "invalid-event", f"missing field '{missing['name']}'{where}", f"{pointer}/{missing['name']}"
         )
+    if enum := _ENUM.search(text):
+        valid = [
+            str(value) for part in _at(kind, steps) if isinstance(part, inspect.LiteralType) for value in part.values
+        ]
+        text = f"'{enum['value'][:64]}' is none of the values{nearest(enum['value'][:64], valid)}"
     detail = f"{pointer or 'the event'}: {_printable(text)}"
     return InvalidEvent("invalid-value" if root else "invalid-event", detail, pointer)
 
@@ -61,6 +67,12 @@ def _steps(path: str) -> list[str]:
 
 def _field_names(kind: type[msgspec.Struct], steps: list[str]) -> list[str]:
     """Return the names that are valid in the struct that ``steps`` lead to."""
+    structs = (part for part in _at(kind, steps) if isinstance(part, inspect.StructType))
+    return [field.encode_name for struct in structs for field in struct.fields]
+
+
+def _at(kind: type[msgspec.Struct], steps: list[str]) -> list[inspect.Type]:
+    """Return the types that may be where ``steps`` lead."""
     here: list[inspect.Type] = [inspect.type_info(kind)]
     for step in steps:
         below: list[inspect.Type] = []
@@ -71,8 +83,7 @@ def _field_names(kind: type[msgspec.Struct], steps: list[str]) -> list[str]:
                 elif isinstance(part, inspect.ListType):
                     below.append(part.item_type)
         here = below
-    structs = (part for node in here for part in _parts(node) if isinstance(part, inspect.StructType))
-    return [field.encode_name for struct in structs for field in struct.fields]
+    return [part for node in here for part in _parts(node)]
 
 
 def _parts(node: inspect.Type) -> Iterator[inspect.Type]:

@@ -254,7 +254,7 @@ class DriftDetected(Data, frozen=True, kw_only=True):
 
 
 class RuleApplied(Data, frozen=True, kw_only=True):
-    """What a rule of the settings did about an alarm, the ``drift.detected`` event at ``alarm_position``."""
+    """What a rule of the settings did about an alarm, the event at ``alarm_position``."""
 
     rule: Id
     do: Id
@@ -262,6 +262,22 @@ class RuleApplied(Data, frozen=True, kw_only=True):
     outcome: str
     detail: str | None = None
     alarm_position: Integer | None = None
+
+
+class GateJudged(Data, frozen=True, kw_only=True):
+    """What the gate says of a changed declaration that is to take over by itself; said when the verdict changes.
+
+    ``policy``: what changed, as ``name@version``; ``verdict``: ``pass``, ``undecided`` or ``fail``; ``failed``: the
+    rules that stand in its way.
+    """
+
+    policy: Id
+    group: Id
+    live: str
+    verdict: str
+    failed: list[str] = []
+    detail: str | None = None
+    at_position: Integer | None = None
 
 
 def _subjects(**kinds: str) -> Callable[[Any], tuple[Subject, ...]]:
@@ -431,5 +447,8 @@ def builtin_types(actions: Iterable[str] = ()) -> tuple[EventType, ...]:
         _type("entity.aliased", EntityChanged, entity, _entity_check("aliases"), "Other names of an entity."),
         _type("document.extracted", DocumentExtracted, document, document_id, "What an extractor found in a chunk."),
         _type("drift.detected", DriftDetected, _subjects(policy="policy"), id_check("policy"), "A drift alarm."),
+        _type(
+            "gate.judged", GateJudged, _subjects(policy="policy"), id_check("policy", "group"), "What the gate says."
+        ),
         _type("rule.applied", RuleApplied, _subjects(policy="policy"), id_check("policy", "rule"), "What a rule did."),
     )

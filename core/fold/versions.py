@@ -31,7 +31,7 @@ from streamfold.core.fold.bases import other_bases
 from streamfold.core.fold.erasure import holds_erased
 from streamfold.core.fold.stores import checkpoint_root
 from streamfold.core.hooks import GateRule
-from streamfold.core.ledger.abc import AuditEntry, DeadLetter, Instance, LogRow, Promoted, Slot
+from streamfold.core.ledger.abc import AuditEntry, DeadLetter, GroupState, Instance, LogRow, Promoted, Slot
 from streamfold.core.registry import Declared
 from streamfold.core.stores.checkpoint import drop_old_checkpoints
 
@@ -196,7 +196,8 @@ def promote(
     failed = [rule for rule in found if not rule["passed"]]
     if failed and not force:
         reasons = ", ".join(f"{rule['rule']} ({rule['detail']})" if rule["detail"] else rule["rule"] for rule in failed)
-        raise GateFailed(f"{group.name}: the gate does not pass: {reasons}; force=true overrides", found)
+        why = f"{group.name}: the gate does not pass: {reasons}"
+        raise GateFailed(f"{why}; force (--force) overrides it, and is audited", found)
     forced = f" (forced past {', '.join(str(rule['rule']) for rule in failed)})" if failed else ""
     return _take_over(context, workspace, group, _entry(context, actor, "promote", group.name, f"{reason}{forced}"))
 
@@ -311,9 +312,10 @@ def _demoted(context: Context, workspace: str, name: str, version: str | None) -
         if group.slot == "shadow" and group.name in times and _has(group, name, version)
     ]
     if not found:
+        what, kept_s = "it" if version is None else f"its version {version}", context.settings.rollback_window_s
         raise VersionConflict(
-            f"there is nothing to roll {name!r} back to: no demoted version is kept any longer (rollback_window_s); "
-            "add the old configuration as a shadow and promote it"
+            f"there is nothing to roll {name!r} back to: {what} was not demoted in the last {kept_s:,.0f} s "
+            "(rollback_window_s); add the old configuration as a shadow and promote it"
         )
     return max(found, key=lambda group: times[group.name])
 
@@ -357,7 +359,10 @@ def skip(context: Context, workspace: str, group: Group, rows: Sequence[LogRow],
 
 # -- what happens by itself -------------------------------------------------------------------------------------------
 def advance(context: Context, workspace: str, group: Group, watermark: int) -> None:
-    """Let a shadow that was made to take over do so once it has caught up: a rebuild, or a changed declaration."""
+    """Let a shadow that was made to take over do so once it has caught up: a rebuild, or a changed declaration.
+
+    Not a declaration that is ``measured``: its scores are in the views, so a process that serves asks the gate.
+    """
     ledger = context.ledger
     state = ledger.group(workspace, group.name)
     try:
@@ -366,19 +371,62 @@ def advance(context: Context, workspace: str, group: Group, watermark: int) -> N
                 return  # the next turn asks again
             audit = _entry(context, _SELF, "replace", group.name, f"rebuilt; takes the place of {state.replaces}")
             _swapped(context, workspace, ledger.replace_group(workspace, group.name, audit=audit))
-        elif state.auto and context.settings.on_change == "replace" and not blockers(context, workspace, group):
-            failed = [rule["rule"] for rule in gate(context, workspace, group) if not rule["passed"]]
-            if failed:
-                log.warning("gate_failed workspace=%s group=%s rules=%s", workspace, group.name, failed)
-                return
-            audit = _entry(context, "settings", "replace", group.name, "declared policy changed")
-            retire_us = context.clock.now_us() + int(context.settings.rollback_window_s * US)
-            _swapped(context, workspace, ledger.promote(workspace, group.name, retire_us=retire_us, audit=audit))
+        elif takes_over(context, state, group) and not (gated(context) and measured(context, workspace, group)):
+            replace_declared(context, workspace, group)
     except NotCaughtUp:
         return  # what it replaces has folded on meanwhile: the next turn asks again
     except VersionConflict as error:
         log.warning("not_replaced workspace=%s group=%s: %s", workspace, group.name, error)
         context.groups(workspace, fresh=True)
+
+
+def takes_over(context: Context, state: GroupState, group: Group) -> bool:
+    """Whether a shadow is a changed declaration that is to take over by itself, and still what the settings declare."""
+    return state.auto and context.settings.on_change != "manual" and context.declares(group)
+
+
+def gated(context: Context) -> bool:
+    """Whether changed declarations have to pass the gate."""
+    return context.settings.on_change == "replace"
+
+
+def measured(context: Context, workspace: str, group: Group) -> bool:
+    """Whether a candidate's scores are measured, and those of what it would replace, under one name.
+
+    A live version whose code is gone is no measure: it stands still, and its successor is waited for.
+    """
+    mine = {runtime.instance.name for runtime in group.runtimes if runtime.policy.measures}
+    live = [other for other in context.groups(workspace) if other.slot == "live"]
+    return any(r.policy.measures and r.instance.name in mine for other in live for r in other.runtimes)
+
+
+def replace_declared(
+    context: Context, workspace: str, group: Group, *, rules: Sequence[GateRule] = (), revision: int | None = None
+) -> list[GateRule]:
+    """Let a changed declaration take over; returns what stands in its way: nothing, when it did.
+
+    ``rules``: what the gate says, ``revision``: of the ledger's slots when it was asked.
+
+    Raises
+    ------
+    NotCaughtUp : what it replaces has folded on meanwhile. VersionConflict : slots have changed meanwhile.
+    """
+    if blocked := blockers(context, workspace, group):
+        return [GateRule(rule="blocked", passed=False, detail="; ".join(blocked), undecided=True)]
+    found = [*rules, *(GateRule(**rule) for rule in gate(context, workspace, group))]
+    if failed := [rule for rule in found if not rule.passed]:
+        return failed
+    ledger, reason = context.ledger, "declared policy changed"
+    if revision is not None and ledger.slots_revision(workspace) != revision:
+        raise VersionConflict(f"{group.name}: slots changed while the gate was asked")
+    if said := next((rule.detail for rule in rules if rule.rule == "not_worse"), ""):
+        reason += f"; the gate: {said}"
+    elif measured(context, workspace, group):
+        reason += f"; the gate was not asked (on_change = {context.settings.on_change})"
+    audit = _entry(context, "settings", "replace", group.name, reason)
+    retire_us = context.clock.now_us() + int(context.settings.rollback_window_s * US)
+    _swapped(context, workspace, ledger.promote(workspace, group.name, retire_us=retire_us, audit=audit))
+    return []
 
 
 def _swapped(context: Context, workspace: str, done: Promoted) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from streamfold.core.errors import IntakeConflict
 from streamfold.core.events.model import NewEvent
+from streamfold.core.ledger._alerts import add_alerts
 from streamfold.core.ledger._tx import Tx
 from streamfold.core.ledger.abc import SUPERSEDED, IntakeMove, Outcome
 
@@ -89,7 +90,8 @@ def index_deletions(tx: Tx, workspace: str, fresh: Sequence[NewEvent], first: in
 def move_intakes(
     tx: Tx, workspace: str, moves: Sequence[IntakeMove], result: Sequence[Outcome], recorded_us: int
 ) -> None:
-    """Compare-and-set each intake's offset and add its counters; in the order of their names, against deadlocks."""
+    """Compare-and-set each intake's offset, add its counters and keep its alert; in the order of their names, against
+    deadlocks."""
     for move, accepted, duplicates, reused in sorted(_shares(moves, result), key=lambda share: share[0].intake):
         counters = (accepted, move.duplicates + duplicates, move.rejected + reused)
         if move.expect is None:
@@ -109,6 +111,7 @@ def move_intakes(
                 f"intake {move.intake!r} of workspace {workspace!r} no longer stands at {move.expect}: "
                 "another consumer moved it; seek to the ledger's offset"
             )
+    add_alerts(tx, workspace, (move.alert for move in moves if move.alert is not None))
 
 
 def _shares(moves: Sequence[IntakeMove], result: Sequence[Outcome]) -> list[tuple[IntakeMove, int, int, int]]:

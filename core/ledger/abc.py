@@ -66,6 +66,23 @@ class LogPage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """What a rule has to tell somebody.
+
+    ``position``: of the event that the rule heeded. ``body``: JSON. ``attempts``: to deliver it. ``due_us``: it is not
+    to be tried before that; also not by another process while one is trying.
+    """
+
+    alert_id: str
+    rule: str
+    position: int
+    body: str
+    made_us: int
+    attempts: int = 0
+    due_us: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IntakeMove:
     """A compare-and-set of one intake's position: e.g. ``intake="kafka:CLUSTER:TOPICID:0"``.
 
@@ -81,6 +98,8 @@ class IntakeMove:
     took: int | None = None
     """How many of the batch's events, in the order of the moves, came through this intake: their outcomes are added to
     its counters. ``None``: all of them when this is the only move, else none."""
+    alert: Alert | None = None
+    """What is to be told about it; kept in the same transaction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -825,6 +844,16 @@ class Ledger(Protocol):
 
     def audits(self, workspace: str, *, before: int | None = None, limit: int = 50) -> list[AuditEntry]:
         """A page of the audit trail, newest first, ids < before."""
+
+    # -- alerts ------------------------------------------------------------------------------------------------
+    def alerts(self, workspace: str) -> list[Alert]:
+        """Those that are not delivered, in order of their positions."""
+
+    def move_alert(self, workspace: str, alert: Alert, *, attempts: int, due_us: int) -> bool:
+        """Say when an alert is due next, if it stands as it was read; False: somebody else moved or ended it."""
+
+    def end_alert(self, workspace: str, alert_id: str) -> None:
+        """Forget an alert: it was delivered, or given up."""
 
     # -- keys and quotas ---------------------------------------------------------------------------------------
     def access_version(self) -> int:

@@ -19,6 +19,7 @@ from streamfold.core.events.model import NewEvent
 from streamfold.core.ledger import backup as backups
 from streamfold.core.ledger import migrate as migrations
 from streamfold.core.ledger._access import AccessMixin
+from streamfold.core.ledger._alerts import AlertMixin
 from streamfold.core.ledger._append import (
     distinct,
     index_deletions,
@@ -153,7 +154,7 @@ def _upgrade(connection: Connection) -> None:
 
 
 class PostgresLedger(
-    LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, EraseMixin, RetainMixin
+    LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, AlertMixin, EraseMixin, RetainMixin
 ):
     """See ``streamfold.core.ledger.abc.Ledger``."""
 

@@ -339,3 +339,16 @@ api_keys = Table(
 )
 
 quotas = Table("quotas", metadata, _key("workspace"), _text("quotas"))
+
+alerts = Table(
+    "alerts",
+    metadata,
+    _key("workspace"),
+    _key("alert_id"),
+    _text("rule"),
+    _int("position", None),
+    _text("body"),
+    _int("made_us", None),
+    _int("attempts"),
+    _int("due_us"),
+)

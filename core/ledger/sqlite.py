@@ -21,6 +21,7 @@ from streamfold.core.errors import LedgerError, LedgerUnavailable
 from streamfold.core.events.model import NewEvent
 from streamfold.core.ledger import backup as backups
 from streamfold.core.ledger._access import AccessMixin
+from streamfold.core.ledger._alerts import AlertMixin
 from streamfold.core.ledger._append import (
     distinct,
     index_deletions,
@@ -83,7 +84,9 @@ def make_engine(path: Path) -> Engine:
     return engine
 
 
-class SqliteLedger(LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, EraseMixin, RetainMixin):
+class SqliteLedger(
+    LogMixin, GroupMixin, VersionMixin, PrepareMixin, LetterMixin, AccessMixin, AlertMixin, EraseMixin, RetainMixin
+):
     """See ``streamfold.core.ledger.abc.Ledger``. ``held`` is this process's lock on the file."""
 
     def __init__(self, path: Path, engine: Engine, held: ProcessLock) -> None:

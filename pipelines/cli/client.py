@@ -47,7 +47,8 @@ class Problem(CliError):
         """The rules of a gate that refused."""
         self.retry_after_s = _seconds(response.headers.get("retry-after"))
         lines = [f"{self.code}: {self.detail}"]
-        lines += [f"  {e.get('pointer', '')}: {e.get('message', '')}" for e in self.errors[:20]]
+        more = [e for e in self.errors if str(e.get("message", "")) != self.detail]  # one error alone is the detail
+        lines += [f"  {e.get('pointer', '')}: {e.get('message', '')}" for e in more[:20]]
         if request_id := problem.get("request_id") or response.headers.get("x-request-id"):
             lines.append(f"  request {request_id}")
         exit_code = TIMED_OUT if self.code in _TIMED_OUT_CODES else FAILED

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamfold.pipelines.cli import quality, versions
+from streamfold.pipelines.cli import quality, versions, watch
 from streamfold.pipelines.cli.state import FAILED, CliError, Globals, console
 
 if TYPE_CHECKING:
@@ -53,10 +53,21 @@ def list_(ctx: typer.Context) -> None:
     options: Globals = ctx.obj
     with options.client() as client:
         body = client.get("/v1/policies")
-    names = ("policy", "label", "slot", "share", "state", "watermark", "lag_events", "rebuild", "last_error")
+    names = (
+        "policy",
+        "label",
+        "slot",
+        "share",
+        "state",
+        "watermark",
+        "lag_events",
+        "rebuild",
+        "takeover",
+        "last_error",
+    )
     heads = {"label": "version"}
     table = Table(*(heads.get(name, name).replace("_", " ") for name in names), box=None, header_style="dim")
-    for item in body["items"]:
+    for item in ({**item, "takeover": watch.takeover(item) or None} for item in body["items"]):
         table.add_row(*("" if item.get(name) is None else str(item[name]).replace("[", "\\[") for name in names))
     options.render(table, body)
 

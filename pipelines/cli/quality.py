@@ -31,6 +31,9 @@ TITLES = {
 _DRAWN = (("auc", "logloss", "calibration_error"), ("accuracy", "logloss", "min_accuracy"))
 
 
+_NO_GATE = "gate: nothing to compare: this is what is live, or nobody measures what is; ask for a shadow: NAME@VERSION"
+
+
 def register(group: typer.Typer) -> None:
     group.command("quality", help=HELP)(quality)
 
@@ -70,7 +73,7 @@ def quality(
         out.print(f"{len(series) - last} earlier ones: --last, --json")
     for one in body["arms"]:
         out.print(_arms(one))
-    out.print(_gate(body["gate"]) if body["gate"] else "gate: nothing to compare: what is live is judged by nobody")
+    out.print(_gate(body["gate"]) if body["gate"] else _NO_GATE)
 
 
 def _drawn(series: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -118,7 +121,7 @@ def _gate(rules: Sequence[Mapping[str, Any]]) -> Any:
 
     table = Table("gate", "verdict", "value", "limit", "", title=_verdict(rules))
     for rule in rules:
-        verdict = "pass" if rule["passed"] else "refused"
+        verdict = "pass" if rule["passed"] else "undecided" if rule.get("undecided") else "refused"
         numbers = ("–" if rule[key] is None else f"{rule[key]:.4g}" for key in ("value", "limit"))
         table.add_row(rule["rule"], verdict, *numbers, plain(rule["detail"]))
     return table
@@ -126,4 +129,6 @@ def _gate(rules: Sequence[Mapping[str, Any]]) -> Any:
 
 def _verdict(rules: Sequence[Mapping[str, Any]]) -> str:
     failed = [rule["rule"] for rule in rules if not rule["passed"]]
+    if failed and all(rule.get("undecided") for rule in rules if not rule["passed"]):
+        return f"the gate has not decided: {', '.join(failed)}"
     return f"the gate refuses it: {', '.join(failed)}" if failed else "the gate lets it take over"

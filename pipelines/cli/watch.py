@@ -80,7 +80,7 @@ def status_table(body: Mapping[str, Any]) -> Any:
             str(row.get("policy")),
             str(row.get("version")),
             str(row.get("slot")),
-            f"[{_COLOURS.get(state, 'yellow')}]{state}[/]",
+            f"[{_COLOURS.get(state, 'yellow')}]{state}[/]" + (f", held: {held}" if (held := takeover(row)) else ""),
             str(row.get("watermark")),
             f"{row.get('lag_events', 0)} events, {row.get('lag_s') or 0:.1f} s",
             f"{row.get('state_bytes') or 0:,}",
@@ -92,6 +92,13 @@ def status_table(body: Mapping[str, Any]) -> Any:
         cells = (row.get("name"), row.get("kind"), f"{row.get('rate_per_s') or 0:.0f}", row.get("lag_events"))
         intakes.add_row(*(str(c) for c in (*cells, row.get("duplicates"), row.get("rejected"))))
     return Group(total, *([intakes] if body.get("intakes") else []), policies)
+
+
+def takeover(row: Mapping[str, Any]) -> str:
+    """Say what keeps a changed declaration from taking over by itself; nothing where nothing does."""
+    held = row.get("takeover") or {}
+    failed = ", ".join(str(rule.get("rule")) for rule in held.get("rules") or ())
+    return f"{held.get('verdict')} ({failed})" if held else ""
 
 
 def trace(

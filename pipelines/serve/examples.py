@@ -231,6 +231,7 @@ QUALITY = {
             "value": -0.002,
             "limit": 0.001,
             "detail": "pass, better: 812 users, mean difference of log loss in -0.0061…-0.0020",
+            "undecided": False,
         }
     ],
     "arms": [
@@ -387,6 +388,7 @@ STATUS = {
             "replaces": None,
             "share": None,
             "experiment": None,
+            "takeover": None,
             "retires_at": None,
             "state_bytes": 4096,
             "skips": 0,

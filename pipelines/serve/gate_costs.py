@@ -1,7 +1,7 @@
 """What a candidate costs beside what is live: how long it takes to answer, and to fold an event.
 
 Both are timed when the gate is asked. Answers in turns, so what else the machine does meanwhile is in both, and the
-middle of several rounds counts; folds of a hundred recent events, one by one, the better of two.
+middle of several rounds counts; folds of a hundred recent events, in turns too, the best of each.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from statistics import median
 
 from streamfold.core.classifying import Classifier, ClassifyRequest, Target, WrongTarget
@@ -18,7 +19,7 @@ from streamfold.core.hooks import GateRule
 from streamfold.core.recommending import Catalogue, Ranker, RankRequest, user_key
 from streamfold.core.views import GroupView, WorkspaceView
 
-_ROUNDS, _CALLS = 5, 20
+_ROUNDS, _CALLS, _FOLDS = 5, 20, 3
 _CANDIDATES = 100
 _REMEMBERED_S = 15.0
 _FLOOR_S = 0.005
@@ -27,20 +28,34 @@ Ask = Callable[[], object]
 
 
 class GateCosts:
-    """Times candidates for one serving process, one at a time, and remembers for some seconds: many may look."""
+    """Times candidates for one serving process, one at a time, in a thread of its own, and remembers for some seconds:
+    many may look, and what answers users waits for none of it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._found: dict[tuple[str, str, str], tuple[float, list[GateRule]]] = {}
+        self._pool = ThreadPoolExecutor(1, "gate-costs")
+        self._found: dict[tuple[str, str, str], tuple[float, Future[list[GateRule]]]] = {}
 
-    def rules(self, view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
-        """What the rules about time say. May take seconds."""
+    def rules(
+        self, view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits
+    ) -> Future[list[GateRule]]:
+        """What the rules about time say, some time later; who asks meanwhile gets the same future."""
         key = view.name, candidate.group.name, live.group.name
         with self._lock:
-            self._found = {k: one for k, one in self._found.items() if time.monotonic() - one[0] < _REMEMBERED_S}
+            self._found = {key: one for key, one in self._found.items() if _holds(*one)}
             if key not in self._found:
-                self._found[key] = time.monotonic(), _cost_rules(view, candidate, live, limits)
+                self._found[key] = time.monotonic(), self._pool.submit(_cost_rules, view, candidate, live, limits)
             return self._found[key][1]
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _holds(asked_at: float, found: Future[list[GateRule]]) -> bool:
+    """Whether what was asked for then answers today's question."""
+    if not found.done():
+        return True
+    return not found.cancelled() and found.exception() is None and time.monotonic() - asked_at < _REMEMBERED_S
 
 
 def _cost_rules(view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
@@ -98,8 +113,11 @@ def _question(view: WorkspaceView, group: GroupView) -> Ask | None:
 
 
 def _folding(view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
-    took = [seconds_per_event(view.context, view.name, one.group) for one in (candidate, live)]
-    mine, theirs = took
+    took: list[list[float]] = [[], []]
+    for _ in range(_FOLDS):
+        for side, one in zip(took, (candidate, live), strict=True):
+            side += [s for s in [seconds_per_event(view.context, view.name, one.group)] if s is not None]
+    mine, theirs = (min(side, default=None) for side in took)
     if mine is None or not theirs:
         return []
     return [

@@ -95,6 +95,7 @@ def policies(call: Call, head: int) -> list[dict[str, Any]]:
         if instance.slot == "retired" or state is None:
             continue
         watermark = state.watermark
+        held = call.service.takeovers.held(workspace, instance.group)
         lines.append(
             {
                 "policy": instance.name,
@@ -118,6 +119,7 @@ def policies(call: Call, head: int) -> list[dict[str, Any]]:
                 "replaces": state.replaces,
                 "share": state.share_ppm / MILLION or None,
                 "experiment": state.experiment or None,
+                "takeover": None if held is None else held.as_json(),
                 "retires_at": rfc3339(state.retire_us),
                 "config": msgspec.json.decode(instance.config),
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,50 +14,16 @@ from starlette.responses import Response
 from streamfold.core.arms import Experiment, experiments
 from streamfold.core.clock import US
 from streamfold.core.errors import nearest
-from streamfold.core.gate import GateLimits, judge
 from streamfold.core.hooks import GateRule
-from streamfold.core.quality import ArmsReport, QualityPoint, QualityReport
-from streamfold.core.views import GroupView, MemberView, WorkspaceView
+from streamfold.core.quality import ArmsReport, QualityPoint
+from streamfold.core.views import WorkspaceView
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer, rfc3339
+from streamfold.pipelines.serve.gate import Served, reports
 from streamfold.pipelines.serve.problems import Problem, at
 from streamfold.pipelines.serve.reading import wait_fresh
 
 _EVER_US = 2**62
-Served = tuple[GroupView, MemberView]
-
-
-def gate_rules(call: Call, group: str) -> list[GateRule]:
-    """Judge a candidate by its scores against the live ones'; no rules where either has no quality policy."""
-    view = call.view
-    with view.asking():
-        candidate = next((one for one in _reports(view) if one[0].group.name == group), None)
-        live = None if candidate is None else _live(view, candidate)
-        if candidate is None or live is None:
-            return []
-        with view.reading([candidate[0], live[0]]):
-            mine, theirs = candidate[1].server.measured(), live[1].server.measured()
-            sizes = [one[0].stores.state_bytes() for one in (candidate, live)]
-    limits = GateLimits(**call.service.settings.gate.model_dump())
-    rules = judge(mine.scored(), theirs.scored(), limits, candidate_bytes=sizes[0], live_bytes=sizes[1])
-    return [*rules, *call.service.gate_costs.rules(view, candidate[0], live[0], limits)]
-
-
-def _reports(view: WorkspaceView) -> list[Served]:
-    """Every group's report, shadows' too."""
-    return [
-        (group, member)
-        for group in view.groups.values()
-        for member in group.members.values()
-        if isinstance(member.server, QualityReport)
-    ]
-
-
-def _live(view: WorkspaceView, candidate: Served) -> Served | None:
-    """The live report of the same name, if the candidate is another one."""
-    name = candidate[1].runtime.instance.name
-    found = view.servers(QualityReport, name)
-    return found[0] if found and found[0][0] is not candidate[0] and found[0][0] in view.live() else None
 
 
 def _report(call: Call, view: WorkspaceView) -> Served:
@@ -72,12 +39,12 @@ def _report(call: Call, view: WorkspaceView) -> Served:
         names |= own
         if wanted not in own:
             continue
-        for report in _reports(view):
+        for report in reports(view):
             if report[0] is group:
                 return report
         detail = (
-            f"nobody measures the scores of '{wanted[:64]}': add [policies.quality] with its ranker, or "
-            "[policies.head_quality] with its head, to the settings"
+            f"nobody measures the scores of '{wanted[:64]}': of a ranker [policies.quality] with its name as ranker "
+            "does, of a head [policies.head_quality] with its name as head; other policies have no scores"
         )
         raise Problem("not-found", detail)
     raise Problem("not-found", f"no policy '{wanted[:64]}'{nearest(wanted[:64], names)}")
@@ -107,8 +74,18 @@ async def quality(call: Call) -> Response:
         return {"series": series, "slice": slice_, "arms": [_told(one) for one in arms], "version": cut.as_json()}
 
     found = await call.ask(view.asked, work)
-    rules = await call.ask(gate_rules, call, group.group.name)
+    rules = await _gate(call, view, group.group.name)
     return answer(found | {"gate": [asdict(rule) for rule in rules]})
+
+
+async def _gate(call: Call, view: WorkspaceView, group: str) -> list[GateRule]:
+    """What the gate says; no thread that answers waits while candidate and live are timed."""
+    gate = call.service.gate
+    scores = await call.ask(gate.scores, view, group)
+    if scores is None:
+        return []
+    timed = asyncio.shield(asyncio.wrap_future(gate.costs(view, scores)))  # shared with whoever asks meanwhile
+    return [*scores.rules, *await timed]
 
 
 def _shown(point: QualityPoint) -> dict[str, Any]:

@@ -1,28 +1,30 @@
 """Rules of the settings: what is done about alarms. A shadow, a rebuild or an alert; never a promotion.
 
-The rules read the log: each ``drift.detected`` event past where they have looked, once per workspace. What a rule did
-is an event too, ``rule.applied``, logged in one transaction with how far the rules have looked and with when the rule
-acted last on this policy; both are intakes of the ledger, moved by compare-and-set. So after a crash, a restart or
-beside another process an alarm is acted on once: shadows and rebuilds are made before that transaction and made once
-however often they are asked for (``core/fold/refresh.py``); an alert is posted after it by whoever won.
+The rules read the log: each ``drift.detected`` event (and ``gate.judged``, to alert) past where they have looked, once
+per workspace. What a rule did is an event too, ``rule.applied``, logged in one transaction with how far the rules have
+looked and with when the rule acted last on this policy; both are intakes of the ledger, moved by compare-and-set. So
+after a crash, a restart or beside another process an alarm is acted on once: shadows and rebuilds are made before that
+transaction and made once however often they are asked for (``core/fold/refresh.py``); an alert is kept in that
+transaction, and delivered by ``webhooks.py``.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter
 
-from streamfold.core.clock import US
+from streamfold.core.clock import US, to_rfc3339
 from streamfold.core.errors import ConfigError, IntakeConflict, VersionError
 from streamfold.core.events import Event
-from streamfold.core.events.types import DriftDetected
+from streamfold.core.events.types import DriftDetected, GateJudged
 from streamfold.core.fold import refresh
-from streamfold.core.ledger.abc import NORMAL, IntakeMove, IntakeState
+from streamfold.core.ledger.abc import NORMAL, Alert, IntakeMove, IntakeState
 from streamfold.core.registry import Registry
 from streamfold.core.settings import RuleSettings
 from streamfold.core.views import WorkspaceView
@@ -37,7 +39,7 @@ SOURCE = "streamfold:rules"
 INTAKE = "rules:"
 """How the names of these intakes begin."""
 _LOG = f"{INTAKE}log"
-_TYPES = ("drift.detected",)
+_TYPES = ("drift.detected", "gate.judged")
 _LOOK_S = 0.5
 _FAILED_S = 10.0
 _PAGE = 64
@@ -78,7 +80,7 @@ class Rules:
             "streamfold_rules_applied", "Alarms that rules acted on", ["workspace", "rule", "outcome"],
             registry=registry,
         )  # fmt: skip
-        self._webhooks = Webhooks(registry)
+        self._webhooks = Webhooks(node, self._rules, registry)
         for rule in self._rules:
             self._check(rule, node.registry)
         self._rounds = Rounds("rules", node, self._look, every_s=_LOOK_S, failed_s=_FAILED_S) if self._rules else None
@@ -160,6 +162,7 @@ class Rules:
     def _alarm(self, view: WorkspaceView, alarm: Event) -> None:
         """Do what the rules say about an alarm, and log that it is done."""
         states = self._states(view.name)
+        now_us = self._node.context.clock.now_us()
         moves, acts = [_move(_LOG, _LOG, self._at[view.name][1], alarm.seq)], []
         for rule in self._rules:
             if not heeds(rule, alarm.data):
@@ -173,13 +176,17 @@ class Rules:
                 acts.append(act)
                 if act.outcome == "applied":
                     stood = None if before is None else before.next_offset
-                    moves.append(_move(intake, f"{INTAKE}{rule.name}", stood, alarm.seq))
+                    alerts = rule.do == "alert" and self._webhooks.takes(view.name, rule)
+                    alert = self._alert(view.name, act, alarm, now_us) if alerts else None
+                    moves.append(replace(_move(intake, f"{INTAKE}{rule.name}", stood, alarm.seq), alert=alert))
         if not acts:
             return
         self._events.log(view, [_event(act, alarm) for act in acts], moves)
         self._at[view.name] = (alarm.seq, alarm.seq)
+        self._webhooks.wake(view.name)
         for act in acts:
-            self._tell(view.name, act, alarm)
+            self._count.labels(view.name, act.rule.name, act.outcome).inc()
+            self._log.warning("rule_applied", workspace=view.name, **_said(act, alarm))
 
     def _cools_down(self, workspace: str, rule: RuleSettings, before: IntakeState, alarm: Event) -> bool:
         """Whether the alarm comes too soon after the last one that the rule acted on, by when they were logged."""
@@ -189,7 +196,7 @@ class Rules:
         at_us = last[0].recorded_us if last else before.updated_us  # it may have left the log
         return alarm.recorded_us < at_us + rule.at_most_every_s * US
 
-    def _targets(self, rule: RuleSettings, alarm: DriftDetected, workspace: str) -> Sequence[str]:
+    def _targets(self, rule: RuleSettings, alarm: DriftDetected | GateJudged, workspace: str) -> Sequence[str]:
         """Name the policies to act on: the rule's, or of each live group that the alarm names the first one.
 
         An empty name: none of those named is live. An alarm alerts once, whatever it names.
@@ -204,11 +211,11 @@ class Rules:
         return found[:1] if rule.do == "alert" else found
 
     def _act(self, workspace: str, rule: RuleSettings, policy: str, alarm: Event) -> _Act:
+        if rule.do == "alert":
+            return _Act(rule, policy, "applied", "alert")
         context = self._node.context
         reason = f"rule {rule.name}: {alarm.data.detector} at position {alarm.data.at_position or alarm.seq}"[:4096]
         why: dict[str, Any] = {"since_us": alarm.recorded_us, "actor": SOURCE, "reason": reason}
-        if rule.do == "alert":
-            return _Act(rule, policy, "applied", "alert")
         if not policy:
             return _Act(rule, policy, "refused", "the alarm names no live policy")
         try:
@@ -222,32 +229,41 @@ class Rules:
             return _Act(rule, policy, "refused", str(error)[:1000])
         return _Act(rule, policy, "applied", group)
 
-    def _tell(self, workspace: str, act: _Act, alarm: Event) -> None:
-        self._count.labels(workspace, act.rule.name, act.outcome).inc()
-        said = _said(act, alarm)
-        self._log.warning("rule_applied", workspace=workspace, **said)
-        if act.rule.do == "alert":
-            data: DriftDetected = alarm.data
-            text = f"streamfold: {data.detector} saw {data.policy} drift (workspace {workspace}, rule {act.rule.name})"
-            more = {"detector": data.detector, "statistic": data.statistic, "threshold": data.threshold}
-            about = {"policy": data.policy, "at_position": data.at_position, "workspace": workspace}
-            self._webhooks.send(workspace, act.rule, {"text": text, **said, **more, **about})
+    def _alert(self, workspace: str, act: _Act, alarm: Event, now_us: int) -> Alert:
+        event = _event(act, alarm)
+        named = f"{self._node.ledger.timeline_id}\0{workspace}\0{event.id}".encode()
+        id_ = blake2b(named, digest_size=16).hexdigest()
+        about = {"id": id_, "at": to_rfc3339(alarm.recorded_us), "workspace": workspace}
+        text = f"streamfold: {_text(alarm.data)} (workspace {workspace}, rule {act.rule.name})"
+        body = {"text": text, **_said(act, alarm), **msgspec.structs.asdict(alarm.data), **about}
+        said = msgspec.json.encode(body).decode()
+        return Alert(alert_id=id_, rule=act.rule.name, position=alarm.seq, body=said, made_us=now_us)
 
 
-def heeds(rule: RuleSettings, alarm: DriftDetected) -> bool:
-    """Whether a rule is about an alarm."""
+def heeds(rule: RuleSettings, alarm: DriftDetected | GateJudged) -> bool:
+    """Whether a rule is about an alarm, or about what the gate says."""
     if rule.policy and rule.policy not in named_in(alarm):
         return False
-    if rule.detector and rule.detector not in (alarm.detector, alarm.detector.partition(":")[0]):
+    if isinstance(alarm, GateJudged):
+        return rule.on == "gate" and alarm.verdict == "fail"
+    if rule.on != "drift" or (
+        rule.detector and rule.detector not in (alarm.detector, alarm.detector.partition(":")[0])
+    ):
         return False
     if rule.level <= 1 or alarm.statistic is None or alarm.threshold is None:
         return rule.level <= 1
     return alarm.statistic >= rule.level * alarm.threshold
 
 
-def named_in(alarm: DriftDetected) -> set[str]:
+def named_in(alarm: DriftDetected | GateJudged) -> set[str]:
     """Return the names of the policies that an alarm is about: ``a@1+b@2`` are two."""
     return {part.partition("@")[0] for part in alarm.policy.split("+")}
+
+
+def _text(alarm: DriftDetected | GateJudged) -> str:
+    if isinstance(alarm, GateJudged):
+        return f"{alarm.policy} does not take over: {', '.join(alarm.failed)}"
+    return f"{alarm.detector} saw {alarm.policy} drift"
 
 
 def _move(intake: str, topic: str, before: int | None, after: int) -> IntakeMove:

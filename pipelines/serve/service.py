@@ -22,7 +22,7 @@ from streamfold.pipelines.serve.answers import Answers
 from streamfold.pipelines.serve.auth import Keys
 from streamfold.pipelines.serve.exposures import Exposures
 from streamfold.pipelines.serve.fair import FairPool
-from streamfold.pipelines.serve.gate_costs import GateCosts
+from streamfold.pipelines.serve.gate import Gate
 from streamfold.pipelines.serve.helping import Helpers
 from streamfold.pipelines.serve.jobs import Jobs
 from streamfold.pipelines.serve.logs import logger
@@ -32,6 +32,7 @@ from streamfold.pipelines.serve.own_events import OwnEvents
 from streamfold.pipelines.serve.pressure import Pressure
 from streamfold.pipelines.serve.problems import rate_limited, unavailable
 from streamfold.pipelines.serve.rules import Rules
+from streamfold.pipelines.serve.takeovers import Takeovers
 from streamfold.pipelines.serve.waiting import Waiters
 
 _MAX_WAKES = 8
@@ -52,7 +53,7 @@ class Service:
         self.pressure = Pressure(node.settings)
         self.jobs = Jobs()
         self.answers = Answers(node)
-        self.gate_costs = GateCosts()
+        self.gate = Gate(node.settings.gate)
         self.helpers = Helpers(node)
         self.intake_pool = FairPool(4, "intake")
         self.query_pool = FairPool(node.settings.serve.query_threads, "query")
@@ -68,6 +69,7 @@ class Service:
         self.rules = Rules(node, own_events, self.metrics.registry)  # first: its settings may be refused
         self.exposures = Exposures(own_events, self.metrics.registry)
         self.merging = Merging(node, own_events)
+        self.takeovers = Takeovers(node, self.gate, own_events, self.metrics.registry)
         self.alarms = AlarmLog(node, own_events, self.metrics.registry)
         self._wakes_waiting = 0
         self._waiters: dict[str, Waiters] = {}
@@ -95,12 +97,13 @@ class Service:
         for waiters in self._waiters.values():
             waiters.close()
         self.merging.close()
+        self.takeovers.close()
         self.alarms.close()
         self.rules.close()
         self.exposures.close()
         self.jobs.close()
         self.access.close()
-        for pool in (self.intake_pool, self.query_pool, self.answers, self.helpers):
+        for pool in (self.intake_pool, self.query_pool, self.answers, self.helpers, self.gate):
             pool.close()
         self._wakes.shutdown(wait=True, cancel_futures=True)
         self.metrics.close()

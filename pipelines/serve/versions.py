@@ -36,7 +36,6 @@ from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import PAGE_PARAMS, Call, Endpoint, answer, page, rfc3339
 from streamfold.pipelines.serve.jobs import Job, Progress
 from streamfold.pipelines.serve.problems import Problem, at
-from streamfold.pipelines.serve.quality import gate_rules
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LOOK_S = 0.1
@@ -144,7 +143,7 @@ def _rebuild(call: Call, body: Action, group: Group, reason: str) -> Job:
 
 def _promote(call: Call, body: Action, group: Group, reason: str) -> Job:
     context, actor = call.service.node.context, call.principal.name
-    rules = gate_rules(call, group.name)
+    rules = call.service.gate.rules(call.view, group.name)
     done = versions.promote(context, call.workspace, group, actor=actor, reason=reason, force=body.force, rules=rules)
     _switch(call, done.group)
     return _done(call, "promote", asdict(done))

@@ -1,4 +1,9 @@
-"""Alerts, posted as JSON by a thread of their own: bounded, with a timeout and a few attempts.
+"""Alerts, posted as JSON until they are taken: each at least once, in order by rule, for a bounded time.
+
+An alert is kept in the ledger by the transaction that logs what the rule did, and leaves it when it was taken or is
+given up: none is lost with a process, none is made by an event that somebody sends. Before an attempt it is moved to
+*due later* by compare-and-set, so that one process at a time posts it, and another one repeats the attempt of one that
+died. Who gets one twice knows it by its id (``id`` in the body, and the header ``Idempotency-Key``).
 
 URL and token stay out of logs and messages; a URL is named by its host.
 """
@@ -6,107 +11,141 @@ URL and token stay out of logs and messages; a URL is named by its host.
 from __future__ import annotations
 
 import os
-import queue
-import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import httpx
 from prometheus_client import CollectorRegistry, Counter
 
+from streamfold.core import crash
+from streamfold.core.clock import US
+from streamfold.core.ledger.abc import Alert
 from streamfold.core.settings import RuleSettings
+from streamfold.core.views import WorkspaceView
+from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve.logs import logger
+from streamfold.pipelines.serve.rounds import Rounds
 
-_MOST = 100
-_CLOSE_S = 10.0
-_LOOK_S = 0.5
-_FIRST_PAUSE_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Alert:
-    workspace: str
-    rule: RuleSettings
-    body: Mapping[str, Any]
+_LOOK_S = 0.25
+_OTHERS_S = 5.0
+"""How often it is looked for what another process has left."""
+_FAILED_S = 10.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 300.0
+_MOST = 1000
+"""So many alerts of a rule wait at most."""
+_GIVE_UP_S = 86_400
+"""Of alerts of a rule that the settings do not have any more."""
+_FINAL = frozenset((400, 405, 410, 413, 415, 422))
+"""Asked again it would say the same of this body; another status may be of a service that is being set up."""
 
 
 class Webhooks:
-    """Posts alerts in order; what does not fit or is refused is logged and counted."""
+    """Delivers the alerts of one serving process's rules, in a thread of its own.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._waiting: queue.Queue[_Alert] = queue.Queue(_MOST)
-        self._stop = threading.Event()
+    Parameters
+    ----------
+    rules : those that may alert; one without a URL posts nothing.
+    """
+
+    def __init__(self, node: Node, rules: Sequence[RuleSettings], registry: CollectorRegistry) -> None:
+        self._node = node
+        self._rules = {rule.name: rule for rule in rules if rule.do == "alert" and url_of(rule)}
+        self._next: dict[str, float] = {}
+        """By workspace: when to look for its alerts."""
         self._log = logger()
         self._count = Counter(
             "streamfold_alerts", "Alerts of rules by what became of them", ["workspace", "rule", "outcome"],
             registry=registry,
         )  # fmt: skip
-        self._thread: threading.Thread | None = None
+        self._rounds = Rounds("alerts", node, self._look, every_s=_LOOK_S, failed_s=_FAILED_S) if self._rules else None
 
-    def send(self, workspace: str, rule: RuleSettings, body: Mapping[str, Any]) -> None:
-        """Have an alert posted soon; nothing is posted where the rule has no URL."""
-        if not url_of(rule):
-            return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, name="alerts", daemon=True)
-            self._thread.start()
-        try:
-            self._waiting.put_nowait(_Alert(workspace, rule, body))
-        except queue.Full:
-            self._done(workspace, rule, "dropped", f"{_MOST} alerts are waiting")
+    def takes(self, workspace: str, rule: RuleSettings) -> bool:
+        """Whether an alert of a rule is to be kept for delivery: it has a URL, and not too many wait."""
+        if rule.name not in self._rules:
+            return False
+        if sum(one.rule == rule.name for one in self._node.ledger.alerts(workspace)) < _MOST:
+            return True
+        self._said(workspace, rule.name, "dropped", error=f"{_MOST} alerts are waiting")
+        return False
+
+    def wake(self, workspace: str) -> None:
+        """An alert was kept."""
+        self._next.pop(workspace, None)
 
     def close(self) -> None:
-        """Post what waits, one attempt each, for some seconds."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=_CLOSE_S)
+        """End, after the attempt under way; what waits is delivered by whoever serves next."""
+        if self._rounds is not None:
+            self._rounds.close()
 
-    def _loop(self) -> None:
-        while True:
-            try:
-                alert = self._waiting.get(timeout=_LOOK_S)
-            except queue.Empty:
-                if self._stop.is_set():
-                    return
-                continue
-            rule = alert.rule
-            try:
-                with httpx.Client(follow_redirects=False) as http:
-                    error = self._posted(http, rule, alert.body)
-            except Exception as failed:  # settings of the environment: a proxy, certificates
-                error = type(failed).__name__
-            self._done(alert.workspace, rule, "failed" if error else "delivered", error)
+    # -- what is due --------------------------------------------------------------------------------------------------
+    def _look(self, view: WorkspaceView) -> None:
+        assert self._rounds is not None
+        if time.monotonic() < self._next.get(view.name, 0.0):
+            return
+        self._next[view.name] = time.monotonic() + _OTHERS_S  # an alert that is kept from here on has it looked again
+        waiting: set[str] = set()
+        """Rules of which an alert waits: later ones wait behind it."""
+        for alert in self._node.ledger.alerts(view.name):
+            if self._rounds.stopped():
+                return
+            if alert.rule not in waiting and not self._done(view.name, alert):
+                waiting.add(alert.rule)
+        if waiting:
+            self._next[view.name] = 0.0
 
-    def _posted(self, http: httpx.Client, rule: RuleSettings, body: Mapping[str, Any]) -> str:
-        """Post until it is taken; returns why it was not."""
-        error, pause_s = "", _FIRST_PAUSE_S
-        for attempt in range(rule.attempts):
-            if attempt and self._stop.wait(pause_s * 2 ** (attempt - 1)):
-                break
-            try:
-                status = http.post(
-                    url_of(rule), json=dict(body), headers=_headers(rule), timeout=rule.timeout_s
-                ).status_code
-            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as failed:
-                error = type(failed).__name__  # its text may have the URL
-                continue
-            if status < 300:
-                return ""
-            error = f"answered {status}"
-            if status < 500 and status not in (408, 429):
-                break  # asked again it would say the same
-        return error
+    def _done(self, workspace: str, alert: Alert) -> bool:
+        """Try an alert if it is due and nobody else does; False: it waits."""
+        rule, ledger, now_us = self._rules.get(alert.rule), self._node.ledger, self._node.context.clock.now_us()
+        if rule is None:  # another process may have it still
+            return now_us > alert.made_us + _GIVE_UP_S * US and self._end(
+                workspace, alert, "failed", "its rule is gone"
+            )
+        if alert.due_us > now_us:
+            return False
+        busy_us = int((4 * rule.timeout_s + 5) * US)  # the timeout is of each step: connect, send, wait, read
+        tried = replace(alert, attempts=alert.attempts + 1, due_us=now_us + busy_us)
+        if not ledger.move_alert(workspace, alert, attempts=tried.attempts, due_us=tried.due_us):
+            return False
+        error, is_final = _posted(rule, alert)
+        crash.point("alerts.posted")
+        now_us = self._node.context.clock.now_us()
+        if error and not is_final and now_us < alert.made_us + rule.give_up_s * US:
+            pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(alert.attempts, 30), _LONGEST_PAUSE_S)
+            ledger.move_alert(workspace, tried, attempts=tried.attempts, due_us=now_us + int(pause_s * US))
+            self._said(workspace, rule.name, "retried", error=f"{error}; again in {pause_s:g} s")
+            return False
+        return self._end(workspace, alert, "failed" if error else "delivered", error)
 
-    def _done(self, workspace: str, rule: RuleSettings, outcome: str, error: str) -> None:
-        self._count.labels(workspace, rule.name, outcome).inc()
-        if error:
-            try:
-                host = urlsplit(url_of(rule)).hostname
-            except ValueError:
-                host = None
-            self._log.error("alert_not_delivered", workspace=workspace, rule=rule.name, host=host, error=error)
+    def _end(self, workspace: str, alert: Alert, outcome: str, error: str) -> bool:
+        self._node.ledger.end_alert(workspace, alert.alert_id)
+        self._said(workspace, alert.rule, outcome, error=error)
+        return True
+
+    def _said(self, workspace: str, rule: str, outcome: str, *, error: str) -> None:
+        self._count.labels(workspace, rule, outcome).inc()
+        if not error:
+            return
+        try:
+            host = urlsplit(url_of(self._rules[rule])).hostname if rule in self._rules else None
+        except ValueError:
+            host = None
+        if outcome == "retried":
+            self._log.warning("alert_retried", workspace=workspace, rule=rule, host=host, error=error)
+        else:
+            self._log.error("alert_not_delivered", workspace=workspace, rule=rule, host=host, error=error)
+
+
+def _posted(rule: RuleSettings, alert: Alert) -> tuple[str, bool]:
+    """Post once; returns why it was not taken (empty: it was), and whether that is final."""
+    headers = {"Content-Type": "application/json", "Idempotency-Key": alert.alert_id, **_token(rule)}
+    try:
+        with httpx.Client(follow_redirects=False) as http:
+            status = http.post(url_of(rule), content=alert.body, headers=headers, timeout=rule.timeout_s).status_code
+    except Exception as failed:  # the network, or settings of the environment: a proxy, certificates
+        return type(failed).__name__, False  # its text may have the URL
+    return ("", True) if status < 300 else (f"answered {status}", status in _FINAL)
 
 
 def url_of(rule: RuleSettings) -> str:
@@ -114,6 +153,6 @@ def url_of(rule: RuleSettings) -> str:
     return rule.url or (os.environ.get(rule.url_env, "") if rule.url_env else "")
 
 
-def _headers(rule: RuleSettings) -> dict[str, str]:
+def _token(rule: RuleSettings) -> dict[str, str]:
     token = os.environ.get(rule.secret_env, "") if rule.secret_env else ""
     return {"Authorization": f"Bearer {token}"} if token else {}

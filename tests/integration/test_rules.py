@@ -3,13 +3,10 @@ beside another process."""
 
 from __future__ import annotations
 
-import json
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from streamfold.core.settings import Settings, load_settings
 from streamfold.core.testing.service import EmbeddedService
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve import create_app
+from tests.receiver import Receiver
 from tests.waiting import until
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,39 +31,6 @@ REFRESH = {
     "config": {"half_life_s": 3600.0},
 }  # fmt: skip
 TOKEN = "a-token-that-nobody-logs"
-
-
-class Receiver:
-    """Takes posts; answers with the statuses given, then with 204."""
-
-    def __init__(self) -> None:
-        self.statuses: list[int] = []
-        self.taken: list[Any] = []
-        self.asked: list[tuple[str, str | None]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                receiver.asked.append((self.path, self.headers["Authorization"]))
-                status = receiver.statuses.pop(0) if receiver.statuses else 204
-                if status < 300:
-                    receiver.taken.append(body)
-                self.send_response(status)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/hook/secret-path"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 @pytest.fixture
@@ -260,6 +225,8 @@ def test_beside_another_process_each_alarm_is_acted_on_once(
         ('name = "a"\ndo = "alert"\nurl = "file:///x"', "rule 'a'.*url must begin with http"),
         ('name = "a"\ndo = "alert"\n[[rules]]\nname = "a"\ndo = "alert"', "two rules are named 'a'"),
         ('name = "a b"\ndo = "alert"', r"rules\.0\.name"),
+        ('name = "a"\non = "gate"\ndo = "consolidate"', "rule 'a'.*on = 'gate' is for do = 'alert'"),
+        ('name = "a"\non = "gate"\ndo = "alert"\ndetector = "adwin"', "rule 'a'.*it has no detector"),
     ],
 )
 def test_a_rule_that_cannot_be_meant_is_refused_by_its_name(tmp_path: Path, rule: str, words: str) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from streamfold.core.errors import StreamfoldError, nearest
 from streamfold.core.events import EventTypes, builtin_types
 from streamfold.core.policy import CandidateSource, Policy, Retriever
+from streamfold.core.quality import QualityReport
 from streamfold.core.stores import Array, Blobs, Graph, Table, Text, Vectors
 from streamfold.core.testing.lab import Lab, difference, folding, needs, plugin_of, shown, told
 
@@ -120,6 +121,12 @@ def _check_registers(lab: Lab) -> None:
     needs(
         server is None or isinstance(server, (Retriever, CandidateSource)) or type(server).__module__ != "builtins",
         f"serve returns {shown(server)}: return None, a Retriever or a CandidateSource (as Candidates(function))",
+    )
+    measures = isinstance(server, QualityReport)
+    needs(
+        lab.kind.measures == measures,
+        f"measures is {lab.kind.measures}, but its server is {'a' if measures else 'no'} QualityReport: set measures = "
+        f"{measures}, as core decides by it whether a changed declaration has to pass the gate",
     )
 
 

@@ -67,6 +67,12 @@ class Costly(Count):
         return 1
 
 
+class Measured(Count):
+    """The same, said to be measured."""
+
+    name, measures = "measured", True
+
+
 class Doubling(Policy):
     """Reads ``count``."""
 
@@ -89,7 +95,7 @@ class Gate:
 
 
 def make(folder: Path, policies: dict[str, Any] | None = None, **more: Any) -> World:
-    plugins = [plugin([Count, Costly, Doubling]), Gate()]
+    plugins = [plugin([Count, Costly, Doubling, Measured]), Gate()]
     return World(folder, plugins, policies or {"count": {}}, **more)
 
 
@@ -212,7 +218,9 @@ def test_the_gate_refuses_unless_forced(world: World) -> None:
     Gate.passed = False
     with pytest.raises(GateFailed) as refused:
         promote(world, group)
-    assert refused.value.rules == [{"rule": "quality", "passed": False, "value": 0.4, "limit": 0.5, "detail": "1"}]
+    assert refused.value.rules == [
+        {"rule": "quality", "passed": False, "value": 0.4, "limit": 0.5, "detail": "1", "undecided": False}
+    ]
     promote(world, group, force=True)
     assert "forced past quality" in world.ledger.audits(world.workspace)[0].reason
 
@@ -328,6 +336,72 @@ def test_a_changed_declaration_takes_over_unless_the_gate_refuses(tmp_path: Path
         Gate.passed = True
         world.fold()
         assert counts(world) == {"a": 10}
+
+
+def test_a_changed_declaration_that_is_measured_is_left_to_whoever_asks_the_gate(tmp_path: Path) -> None:
+    with make(tmp_path / "w", {"measured": {"step": 1}}) as world:
+        world.send_many(click("a"))
+        world.fold()
+    with make(tmp_path / "w", {"measured": {"step": 10}}) as world:
+        world.fold()
+        [shadow] = [g for g in world.context.groups(world.workspace) if g.slot == "shadow"]
+        context, workspace = world.context, world.workspace
+        assert versions.takes_over(context, world.ledger.group(workspace, shadow.name), shadow)
+        assert versions.measured(context, workspace, shadow)
+        worse = GateRule(rule="not_worse", passed=False, detail="fail")
+        assert versions.replace_declared(context, workspace, shadow, rules=[worse]) == [worse]
+        Gate.passed = False
+        asked = versions.replace_declared(context, workspace, shadow, rules=[replace(worse, passed=True)])
+        assert [rule.rule for rule in asked] == ["quality"], "the rules of plugins are asked too"
+        Gate.passed = True
+        before = world.ledger.slots_revision(workspace)
+        add(world, "count")  # somebody changes slots while the gate is asked
+        with pytest.raises(VersionConflict, match="slots changed while the gate was asked"):
+            versions.replace_declared(context, workspace, shadow, revision=before)
+        assert slots(world)[shadow.name] == "shadow"
+        passed = replace(worse, passed=True, detail="pass: 812 users")
+        assert versions.replace_declared(context, workspace, shadow, rules=[passed]) == []
+        assert counts(world, "measured") == {"a": 10}
+        [entry] = [one for one in world.ledger.audits(workspace) if one.action == "replace"]
+        assert (entry.actor, entry.reason) == ("settings", "declared policy changed; the gate: pass: 812 users")
+
+
+def test_without_the_gate_the_fold_lets_it_take_over_and_says_that_nobody_was_asked(tmp_path: Path) -> None:
+    with make(tmp_path / "w", {"measured": {"step": 1}}) as world:
+        world.send_many(click("a"))
+        world.fold()
+    with make(tmp_path / "w", {"measured": {"step": 10}}, settings={"on_change": "replace-ungated"}) as world:
+        world.fold()
+        assert counts(world, "measured") == {"a": 10}
+        [entry] = [one for one in world.ledger.audits(world.workspace) if one.action == "replace"]
+        assert entry.reason.endswith("the gate was not asked (on_change = replace-ungated)")
+
+
+def test_a_held_declaration_that_the_settings_have_changed_again_does_not_take_over(tmp_path: Path) -> None:
+    Gate.passed = False
+    with make(tmp_path / "w", {"count": {"step": 1}}) as world:
+        world.send_many(click("a"))
+        world.fold()
+    with make(tmp_path / "w", {"count": {"step": 10}}) as world:
+        world.fold()
+    Gate.passed = True
+    with make(tmp_path / "w", {"count": {"step": 1}}) as world:  # taken back
+        world.fold()
+        assert counts(world) == {"a": 1}
+        assert sorted(slots(world).values()) == ["live", "shadow"]
+
+
+def test_a_successor_of_a_version_whose_code_is_gone_is_not_held(tmp_path: Path) -> None:
+    with make(tmp_path / "w", {"measured": {"step": 1}}) as world:
+        world.send_many(click("a"))
+        world.fold()
+
+    class Newer(Measured):
+        version = 2
+
+    with World(tmp_path / "w", [plugin([Newer])], {"measured": {"step": 3}}) as world:
+        world.fold()
+        assert counts(world, "measured") == {"a": 3}, "what is live stands still: there is nothing to wait for"
 
 
 def test_an_event_that_only_one_configuration_skips_is_not_skipped_by_the_other(world: World) -> None:

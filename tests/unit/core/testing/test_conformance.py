@@ -53,6 +53,15 @@ def test_check_policy_names_the_check_and_tells_what_to_do() -> None:
         check_policy(Clocked)
 
 
+def test_a_policy_that_claims_to_measure_and_does_not_is_told_so() -> None:
+    class Claiming(BROKEN["clock"]):  # type: ignore[misc]  # a class of a mapping
+        measures = True
+
+    first = run_checks(Claiming)[0]
+    assert first.state == "failed"
+    assert "measures is True, but its server is no QualityReport: set measures = False" in first.message
+
+
 def test_the_example_plugin_passes_with_its_own_event_type() -> None:
     module = load_example()
     check_policy(module.Dwell)
