@@ -15,7 +15,7 @@ from streamfold.core.clock import US
 from streamfold.core.errors import nearest
 from streamfold.core.gate import GateLimits, judge
 from streamfold.core.hooks import GateRule
-from streamfold.core.quality import ArmsReport, QualityPoint, QualityReport
+from streamfold.core.quality import ArmsReport, QualityPoint, QualityReport, Ranked, RankedReport
 from streamfold.core.views import GroupView, MemberView, WorkspaceView
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer, rfc3339
@@ -102,7 +102,11 @@ async def quality(call: Call) -> Response:
         limits = call.service.settings.gate
         arms = experiments(outcomes, alpha=limits.alpha, min_users=limits.min_users)
         series = [_shown(one) for one in measured.series(from_us=from_us, to_us=to_us, slice_=slice_)]
-        return {"series": series, "slice": slice_, "arms": [_told(one) for one in arms], "version": cut.as_json()}
+        ranking = None
+        if isinstance(measured, RankedReport):
+            ranking = _ranking(measured.ranked(from_us=from_us, to_us=to_us, slice_=slice_))
+        told = [_told(one) for one in arms]
+        return {"series": series, "slice": slice_, "ranking": ranking, "arms": told, "version": cut.as_json()}
 
     found = await call.ask(view.asked, work)
     rules = await call.ask(gate_rules, call, group.group.name)
@@ -113,6 +117,11 @@ def _shown(point: QualityPoint) -> dict[str, Any]:
     at_us, *_ = point
     numbers = {name: _number(value) for name, value in point._asdict().items() if name != "at_us"}
     return {"at": rfc3339(at_us), **numbers}
+
+
+def _ranking(one: Ranked) -> dict[str, Any]:
+    numbers = {name: _number(value) for name, value in one._asdict().items() if name != "why"}
+    return {**numbers, "why": one.why or None}
 
 
 def _told(one: Experiment) -> dict[str, Any]:
