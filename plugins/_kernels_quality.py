@@ -37,20 +37,20 @@ def meet(met, rows, new, mass):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _class(count):  # type: ignore[no-untyped-def]
-    """Class of a count: 0 to 3 have one each, then there are two an octave."""
-    if count < 4:
+    """Class of a count: 0 to 7 have one each, then there are four an octave."""
+    if count < 8:
         return count
-    octave = 2
+    octave = 3
     while count >> (octave + 1):
         octave += 1
-    return 2 * octave + (count >> (octave - 1) & 1)
+    return 4 * octave - 4 + (count >> (octave - 2) & 3)
 
 
 @njit(cache=True)
 def _stands(mass, count, tie):  # type: ignore[no-untyped-def]
     """Tell the decile of an item met ``count`` times by the examples of rarer items, and move its own a class on.
 
-    Within a class items stand as their counts do, equal ones as ``tie`` does, from 0 to 1.
+    Within a class items stand as ``tie`` says, from 0 to 1.
     """
     own = _class(count)
     below, total = np.int64(0), np.int64(0)
@@ -58,10 +58,7 @@ def _stands(mass, count, tie):  # type: ignore[no-untyped-def]
         if c == own:
             below = total
         total += mass[c]
-    width = 1 if own < 4 else 1 << (own // 2 - 1)
-    least = own if own < 4 else (2 + own % 2) * width
-    inside = (count - least + tie) / width
-    decile = int(10.0 * (below + inside * mass[own]) / total) if total else 0
+    decile = int(10.0 * (below + tie * mass[own]) / total) if total else 0
     mass[own] -= count
     mass[_class(count + 1)] += count + 1
     return min(decile, 9)

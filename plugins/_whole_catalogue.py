@@ -14,7 +14,9 @@ shown and passed over, and otherwise measures the same.
 
 Popularity is the number of an item's examples so far. Items fall into ten parts of equally many examples, rarest first
 (as in ``streamfold evaluate``, there by what they will have in the end): the examples of items met k times are counted
-in 64 classes of k, two an octave, and where an item stands among them is told by the classes below its own.
+in classes of k, four an octave, and where an item stands among them is told by the classes below its own; within a
+class a hash decides, as equal items have to be split somehow. So no event has to sort the items. Who is met for the
+first time is in the first part.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from streamfold.core.quality import TOP, coverage, first_of, ndcg_of_one
 
 DECILES = tuple(f"item_decile_{n}" for n in range(1, 11))
 """Slices of examples by how popular their item was before, rarest first."""
-CLASSES = 64
+CLASSES = 128
 NOT_RANKED = -1.0
 _ALONE = 100
 """An event that is drawn is folded by itself, which costs about as much as scoring so many items."""
