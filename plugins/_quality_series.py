@@ -76,7 +76,7 @@ class QualityServer:
             return f"the catalogue has {items:,} items or more, and rank_limit is {config.rank_limit:,}"
         if self._view["rankings"].values[-1, 0]:
             return ""
-        one_in = 1 / share_of(items, 1, budget=config.rank_budget, limit=config.rank_limit)
+        one_in = 1 / share_of(items, 1, config.rank_budget)
         return f"none yet: one example in about {max(one_in, 1):,.0f} is drawn (rank_budget)"
 
     @property

@@ -51,23 +51,21 @@ class Unseen(NamedTuple):
     items: int
 
 
-def drawn(seq: int, share: float) -> bool:
-    """Tell whether the event at a position is among a share of all (splitmix64, doi:10.1145/2660193.2660195).
+def draw(seq: int) -> float:
+    """Draw a number from 0 to 1 for the event at a position (splitmix64, doi:10.1145/2660193.2660195).
 
-    >>> sum(drawn(seq, .1) for seq in range(10_000))
+    >>> sum(draw(seq) < .1 for seq in range(10_000))
     1005
     """
-    if share <= 0:
-        return False
     x = (seq + 1) * 0x9E3779B97F4A7C15 & _MASK
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
-    return (x ^ x >> 31) < share * (1 << 64)
+    return (x ^ x >> 31) / (1 << 64)
 
 
-def share_of(items: int, examples: int, *, budget: float, limit: int) -> float:
+def share_of(items: int, examples: int, budget: float) -> float:
     """Probability that an event of so many examples is drawn."""
-    return budget * examples / (items + _ALONE) if items <= limit else 0.0
+    return budget * examples / (items + _ALONE)
 
 
 def ranked(

@@ -61,7 +61,7 @@ from streamfold.plugins._quality_series import (
     QualityServer,
 )
 from streamfold.plugins._settings import at_least
-from streamfold.plugins._whole_catalogue import CLASSES, NOT_RANKED, drawn, keep, ranked, rankings, share_of
+from streamfold.plugins._whole_catalogue import CLASSES, NOT_RANKED, draw, keep, ranked, rankings, share_of
 
 _LEAST = 1e-6
 _NEW = 5
@@ -183,27 +183,32 @@ class Quality(Policy):
         request = RankRequest(user=user, item_ids=items, at_us=event.at_us)
         scores = stores.of(self.config.ranker).server.rank(request).scores
         gains: dict[str, float] = {}
-        if user and drawn(event.seq, self._share(stores, len(items))):
+        if user and self._drawn(event, len(items), stores):
             gains = self._rank_unseen(user, items, event.at_us, stores)
         return Pending(
             items, tuple(scores.tolist()), (-1,) * len(items), tuple(gains[item] for item in items) if gains else ()
         )
 
     # -- everything unseen --------------------------------------------------------------------------------------------
-    def _share(self, stores: Stores, examples: int) -> float:
-        """Probability that an event is ranked. Items that are only gathered are not counted yet: it may be less later,
-        never more."""
+    def _drawn(self, event: Event, examples: int, stores: Stores) -> bool:
+        """Whether everything unseen is ranked at an event. Items that are only gathered are not counted yet: there may
+        be more later, and the answer no longer yes, never the other way round."""
+        config, at = self.config, draw(event.seq)
+        if at >= share_of(0, examples, config.rank_budget):
+            return False  # whatever the catalogue is
         items = stores.of("activity").server.count() + len(stores["named"])
-        return share_of(items, examples, budget=self.config.rank_budget, limit=self.config.rank_limit)
+        return items <= config.rank_limit and at < share_of(items, examples, config.rank_budget)
 
-    def _drawn(self, event: Event, heard: Sequence[Heard], stores: Stores) -> int | None:
+    def _to_rank(self, event: Event, heard: Sequence[Heard], stores: Stores) -> int | None:
         """Which example of an event is to be ranked: the first that is liked and was not shown by us."""
-        liked = [n for n, (e, *_) in enumerate(heard) if e.label > 0 and not e.swaps and not e.exposure]
-        return liked[0] if liked and drawn(event.seq, self._share(stores, 1)) else None
+        for n, (example, *_) in enumerate(heard):
+            if example.label > 0 and not example.swaps and not example.exposure:
+                return n if self._drawn(event, 1, stores) else None
+        return None
 
     def _liked_unseen(self, event: Event, heard: Sequence[Heard], stores: Stores) -> dict[int, float]:
         """Rank what is liked, before it is learned; returns the gains of examples."""
-        n = self._drawn(event, heard, stores)
+        n = self._to_rank(event, heard, stores)
         if n is None:
             return {}
         example = heard[n].example
@@ -266,7 +271,7 @@ class Quality(Policy):
     def gather(self, event: Event, stores: Stores) -> list[Heard] | None:
         """Gather what has come to an end; what is ranked, too, is scored by the ranker as it is at that event."""
         heard = None if _is_scored(event) else self._heard(event, stores)
-        return None if heard is None or self._drawn(event, heard, stores) is not None else heard
+        return None if heard is None or self._to_rank(event, heard, stores) is not None else heard
 
     def fold_gathered(self, gathered: Sequence[Sequence[Heard]], told: Mapping[str, Any], stores: Stores) -> None:
         """Test examples with the scores that the ranker gave as it learned them."""
