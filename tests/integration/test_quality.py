@@ -295,6 +295,7 @@ def test_heads_are_judged_by_the_labels_they_had_not_seen(tmp_path: Any) -> None
             assert found["series"][-1]["accuracy"] > 0.9, name
             assert found["series"][-1]["min_accuracy"] > 0.7, name
             assert found["series"][-1]["auc"] is None
+            assert found["ranking"] is None
         forced = service.client.post(f"/v1/policies/{blunt}/promote", json={"reason": "see", "force": True})
         job(service, forced)
         rows = service.get("/v1/policies")["items"]

@@ -23,7 +23,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "implicit_ftrl": {"rows": 256},
     "ensemble": {"members": ["count_stack", "factorization", "deepfm", "implicit_ftrl"]},
     "residual_table": {"rows": 256},
-    "quality": {"ranker": "residual_table", "ring": 64, "rank_budget": 20.0, "max_rankings": 8},
+    "quality": {"ranker": "residual_table", "ring": 64, "rank_budget": 60.0, "max_rankings": 8},
 }
 HASHING = {"encoder": {"use": "hashing"}}
 Step = tuple[int, str, dict[str, Any]]
