@@ -21,6 +21,8 @@ BY_NEW = ("known", "new_user", "new_item", "new_both")
 """Slices of rankers' examples; their numbers are bits: 1 a new user, 2 a new item."""
 
 
+TOP = 10
+"""So many places of a ranking of the whole catalogue count."""
 _PARTS, _IN_PART = 20, 50
 """A calibration error is over at most so many parts of the scores, of at least so many examples."""
 
@@ -33,6 +35,9 @@ class QualityPoint(NamedTuple):
     classes' accuracies are below the best that they had in an earlier stretch, on average (Chaudhry et al., Riemannian
     walk for incremental learning, 2018, arXiv:1801.10112). ``calibration_error``, of both: the mean distance between
     the probability of what was expected and how often it came true.
+
+    Of rankers, over the whole catalogue, on a sample of events (see ``Ranked``): ``ranked`` liked items stand at
+    ``catalogue_ndcg_at_10`` among all that the user had not met, and ``coverage`` is that of ``lists`` rankings.
     """
 
     at_us: int
@@ -45,6 +50,38 @@ class QualityPoint(NamedTuple):
     min_accuracy: float = math.nan
     forgetting: float = math.nan
     calibration_error: float = math.nan
+    catalogue_ndcg_at_10: float = math.nan
+    ranked: int = 0
+    coverage: float = math.nan
+    lists: int = 0
+
+
+class Ranked(NamedTuple):
+    """Where liked items stood among all that their users had not met, and how much of the catalogue came first.
+
+    Parameters
+    ----------
+    positives : liked items that were ranked. ndcg_at_10 : their mean :func:`ndcg_of_one`.
+    lists : rankings of the whole catalogue. items : that could be shown, at the last of them.
+    coverage : share of the items that were in the first ten of any; ``nan`` where it was not asked for.
+    why : why there is nothing; empty where there is something.
+    """
+
+    positives: int
+    ndcg_at_10: float
+    lists: int
+    items: int
+    coverage: float
+    why: str = ""
+
+
+@runtime_checkable
+class RankedReport(Protocol):
+    """``Measured`` that also rank liked items among the whole catalogue."""
+
+    def ranked(self, *, from_us: int, to_us: int, slice_: str) -> Ranked:
+        """All stretches of time together."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +131,35 @@ class QualityReport(Protocol):
     def measured(self) -> Measured:
         """Take from the view what is needed: quick, as the view stands still meanwhile."""
         ...
+
+
+def ndcg_of_one(target: float, others: Floats, k: int = TOP) -> float:
+    """NDCG@k of a list that holds one relevant item: ``1 / log2(1 + place)``, 0 past ``k``.
+
+    Of items that tie with it any order is as likely, so the mean over its possible places is taken.
+
+    >>> round(ndcg_of_one(.5, np.array([.9, .1])), 4)
+    0.6309
+    """
+    above = int(np.count_nonzero(others > target))
+    ties = int(np.count_nonzero(others == target))
+    places = np.arange(above + 1, min(above + ties + 1, k) + 1)
+    return float((1.0 / np.log2(1.0 + places)).sum() / (ties + 1))
+
+
+def first_of(scores: Floats, k: int = TOP) -> list[int]:
+    """Places of the k best, best first; of equal ones the first."""
+    order: list[int] = np.argsort(-scores, kind="stable")[:k].tolist()
+    return order
+
+
+def coverage(listed: int, items: int) -> float:
+    """Share of a catalogue's items that were among the first of any ranking.
+
+    >>> coverage(3, 12), coverage(3, 2)
+    (0.25, 1.0)
+    """
+    return listed / max(items, listed, 1)
 
 
 def calibration_error(positive: Floats, negative: Floats) -> float:

@@ -106,6 +106,20 @@ def coded(
     )
 
 
+def coded_request(
+    user: str, items: tuple[str, ...], user_tokens: tuple[str, ...], item_tokens: list[tuple[str, ...]]
+) -> Coded:
+    """Code the pairs of a request: the next ranker of the group is asked for the same ones."""
+    global _requested_last
+    asked = user, items, user_tokens, item_tokens
+    last, found = _requested_last
+    if last != asked:
+        n = len(items)
+        found = coded([user] * n, items, [user_tokens] * n, item_tokens)
+        _requested_last = asked, found
+    return found
+
+
 def coded_examples(examples: Sequence[Example]) -> Coded:
     """Code the pairs of examples."""
     global _coded_last
@@ -124,6 +138,8 @@ def coded_examples(examples: Sequence[Example]) -> Coded:
     return found
 
 
+_Asked = tuple[str, tuple[str, ...], tuple[str, ...], list[tuple[str, ...]]]
+_requested_last: tuple[_Asked, Coded] = ("", (), (), []), coded((), (), (), ())
 _coded_last: tuple[tuple[Example, ...], Coded] = (), coded((), (), (), ())
 """The last examples that were coded together: the next ranker of the group learns the same ones."""
 
@@ -242,7 +258,7 @@ class OnlineServer:
         if not n:
             return Ranking(scores=np.empty(0), known=np.empty(0, bool))
         of_user, of_items = self._view.of("activity").server.tokens(request.user, request.item_ids)
-        pairs = coded([request.user] * n, request.item_ids, [of_user] * n, of_items)
+        pairs = coded_request(request.user, tuple(request.item_ids), of_user, of_items)
         found = self._policy.predict(pairs, self._view)
         said = explained(self._policy.features, found) if request.explain else ()
         return Ranking(scores=found.scores, known=found.known, features=said)

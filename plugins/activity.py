@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -143,6 +143,7 @@ class Activity(Policy):
         super().__init__(config)
         c: ActivityConfig = self.config
         self._labels = labels(c.positive, c.negative)
+        self.judging = ("rating", *self._labels)
         self._last_join: tuple[Event, Any, int, Joined] | None = None
         self.stores = (
             Table("items", key=str, value=Item, max_rows=c.max_items, on_full="refuse"),
@@ -308,6 +309,25 @@ class ActivityServer:
         wanted = frozenset(actions)
         rows = self._view["seen"].get_many([user + SEP + item for item in item_ids])
         return np.array([row is not None and not wanted.isdisjoint(row.actions) for row in rows], bool)
+
+    def judged(self, user: str, item_ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Which of the items the user liked or disliked, as far as it is kept."""
+        return self.seen(user, item_ids, self._policy.judging)
+
+    def unjudged(self, user: str, others: Iterable[str], at_us: int) -> tuple[list[str], int]:
+        """List, in order of id, what may be shown and the user has not judged, of all items and ``others``; and say
+        how many may be shown. O(items log items)."""
+        ids = sorted({*(id_ for id_, _ in self._view["items"].items()), *others})
+        may = [id_ for id_, listed in zip(ids, self.listed(ids, at_us), strict=True) if listed]
+        return [id_ for id_, judged in zip(may, self.judged(user, may), strict=True) if not judged], len(may)
+
+    def count(self) -> int:
+        """How many items there are of which an event of their own told."""
+        return len(self._view["items"])
+
+    def heard_of(self, item_id: str) -> bool:
+        """Whether an event of its own ever told of an item."""
+        return item_id in self._view["items"] or item_id in self._view["deleted"]
 
     def tokens(self, user: str, item_ids: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         of_user = self._view["users"].get(user[2:]) if user.startswith("u:") else None

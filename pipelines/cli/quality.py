@@ -26,9 +26,12 @@ Examples:
 TITLES = {
     "auc": "AUC", "user_auc": "per-user AUC", "logloss": "log loss", "ndcg_at_10": "NDCG@10",
     "accuracy": "accuracy", "min_accuracy": "worst class", "forgetting": "forgetting",
-    "calibration_error": "calibration",
+    "calibration_error": "calibration", "catalogue_ndcg_at_10": "NDCG@10 of all", "coverage": "coverage",
 }  # fmt: skip
-_DRAWN = (("auc", "logloss", "calibration_error"), ("accuracy", "logloss", "min_accuracy"))
+_DRAWN = (
+    ("auc", "logloss", "calibration_error", "catalogue_ndcg_at_10", "coverage"),
+    ("accuracy", "logloss", "min_accuracy"),
+)
 
 
 _NO_GATE = "gate: nothing to compare: this is what is live, or nobody measures what is; ask for a shadow: NAME@VERSION"
@@ -41,7 +44,7 @@ def register(group: typer.Typer) -> None:
 def quality(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME")],
-    slice_: Annotated[str, typer.Option("--slice", help="As new_user, or a head; all by default.")] = "",
+    slice_: Annotated[str, typer.Option("--slice", help="As new_user, item_decile_1, or a head; all by default.")] = "",
     from_: Annotated[str, typer.Option("--from", metavar="TIME", help="As 2026-01-31T12:00:00Z.")] = "",
     to: Annotated[str, typer.Option(metavar="TIME", help="Before this time.")] = "",
     last: Annotated[int, typer.Option(min=1, help="Stretches of time in the table, the newest.")] = 24,
@@ -71,13 +74,16 @@ def quality(
     out.print(_series(name, series[-last:], body["slice"]) if series else f"{name}: nothing was measured yet")
     if len(series) > last:
         out.print(f"{len(series) - last} earlier ones: --last, --json")
+    if body["ranking"] is not None:
+        out.print(_ranking(body["ranking"]))
     for one in body["arms"]:
         out.print(_arms(one))
     out.print(_gate(body["gate"]) if body["gate"] else _NO_GATE)
 
 
 def _drawn(series: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    return _DRAWN[any(one["accuracy"] is not None for one in series)]
+    drawn = _DRAWN[any(one["accuracy"] is not None for one in series)]
+    return drawn[:3] + tuple(key for key in drawn[3:] if any(one[key] is not None for one in series))
 
 
 def _series(name: str, series: Sequence[Mapping[str, Any]], slice_: str) -> Any:
@@ -114,6 +120,18 @@ def _arms(told: Mapping[str, Any]) -> Any:
 
 def _bounded(value: float | None, one: Mapping[str, Any]) -> tuple[str, str]:
     return ("–", "–") if value is None else (f"{value:.4f}", f"{one['lower']:.4f}…{one['upper']:.4f}")
+
+
+def _ranking(found: Mapping[str, Any]) -> str:
+    """What stands behind the measures over the whole catalogue, and why there are none."""
+    said = "among everything unseen: "
+    if found["lists"] or found["positives"]:
+        numbers = (found["ndcg_at_10"], found["coverage"])
+        ndcg, coverage = ("–" if one is None else f"{one:.4f}" for one in numbers)
+        said += f"NDCG@10 {ndcg} of {found['positives']:,} liked items; coverage {coverage} "
+        said += f"of {found['items']:,} items by {found['lists']:,} rankings"
+        return said if found["why"] is None else f"{said}; no more now: {plain(found['why'])}"
+    return f"{said}nothing ranked: {plain(found['why'] or 'not in these times')}"
 
 
 def _gate(rules: Sequence[Mapping[str, Any]]) -> Any:

@@ -117,20 +117,6 @@ def calibration(labels: Floats, probabilities: Floats, bins: int = 20) -> Calibr
     return Calibration(predicted, observed, events)
 
 
-def ndcg_of_one(target: float, others: Floats, k: int = 10) -> float:
-    """NDCG@k of a list that holds one relevant item: ``1 / log2(1 + place)``, 0 past ``k``.
-
-    Of items that tie with it any order is as likely, so the mean over its possible places is taken.
-
-    >>> round(ndcg_of_one(.5, np.array([.9, .1])), 4)
-    0.6309
-    """
-    above = int(np.count_nonzero(others > target))
-    ties = int(np.count_nonzero(others == target))
-    places = np.arange(above + 1, min(above + ties + 1, k) + 1)
-    return float((1.0 / np.log2(1.0 + places)).sum() / (ties + 1))
-
-
 class WeightedAuc:
     """AUC of the same scores under many weightings of the events (a bootstrap): sorted once, then O(n) each."""
 

@@ -9,6 +9,9 @@ from xml.sax.saxutils import escape
 
 _WIDTH, _HEIGHT = 360, 260
 _LEFT, _TOP, _GAP = 56, 64, 76
+_COLUMNS = 3
+_BELOW = _TOP + _HEIGHT + 56
+"""So far below a plot the next one begins."""
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c98b00", "#00808a")
 _GREYS = ("#444444", "#777777", "#999999", "#aaaaaa", "#bbbbbb")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
@@ -47,7 +50,7 @@ def draw(body: Mapping[str, Any]) -> str:
 
 
 def draw_series(name: str, series: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
-    """Return the SVG of a policy's quality over time; ``titles``: of the three measures that are drawn."""
+    """Return the SVG of a policy's quality over time; ``titles``: of the measures that are drawn."""
     ends = [one["at"][:16].replace("T", " ") for one in series]
     plots = []
     for measure, title in titles.items():
@@ -58,17 +61,17 @@ def draw_series(name: str, series: Sequence[Mapping[str, Any]], titles: Mapping[
 
 
 def _svg(title: str, plots: Sequence[Curves], styles: Mapping[str, str]) -> str:
-    rows = -(-len(styles) // 4)
-    width, height = _LEFT + 3 * _WIDTH + 2 * _GAP + 24, _TOP + _HEIGHT + 56 + 20 * rows
+    bottom = -(-len(plots) // _COLUMNS) * _BELOW
+    width, height = _LEFT + _COLUMNS * (_WIDTH + _GAP) - _GAP + 24, bottom + 20 * -(-len(styles) // 4)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="system-ui, sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
         f'<text x="{_LEFT}" y="26" font-size="15">{escape(title)}</text>',
     ]
-    for column, one in enumerate(plots):
-        parts += _Panel(column, one).draw(styles, one.ends)
-    parts += _legend(styles, _TOP + _HEIGHT + 58)
+    for number, one in enumerate(plots):
+        parts += _Panel(number, one).draw(styles, one.ends)
+    parts += _legend(styles, bottom + 2)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -107,23 +110,25 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 class _Panel:
-    """One of the three plots, with its axes."""
+    """One of the plots, three in a row, with its axes."""
 
-    def __init__(self, column: int, one: Curves) -> None:
-        self._left, self._title, self._lines = _LEFT + column * (_WIDTH + _GAP), one.title, one.lines
+    def __init__(self, number: int, one: Curves) -> None:
+        row, column = divmod(number, _COLUMNS)
+        self._left, self._top = _LEFT + column * (_WIDTH + _GAP), _TOP + row * _BELOW
+        self._title, self._lines = one.title, one.lines
         widest = max((p[0] for line in one.lines.values() for p in line), default=1.0) or 1.0
         self._y, self._x = one.y, one.x or (0.0, widest)
         self._diagonal = one.x is not None
 
     def draw(self, styles: Mapping[str, str], ends: Sequence[str]) -> list[str]:
-        right, bottom = self._left + _WIDTH, _TOP + _HEIGHT
-        parts = [f'<text x="{self._left}" y="{_TOP - 12}" font-weight="600">{escape(self._title)}</text>']
+        right, bottom = self._left + _WIDTH, self._top + _HEIGHT
+        parts = [f'<text x="{self._left}" y="{self._top - 12}" font-weight="600">{escape(self._title)}</text>']
         for value in _ticks(*self._y):
             at = self._at_y(value)
             parts.append(f'<line x1="{self._left}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}" stroke="#e6e6e6"/>')
             parts.append(f'<text x="{self._left - 6}" y="{at + 4:.1f}" text-anchor="end">{value:.3g}</text>')
         if self._diagonal:
-            parts.append(f'<line x1="{self._left}" y1="{bottom}" x2="{right}" y2="{_TOP}" stroke="#bbbbbb"/>')
+            parts.append(f'<line x1="{self._left}" y1="{bottom}" x2="{right}" y2="{self._top}" stroke="#bbbbbb"/>')
             for value in _ticks(*self._x):
                 at = self._at_x(value)
                 parts.append(f'<text x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{value:.3g}</text>')
@@ -131,7 +136,7 @@ class _Panel:
             parts.append(f'<text x="{self._left}" y="{bottom + 16}">{escape(ends[0])}</text>')
             parts.append(f'<text x="{right}" y="{bottom + 16}" text-anchor="end">{escape(ends[-1])}</text>')
         parts.append(
-            f'<rect x="{self._left}" y="{_TOP}" width="{_WIDTH}" height="{_HEIGHT}" fill="none" stroke="#888888"/>'
+            f'<rect x="{self._left}" y="{self._top}" width="{_WIDTH}" height="{_HEIGHT}" fill="none" stroke="#888888"/>'
         )
         for name, line in reversed(list(self._lines.items())):  # the first policy lies on top
             if line:
@@ -145,7 +150,7 @@ class _Panel:
         return self._left + _WIDTH * (value - self._x[0]) / (self._x[1] - self._x[0])
 
     def _at_y(self, value: float) -> float:
-        return _TOP + _HEIGHT * (self._y[1] - value) / (self._y[1] - self._y[0])
+        return self._top + _HEIGHT * (self._y[1] - value) / (self._y[1] - self._y[0])
 
 
 def _legend(styles: Mapping[str, str], top: int) -> list[str]:

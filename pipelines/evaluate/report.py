@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from streamfold.core.events.fields import from_us
+from streamfold.core.quality import coverage
 from streamfold.pipelines.evaluate.examples import Slices, TestSet
 from streamfold.pipelines.evaluate.intervals import Draws, Interval, differences, interval, number
 from streamfold.pipelines.evaluate.metrics import (
@@ -99,7 +100,7 @@ class Report:
             body["intervals"] = {name: self._interval(one, name).body() for name in MEASURES}
         body["calibration_error"] = number(bins.error) if bins else None
         sampled = len(self._plan.sample) and one.kind != "served"
-        body["coverage"] = number(len(one.listed) / max(self._items, len(one.listed), 1)) if sampled else None
+        body["coverage"] = number(coverage(len(one.listed), self._items)) if sampled else None
         body["calibration"] = [
             {"predicted": number(p), "observed": number(o), "events": int(n)}
             for p, o, n in (zip(*bins, strict=True) if bins else ())

@@ -10,12 +10,12 @@ import numpy as np
 
 from streamfold.core import Catalogue, Example, Ranker, RankRequest
 from streamfold.core.events.model import Event
+from streamfold.core.quality import first_of, ndcg_of_one
 from streamfold.pipelines.evaluate.baselines import Baseline
 from streamfold.pipelines.evaluate.examples import Exposure, Slices, TestSet
-from streamfold.pipelines.evaluate.metrics import Codes, Flags, Floats, ndcg_of_one
+from streamfold.pipelines.evaluate.metrics import Codes, Flags, Floats
 from streamfold.pipelines.evaluate.stack import PolicyFailed, Stack
 
-TOP = 10
 MOST_EXPOSURES = 2000
 """So many of the exposures with logged propensities are estimated on; of more, a sample."""
 ITEM_EVENTS = ("item.upserted", "item.patched")
@@ -275,8 +275,8 @@ class _Scoring:
         items = self._unseen(example.user, (example.item,))
         for method, scores in zip(self._methods, self.scores, strict=True):
             found = method.rank(example.user, items, at_us)
-            scores.ndcg[i] = ndcg_of_one(float(found[0]), found[1:], TOP)
-            scores.listed.update(items[j] for j in np.argsort(-found, kind="stable")[:TOP].tolist())
+            scores.ndcg[i] = ndcg_of_one(float(found[0]), found[1:])
+            scores.listed.update(items[j] for j in first_of(found))
 
     def _slots(self, slots: Sequence[int]) -> None:
         """What each method would have put at the places of an exposure, given what stands above them."""

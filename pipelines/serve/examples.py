@@ -221,9 +221,14 @@ QUALITY = {
             "logloss": 0.56,
             "ndcg_at_10": 0.31,
             "calibration_error": 0.012,
+            "catalogue_ndcg_at_10": 0.062,
+            "ranked": 11,
+            "coverage": 0.034,
+            "lists": 40,
         }
     ],
     "slice": "all",
+    "ranking": {"positives": 820, "ndcg_at_10": 0.058, "lists": 2710, "items": 9400, "coverage": 0.31, "why": None},
     "gate": [
         {
             "rule": "not_worse",

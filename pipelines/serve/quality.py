@@ -15,7 +15,7 @@ from streamfold.core.arms import Experiment, experiments
 from streamfold.core.clock import US
 from streamfold.core.errors import nearest
 from streamfold.core.hooks import GateRule
-from streamfold.core.quality import ArmsReport, QualityPoint
+from streamfold.core.quality import ArmsReport, QualityPoint, Ranked, RankedReport
 from streamfold.core.views import WorkspaceView
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import READ_PARAMS, Call, Endpoint, answer, rfc3339
@@ -71,7 +71,11 @@ async def quality(call: Call) -> Response:
         limits = call.service.settings.gate
         arms = experiments(outcomes, alpha=limits.alpha, min_users=limits.min_users)
         series = [_shown(one) for one in measured.series(from_us=from_us, to_us=to_us, slice_=slice_)]
-        return {"series": series, "slice": slice_, "arms": [_told(one) for one in arms], "version": cut.as_json()}
+        ranking = None
+        if isinstance(measured, RankedReport):
+            ranking = _ranking(measured.ranked(from_us=from_us, to_us=to_us, slice_=slice_))
+        told = [_told(one) for one in arms]
+        return {"series": series, "slice": slice_, "ranking": ranking, "arms": told, "version": cut.as_json()}
 
     found = await call.ask(view.asked, work)
     rules = await _gate(call, view, group.group.name)
@@ -92,6 +96,11 @@ def _shown(point: QualityPoint) -> dict[str, Any]:
     at_us, *_ = point
     numbers = {name: _number(value) for name, value in point._asdict().items() if name != "at_us"}
     return {"at": rfc3339(at_us), **numbers}
+
+
+def _ranking(one: Ranked) -> dict[str, Any]:
+    numbers = {name: _number(value) for name, value in one._asdict().items() if name != "why"}
+    return {**numbers, "why": one.why or None}
 
 
 def _told(one: Experiment) -> dict[str, Any]:

@@ -19,7 +19,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "trending": {},
     "activity": {"window_s": 1.0},
     "count_stack": {"ids": 4096, "crosses": 8192},
-    "quality": {"ranker": "count_stack"},
+    "quality": {"ranker": "count_stack", "rank_budget": 10.0},
 }
 DAY_S = 86_400
 
@@ -98,6 +98,17 @@ def test_the_series_says_how_good_it_is(shop: EmbeddedService) -> None:
         assert one["slice"] == name
         parts[name] = sum(point["events"] for point in one["series"])
     assert sum(parts.values()) == 4000
+    whole = found["ranking"]
+    assert 50 < whole["positives"] == sum(point["ranked"] for point in found["series"])
+    assert (whole["items"], whole["why"]) == (40, None)
+    assert whole["ndcg_at_10"] > 0.2  # by chance: .11 of 40 items
+    assert max(point["coverage"] or 0 for point in found["series"]) < whole["coverage"] <= 1
+    deciles = [shop.get("/v1/policies/count_stack/quality", slice=f"item_decile_{n}") for n in range(1, 11)]
+    events = [sum(point["events"] for point in one["series"]) for one in deciles]
+    assert sum(events) == 4000
+    assert min(events) > 200, "ten parts of about equally many examples, of 40 items that are liked alike"
+    assert sum(one["ranking"]["positives"] for one in deciles) == whole["positives"]
+    assert all(one["ranking"]["coverage"] is None for one in deciles)
     assert min(parts["known"], parts["new_user"]) > parts["new_both"] > 0, "300 users are new longer than 40 items"
     assert shop.client.get("/v1/policies/count_stack/quality", params={"slice": "old"}).status_code == 422
     assert shop.client.get("/v1/policies/trending/quality").status_code == 404
@@ -119,12 +130,19 @@ def test_the_command_shows_the_series_and_draws_it(
     assert "per-user AUC" not in out  # nothing was shown: nothing is compared within exposures
     for words in ("AUC", "log loss", "calibration", "earlier ones", "gate: nothing to compare"):
         assert words in out
+    whole = shop.get("/v1/policies/count_stack/quality")["ranking"]
+    assert f"NDCG@10 {whole['ndcg_at_10']:.4f} of {whole['positives']:,} liked items" in out
+    assert f"coverage {whole['coverage']:.4f} of 40 items by {whole['lists']:,} rankings" in out
     svg = "{http://www.w3.org/2000/svg}"
     root = ET.parse(plot).getroot()
-    assert "calibration over time" in {one.text for one in root.iter(f"{svg}text")}
-    assert len(list(root.iter(f"{svg}polyline"))) == 3
-    code, out, _ = run("count_stack", "--slice", "known", "--json")
-    assert (code, json.loads(out)["slice"]) == (0, "known")
+    titles = {one.text for one in root.iter(f"{svg}text")}
+    assert {"calibration over time", "NDCG@10 of all over time", "coverage over time"} <= titles
+    lines = [one.attrib["points"].split() for one in root.iter(f"{svg}polyline")]
+    assert len(lines) == 5
+    height = int(root.attrib["height"])
+    assert all(0 < float(point.split(",")[1]) < height - 60 for line in lines for point in line)
+    code, out, _ = run("count_stack", "--slice", "item_decile_10", "--json")
+    assert (code, json.loads(out)["slice"]) == (0, "item_decile_10")
     code, _, err = run("count_stak")
     assert (code, "did you mean 'count_stack'" in err) == (1, True)
     code, _, err = run("count_stack", "--slice", "old")
@@ -140,7 +158,10 @@ def test_a_worse_shadow_is_refused_a_better_promoted_and_rolled_back(
     versions = shop.get("/v1/policies")["items"]
     shadow = next(v for v in versions if v["policy"] == "count_stack" and v["slot"] == "shadow")
     label = f"count_stack@{shadow['label']}"
-    gate = {rule["rule"]: rule for rule in shop.get(f"/v1/policies/{label}/quality")["gate"]}
+    found, live = shop.get(f"/v1/policies/{label}/quality"), shop.get("/v1/policies/count_stack/quality")
+    assert found["ranking"]["positives"] == live["ranking"]["positives"], "both rank the same liked items"
+    assert found["ranking"]["ndcg_at_10"] < live["ranking"]["ndcg_at_10"]
+    gate = {rule["rule"]: rule for rule in found["gate"]}
     assert gate["not_worse"]["passed"] is False
     assert main(["policies", "quality", label, "--url", shop.url]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -197,6 +218,38 @@ def test_an_exposure_is_tested_when_its_outcome_is_known(shop: EmbeddedService) 
     assert last["ndcg_at_10"] == 1.0
 
 
+def test_what_is_recommended_and_liked_is_ranked_among_everything_unseen(tmp_path: Path) -> None:
+    """From a response to its place in the whole catalogue, and what is said where the catalogue is too large."""
+    quality = {"ranker": "count_stack", "rank_budget": 1e9, "rank_limit": 30}
+    table: dict[str, dict[str, Any]] = {**POLICIES, "newest": {}, "quality": quality}
+    service = EmbeddedService(tmp_path, policies=table)
+    try:
+        service.send([("item.upserted", {"item_id": f"i{n}", "categories": [("a", "b")[n % 2]]}) for n in range(30)])
+        before = service.get("/v1/policies/quality/quality")["ranking"]
+        assert before["why"].startswith("none yet: one example in about 1 is drawn")
+        for n in range(3):
+            body = {"user_id": f"u{n}", "n": 5}
+            answer = service.client.post("/v1/recommend", json=body).raise_for_status().json()
+            for _ in range(500):
+                if service.get("/v1/events", type="exposure.recorded", subject=answer["exposure_id"])["items"]:
+                    break
+                time.sleep(0.02)
+            item = answer["items"][0]["item_id"]
+            click = {"user_id": f"u{n}", "item_id": item, "action": "click", "exposure_id": answer["exposure_id"]}
+            service.send([("interaction.observed", click)])
+        found = service.get("/v1/policies/quality/quality")
+        ranking = found["ranking"]
+        assert (ranking["positives"], ranking["lists"], ranking["items"]) == (3, 3, 30)
+        assert 0 < ranking["ndcg_at_10"] <= 1
+        assert 10 / 30 <= ranking["coverage"] < 1
+        assert found["series"][-1]["ranked"] == 3
+        service.send([("item.upserted", {"item_id": "one more"})])
+        said = service.get("/v1/policies/quality/quality")["ranking"]["why"]
+        assert said == "the catalogue has 31 items or more, and rank_limit is 30"
+    finally:
+        service.stop()
+
+
 def test_heads_are_judged_by_the_labels_they_had_not_seen(tmp_path: Any) -> None:
     """A head that cannot tell its classes apart is refused; while few targets are labelled nothing is decided."""
     service = EmbeddedService(tmp_path, policies={"label_statistics": {}, "gradient_head": {"dim": 4},
@@ -242,6 +295,7 @@ def test_heads_are_judged_by_the_labels_they_had_not_seen(tmp_path: Any) -> None
             assert found["series"][-1]["accuracy"] > 0.9, name
             assert found["series"][-1]["min_accuracy"] > 0.7, name
             assert found["series"][-1]["auc"] is None
+            assert found["ranking"] is None
         forced = service.client.post(f"/v1/policies/{blunt}/promote", json={"reason": "see", "force": True})
         job(service, forced)
         rows = service.get("/v1/policies")["items"]

@@ -23,7 +23,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "implicit_ftrl": {"rows": 256},
     "ensemble": {"members": ["count_stack", "factorization", "deepfm", "implicit_ftrl"]},
     "residual_table": {"rows": 256},
-    "quality": {"ranker": "residual_table", "ring": 64},
+    "quality": {"ranker": "residual_table", "ring": 64, "rank_budget": 60.0, "max_rankings": 8},
 }
 HASHING = {"encoder": {"use": "hashing"}}
 Step = tuple[int, str, dict[str, Any]]
@@ -93,6 +93,11 @@ def contents(world: World) -> dict[str, Any]:
     }
 
 
+def events_of(world: World, slice_: str) -> int:
+    measured = world.view.member("quality").server.measured()
+    return sum(point.events for point in measured.series(from_us=0, to_us=2**62, slice_=slice_))
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_live_equals_replay_however_it_was_cut(seed: int, tmp_path: Path) -> None:
     steps = stream(seed, 240)
@@ -109,6 +114,9 @@ def test_live_equals_replay_however_it_was_cut(seed: int, tmp_path: Path) -> Non
         points = one.view.member("quality").server.measured().series(from_us=0, to_us=2**62, slice_="all")
         assert sum(point.events for point in points) > 150
         assert any(point.user_auc >= 0 for point in points), "some exposure had what was liked and what was not"
+        assert sum(point.ranked for point in points) > 2, "liked items were ranked among everything unseen"
+        deciles = one.view.member("quality").server.slices[-10:]
+        assert sum(events_of(one, slice_) for slice_ in deciles) == sum(point.events for point in points)
 
 
 def test_reading_for_endless_strangers_grows_nothing(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ STACK: dict[str, dict[str, Any]] = {
     "count_stack": {"ids": 64, "crosses": 128},
     "factorization": {"rows": 64, "factors": 4},
     "ensemble": {},
-    "quality": {"bucket_s": 30.0, "max_buckets": 3, "ring": 32},
+    "quality": {"bucket_s": 30.0, "max_buckets": 3, "ring": 32, "rank_budget": 20.0, "max_rankings": 8},
 }
 Given = tuple[str, dict[str, Any]]
 
@@ -77,6 +77,7 @@ def test_batches_of_any_size_come_to_what_the_loop_comes_to(
         expected, loop = folded(tmp_path / "loop", 64, seed)
     assert len(order.gathering(loop.group("activity"))) == len(STACK) - 1
     assert len(list(loop.view.member("cooccurrence")["row"].items())) == 16  # items had to make way
+    assert loop.store("quality", "rankings").values[-1, 0] > 8  # everything unseen was ranked, more than is kept
     loop.close()
     for batch in (1, 7, 400):
         found, world = folded(tmp_path / f"{batch}", batch, seed)

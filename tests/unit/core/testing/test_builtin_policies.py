@@ -20,7 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "gradient_head": {"max_classes": 512, "dim": 256, "replay": 8, "replayed": 8},
     "head_quality": {"ring": 8},
     "novelty": {"dim": 4, "first": 2, "max_components": 2},
-    "quality": {"ranker": "count_stack", "ring": 256},
+    "quality": {"ranker": "count_stack", "ring": 256, "rank_budget": 50.0, "max_rankings": 4},
     "residual_table": {"base": "count_stack", "rows": 256},
     "reloop2_lsh": {"base": "count_stack", "bits": 6},
     "reloop2_topk": {"base": "count_stack", "samples": 64},

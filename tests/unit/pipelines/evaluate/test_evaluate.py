@@ -14,11 +14,11 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from streamfold.core import Example
 from streamfold.core.errors import ConfigError
+from streamfold.core.quality import ndcg_of_one
 from streamfold.core.settings import Settings
 from streamfold.pipelines.evaluate import NothingToTest, Options, Source, evaluate
 from streamfold.pipelines.evaluate.baselines import ItemKnn, Popularity, UserItemMean
 from streamfold.pipelines.evaluate.examples import Slices, TestSet, collect, slices
-from streamfold.pipelines.evaluate.metrics import ndcg_of_one
 from streamfold.pipelines.evaluate.run import plan
 from streamfold.pipelines.evaluate.stack import PolicyFailed, Stack
 

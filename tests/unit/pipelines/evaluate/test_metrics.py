@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss as sk_log_loss
 from sklearn.metrics import ndcg_score, roc_auc_score
 
+from streamfold.core.quality import ndcg_of_one
 from streamfold.pipelines.evaluate import metrics
 
 EVENTS = st.lists(
@@ -95,7 +96,7 @@ def test_ndcg_of_ties_is_the_mean_over_their_orders(others: list[int], target: i
         listed = sorted(order, key=lambda one: -one[0])
         place = [mine for _, mine in listed].index(True) + 1
         places.append(1 / np.log2(1 + place) if place <= k else 0.0)
-    assert metrics.ndcg_of_one(target, np.array(others, float), k) == pytest.approx(np.mean(places))
+    assert ndcg_of_one(target, np.array(others, float), k) == pytest.approx(np.mean(places))
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=30, unique=True))
@@ -103,4 +104,4 @@ def test_ndcg_is_scikit_learns(scores: list[float]) -> None:
     relevant = np.zeros(len(scores))
     relevant[0] = 1
     expected = ndcg_score([relevant], [scores], k=10)
-    assert metrics.ndcg_of_one(scores[0], np.array(scores[1:]), 10) == pytest.approx(expected)
+    assert ndcg_of_one(scores[0], np.array(scores[1:]), 10) == pytest.approx(expected)
