@@ -40,8 +40,8 @@ from streamfold.core import (
     Stores,
     View,
 )
+from streamfold.plugins._codes import Codes, code
 from streamfold.plugins._lambda_mixture import Floats, LambdaMixture, log_odds
-from streamfold.plugins._ranking import Codes, code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
