@@ -76,7 +76,7 @@ class _Ids(_Kept[str]):
 
 
 class _Tokens(_Kept[tuple[str, ...]]):
-    def __init__(self, kind: str, most: int) -> None:
+    def __init__(self, kind: str, most: int | None) -> None:
         super().__init__(kind)
         self._most = most
 
@@ -100,6 +100,8 @@ def _array(parts: map[bytes] | list[bytes]) -> Codes:
 
 _USERS, _ITEMS = _Ids("user"), _Ids("item")
 _USER_TOKENS, _ITEM_TOKENS = _Tokens("user_token", _MOST_USER_TOKENS), _Tokens("item_token", _MOST_ITEM_TOKENS)
+
+_ALL_USER_TOKENS, _ALL_ITEM_TOKENS = _Tokens("user_token", None), _Tokens("item_token", None)
 
 
 class Coded(NamedTuple):
@@ -139,6 +141,17 @@ def coded_examples(examples: Sequence[Example]) -> Coded:
 def outcomes(examples: Sequence[Example]) -> Outcomes:
     """Return what came of examples."""
     return taken(examples)[1]
+
+
+def coded_whole(examples: Sequence[Example]) -> Coded:
+    """As :func:`coded_examples`, with every token there is."""
+    pairs = coded_examples(examples)
+    of_users, of_items = [one.user_tokens for one in examples], [one.item_tokens for one in examples]
+    if max(map(len, of_users), default=0) > _MOST_USER_TOKENS:
+        pairs = Coded(pairs.users, pairs.items, *_ALL_USER_TOKENS.of(of_users), pairs.item_tokens, pairs.item_ends)
+    if max(map(len, of_items), default=0) > _MOST_ITEM_TOKENS:
+        pairs = Coded(*pairs[:4], *_ALL_ITEM_TOKENS.of(of_items))
+    return pairs
 
 
 def taken(examples: Sequence[Example]) -> tuple[Coded, Outcomes]:

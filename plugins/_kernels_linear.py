@@ -7,7 +7,16 @@ from math import log, sqrt
 import numba
 import numpy as np
 
-from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of, longest, probability, rows_to_learn
+from streamfold.plugins._kernels_hash import (
+    MET,
+    admit,
+    cross_key,
+    find_all,
+    key_of,
+    longest,
+    probability,
+    rows_to_learn,
+)
 
 KINDS = 7
 _Z, _N = 3, 4
