@@ -148,9 +148,11 @@ def coded_whole(examples: Sequence[Example]) -> Coded:
     pairs = coded_examples(examples)
     of_users, of_items = [one.user_tokens for one in examples], [one.item_tokens for one in examples]
     if max(map(len, of_users), default=0) > _MOST_USER_TOKENS:
-        pairs = Coded(pairs.users, pairs.items, *_ALL_USER_TOKENS.of(of_users), pairs.item_tokens, pairs.item_ends)
+        codes, ends = _ALL_USER_TOKENS.of(of_users)
+        pairs = pairs._replace(user_tokens=codes, user_ends=ends)
     if max(map(len, of_items), default=0) > _MOST_ITEM_TOKENS:
-        pairs = Coded(*pairs[:4], *_ALL_ITEM_TOKENS.of(of_items))
+        codes, ends = _ALL_ITEM_TOKENS.of(of_items)
+        pairs = pairs._replace(item_tokens=codes, item_ends=ends)
     return pairs
 
 
@@ -158,7 +160,7 @@ def taken(examples: Sequence[Example]) -> tuple[Coded, Outcomes]:
     """Take examples apart: :func:`coded_examples` and :func:`outcomes`."""
     global _last
     if len(examples) == 1:
-        return _taken_one(examples[0])
+        return _taken_alone(examples[0])
     last, found = _last
     if len(last) == len(examples) and all(map(is_, last, examples)):
         return found
@@ -186,6 +188,29 @@ _last: tuple[tuple[Example, ...], tuple[Coded, Outcomes]] = (), _taken_all(())
 """The last examples that were taken apart together: the next ranker of the group learns the same ones."""
 
 
+# An example alone is what a group that folds event by event codes each time: what it is made of is kept as arrays.
+@lru_cache(_CACHED)
+def _id_alone(kind: str, text: str) -> Codes:
+    return np.array([code(kind, text)], np.uint64)
+
+
+@lru_cache(_CACHED)
+def _tokens_alone(kind: str, tokens: tuple[str, ...], most: int) -> tuple[Codes, Ends]:
+    codes = np.array([code(kind, token) for token in tokens[:most]], np.uint64)
+    return codes, np.array([0, len(codes)])
+
+
+@lru_cache
+def _outcome_alone(label: float, swaps: bool, weight: float) -> Outcomes:
+    return Outcomes(np.array([label]), np.array([swaps]), np.array([weight]))
+
+
 @lru_cache(_RECENT)
-def _taken_one(example: Example) -> tuple[Coded, Outcomes]:
-    return _taken_all((example,))
+def _taken_alone(example: Example) -> tuple[Coded, Outcomes]:
+    pairs = Coded(
+        _id_alone("user", example.user),
+        _id_alone("item", example.item),
+        *_tokens_alone("user_token", example.user_tokens, _MOST_USER_TOKENS),
+        *_tokens_alone("item_token", example.item_tokens, _MOST_ITEM_TOKENS),
+    )
+    return pairs, _outcome_alone(example.label, example.swaps, example.weight)
