@@ -1,7 +1,8 @@
 """Other online learners on the stream of ``bench_rankers.py``: Vowpal Wabbit's Python binding and river.
 
-Both are told what our rankers are told, one event a call: user, item and the item's genres; each predicts, then learns.
-The line of text that Vowpal Wabbit parses and the dictionary that river takes are made before the clock starts.
+Both are told what our rankers are told, one event a call: user, item, and both sides' tokens; each predicts, then
+learns. The line of text that Vowpal Wabbit parses and the dictionary that river takes are made before the clock
+starts.
 
 ``SAME_CLASS`` says which of them learns the kind of model that one of ours is, of the same facts; the others are
 river's barest, told less or learning less.
@@ -38,8 +39,14 @@ class VowpalWabbit:
         self._vw = Workspace(f"--quiet --loss_function logistic --link logistic -b 20 --random_seed 7 {arguments}")
 
     def told(self, example: Example) -> str:
-        genres = " ".join(one.replace(":", "_").replace("|", "_").replace(" ", "_") for one in example.item_tokens)
-        return f"{'1' if example.label else '-1'} |u {example.user.replace(':', '_')} |i i{example.item} |g {genres}"
+        genres, facts = (
+            " ".join(one.replace(":", "_").replace("|", "_").replace(" ", "_") for one in tokens)
+            for tokens in (example.item_tokens, example.user_tokens)
+        )
+        user = example.user.replace(":", "_")
+        return (
+            f"{'1' if example.label else '-1'} |u {user} |i i{example.item} |g {genres}{f' |t {facts}' * bool(facts)}"
+        )
 
     def predict(self, told: str) -> float:
         example = self._vw.example(told.partition(" ")[2])
@@ -63,9 +70,8 @@ class River:
         self._model = model
 
     def told(self, example: Example) -> dict[str, int]:
-        return dict.fromkeys(
-            [f"u={example.user}", f"i={example.item}", *(f"g={one}" for one in example.item_tokens)], 1
-        )
+        tokens = [*(f"g={one}" for one in example.item_tokens), *(f"t={one}" for one in example.user_tokens)]
+        return dict.fromkeys([f"u={example.user}", f"i={example.item}", *tokens], 1)
 
     def predict(self, told: dict[str, int]) -> float:
         return float(self._model.predict_proba_one(told).get(True, 0.5))
@@ -77,11 +83,13 @@ class River:
 
 
 class RiverPairs(River):
-    """As ``River``, with a feature for the user and each genre together, too."""
+    """As ``River``, with a feature for each pair that ``implicit_ftrl`` has one for, too."""
 
     def told(self, example: Example) -> dict[str, int]:
-        pairs = dict.fromkeys([f"ug={example.user} {one}" for one in example.item_tokens], 1)
-        return super().told(example) | pairs
+        pairs = [f"ug={example.user} {g}" for g in example.item_tokens]
+        pairs += [f"it={example.item} {t}" for t in example.user_tokens]
+        pairs += [f"gt={g} {t}" for g in example.item_tokens for t in example.user_tokens]
+        return super().told(example) | dict.fromkeys(pairs, 1)
 
 
 class RiverStatistics(River):
@@ -167,8 +175,8 @@ def _river_factors() -> River:
 
 PEERS: dict[str, Callable[[], Peer]] = {
     "vw, linear": lambda: VowpalWabbit(""),
-    "vw, linear with pairs": lambda: VowpalWabbit("-q ug"),
-    "vw, ftrl with pairs": lambda: VowpalWabbit("--ftrl -q ug"),
+    "vw, linear with pairs": lambda: VowpalWabbit("-q ug -q it -q gt"),
+    "vw, ftrl with pairs": lambda: VowpalWabbit("--ftrl -q ug -q it -q gt"),
     "vw, factors": lambda: VowpalWabbit("--lrq ui10 --lrq ug10 -l 0.1"),
     "river, means weighed": RiverStatistics,
     "river, FTRL with pairs": _river_ftrl,
