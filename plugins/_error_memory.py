@@ -10,7 +10,7 @@ and correct half (measured: AUC .777 instead of .783). So the correction that th
 :math:`\hat y_b = σ(\mathrm{logit}\,s - (\mathrm{logit}\,p - \mathrm{logit}\,b))` with the served score s, and the
 memory's and base's scores p and b before the example is learned. What followed no exposure is stored with b.
 
-Keys are made of the codes of ids and tokens (see ``_ranking.py``), never of a layer that is itself trained: what they
+Keys are made of the codes of ids and tokens (see ``_codes.py``), never of a layer that is itself trained: what they
 are is fixed with the policy's version.
 """
 

@@ -82,7 +82,8 @@ def endless(name: str, count: int, rows: int) -> None:
         bench = lab.bench()
         feed = feeder(name, bench)
         live = bench.live.by_runtime[bench.runtime.key]
-        spent, said = 0.0, []
+        spent = 0.0
+        print(f"| `{name}` |", end="", flush=True)
         for first in range(0, count, BATCH):
             start = time.process_time()
             feed(first)
@@ -91,8 +92,10 @@ def endless(name: str, count: int, rows: int) -> None:
             spent += time.process_time() - start
             if (done := first + BATCH) in (count // 100, count // 10, count):
                 state = sum(store.state_bytes() for store in live.values()) / 1e6
-                said.append(f"{done:,}: {state:.1f} / {psutil.Process().memory_info().rss / 2**20:.0f}")
-    print(f"| `{name}` | {' | '.join(said)} | {count / spent:,.0f}/s |", flush=True)
+                print(
+                    f" {done:,}: {state:.1f} / {psutil.Process().memory_info().rss / 2**20:.0f} |", end="", flush=True
+                )
+    print(f" {count / spent:,.0f}/s |", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
