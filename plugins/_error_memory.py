@@ -10,7 +10,7 @@ and correct half (measured: AUC .777 instead of .783). So the correction that th
 :math:`\hat y_b = σ(\mathrm{logit}\,s - (\mathrm{logit}\,p - \mathrm{logit}\,b))` with the served score s, and the
 memory's and base's scores p and b before the example is learned. What followed no exposure is stored with b.
 
-Keys are made of the codes of ids and tokens (see ``_ranking.py``), never of a layer that is itself trained: what they
+Keys are made of the codes of ids and tokens (see ``_codes.py``), never of a layer that is itself trained: what they
 are is fixed with the policy's version.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,22 +26,21 @@ import numpy as np
 import numpy.typing as npt
 
 from streamfold.core import (
-    LEARNED_FROM,
     ConfigError,
     Declaration,
     Event,
     EventError,
     Example,
     Feature,
-    Policy,
     Prepared,
     Ranking,
     RankRequest,
     Stores,
     View,
 )
-from streamfold.plugins._lambda_mixture import Floats, LambdaMixture, log_odds
-from streamfold.plugins._ranking import Codes, code
+from streamfold.plugins._codes import Codes, Flags, Floats, code, outcomes
+from streamfold.plugins._lambda_mixture import LambdaMixture, log_odds
+from streamfold.plugins._ranking import Learner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +106,31 @@ def pairs_of(
     )
 
 
-def _pair(example: Example) -> Pairs:
+def pair_of(example: Example) -> Pairs:
+    """Code an example's pair."""
     return pairs_of(example.user, [example.item], example.user_tokens, [example.item_tokens])
 
 
-class ErrorMemory(Policy):
+class Shown(NamedTuple):
+    """What kernels learn of examples: when, what came of them, what the base says and what was served (or nan)."""
+
+    at_s: Floats
+    labels: Floats
+    swaps: Flags
+    counts: Floats
+    base: Floats
+    served: Floats
+
+
+def shown(examples: Sequence[Example], base: Floats) -> Shown:
+    """Take apart what came of examples."""
+    served = [math.nan if one.served is None else one.served for one in examples]
+    return Shown(np.array([one.at_us for one in examples]) / 1e6, *outcomes(examples), base, np.array(served))
+
+
+class ErrorMemory(Learner):
     """A policy that remembers where its base was wrong, and serves the base's scores corrected."""
 
-    handles = LEARNED_FROM
     logit: ClassVar[bool]
     """Whether corrections are of log-odds; else of probabilities."""
     terms: ClassVar[tuple[str, ...]]
@@ -123,6 +139,7 @@ class ErrorMemory(Policy):
     def __init__(self, config: Any, *declared: Declaration) -> None:
         super().__init__(config)
         self.reads = ("activity", self.config.base)
+        self.hears = (self.config.base,)
         self.mixture = LambdaMixture(self.config.lambdas, share=self.config.share, logit=self.logit)
         self.stores = (self.mixture.store, *declared)
 
@@ -131,8 +148,11 @@ class ErrorMemory(Policy):
         """The correction of each pair as terms that add up, ``(n, terms)``; a pure read."""
 
     @abstractmethod
-    def remember(self, example: Example, pairs: Pairs, said: float, stores: Stores) -> None:
-        """Store one example; ``said``: what the base said of it."""
+    def remember(self, examples: Sequence[Example], base: Floats, stores: Any) -> Floats:
+        """Learn examples in order: first λ, then the memory; ``base``: what the base says of each.
+
+        A swap corrects what is stored, and is no new test of λ. Returns the corrected scores from before each.
+        """
 
     def explain(self, pairs: Pairs, base: Floats, at_us: int, stores: Any) -> list[list[tuple[str, float, float]]]:
         """For each pair what its correction is made of: (name, value, share of the correction)."""
@@ -143,38 +163,30 @@ class ErrorMemory(Policy):
         return rows
 
     def fold(self, event: Event, prepared: Prepared, stores: Stores) -> None:
-        """Store what came of each example, and what the base had said."""
-        if not self.config.enabled:
-            return
-        for example in stores.of("activity").server.examples(event, stores.now_us):
-            base = float(stores.of(self.config.base).server.score(example))
-            if not 0 <= base <= 1:
-                raise EventError(f"{self.config.base} scores {example.item!r} with {base}, which is no probability")
-            self.learn(example, base, stores)
+        """Learn the examples of one event, if it is on."""
+        if self.config.enabled:
+            super().fold(event, prepared, stores)
 
-    def learn(self, example: Example, base: float, stores: Any) -> None:
-        """Learn one example: first λ, then the memory. A swap corrects what is stored, and is no new test of λ."""
-        pairs, scores = _pair(example), np.array([base])
-        terms = self.correct(pairs, scores, example.at_us, stores)
-        experts = stores["experts"]
-        now = float(self.mixture.mix(experts.values[0], scores, terms)[0])
-        if not example.swaps:
-            experts.touch([0])
-            self.mixture.learn(experts.values[0], base, terms[0], example.label, example.weight)
-        self.remember(example, pairs, _said(example.served, base, now), stores)
+    def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
+        """Store what came of each example, and what the base had said."""
+        base = stores.of(self.config.base).server
+        return self._learn(examples, np.array([float(base.score(one)) for one in examples]), stores)
+
+    def fold_gathered(self, gathered: Sequence[Sequence[Example]], told: Mapping[str, Any], stores: Any) -> Floats:
+        """Learn from the scores that the base gave as it learned the same examples."""
+        return self._learn([one for each in gathered for one in each], told[self.config.base], stores)
+
+    def _learn(self, examples: Sequence[Example], base: Floats, stores: Any) -> Floats:
+        if not self.config.enabled or not examples:
+            return base
+        if not np.all((base >= 0) & (base <= 1)):
+            n = int(np.argmin((base >= 0) & (base <= 1)))
+            raise EventError(f"{self.config.base} scores {examples[n].item!r} with {base[n]}, which is no probability")
+        return self.remember(examples, base, stores)
 
     def serve(self, view: View) -> MemoryServer:
         """Serve the base's scores, corrected."""
         return MemoryServer(self, view)
-
-
-def _said(served: float | None, base: float, now: float) -> float:
-    """What the base said when the example was shown, away from certainty."""
-    if served is None or not 0 <= served <= 1:  # another system's score may be no probability
-        said = base
-    else:
-        said = 1 / (1 + math.exp(log_odds(now) - log_odds(base) - log_odds(served)))
-    return min(max(said, 1e-4), 1 - 1e-4)
 
 
 class MemoryServer:
@@ -222,7 +234,7 @@ class MemoryServer:
             return base
         if self._scored[:2] != (example.seq, example.n):
             scores = np.array([base])
-            terms = self._policy.correct(_pair(example), scores, example.at_us, self._view)
+            terms = self._policy.correct(pair_of(example), scores, example.at_us, self._view)
             mixed = self._policy.mixture.mix(self._view["experts"].values[0], scores, terms)
             self._scored = example.seq, example.n, float(mixed[0])
         return self._scored[2]

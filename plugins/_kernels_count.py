@@ -7,7 +7,16 @@ from math import log, sqrt
 import numba
 import numpy as np
 
-from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of, probability, rows_to_learn
+from streamfold.plugins._kernels_hash import (
+    MET,
+    admit,
+    cross_key,
+    find_all,
+    key_of,
+    longest,
+    probability,
+    rows_to_learn,
+)
 
 FEATURES = 23
 _START = np.zeros(FEATURES)
@@ -179,12 +188,12 @@ def learn(pairs, labels, swaps, counts, ids, crosses, head, rate, keep, keep_cro
     """Learn pairs in order; return each one's score from before it."""
     id_keys, ends, cross_keys, cross_ends, trait_ends, genre_ends = keys(pairs)
     x, scores = np.empty(FEATURES), np.empty(len(labels))
+    all_ids, all_crosses = np.empty(longest(ends), np.int64), np.empty(longest(cross_ends), np.int64)
     for j in range(len(labels)):
         n, m, y = genre_ends[j + 1] - genre_ends[j], trait_ends[j + 1] - trait_ends[j], labels[j]
         now = head[ALL, 2] + 1.0
         head[ALL, 2] = now
-        of_ids = np.empty(ends[j + 1] - ends[j], np.int64)
-        of_crosses = np.empty(cross_ends[j + 1] - cross_ends[j], np.int64)
+        of_ids, of_crosses = all_ids[: ends[j + 1] - ends[j]], all_crosses[: cross_ends[j + 1] - cross_ends[j]]
         admit(ids, id_keys[ends[j] : ends[j + 1]], now, keep, of_ids)
         admit(crosses, cross_keys[cross_ends[j] : cross_ends[j + 1]], now, keep_crosses, of_crosses)
         z = _describe(ids, crosses, head, of_ids, of_crosses, n, m, x)

@@ -7,7 +7,7 @@ from math import sqrt
 import numba
 import numpy as np
 
-from streamfold.plugins._kernels_hash import MET, admit, drawn, find_all, key_of, probability, rows_to_learn
+from streamfold.plugins._kernels_hash import MET, admit, drawn, find_all, key_of, longest, probability, rows_to_learn
 
 COLUMNS, BIAS = 4, 3
 ALL, CLOCK = 0, 1
@@ -97,10 +97,10 @@ def learn(pairs, labels, swaps, counts, table, factors, head, rate, pull, spread
     found, ends, trait_ends = keys(pairs)
     k = factors.shape[1]
     of_user, of_item = np.empty(k), np.empty(k)
-    scores = np.empty(len(labels))
+    scores, all_rows = np.empty(len(labels)), np.empty(longest(ends), np.int64)
     for j in range(len(labels)):
         head[0, CLOCK] += 1.0
-        rows = np.empty(ends[j + 1] - ends[j], np.int64)
+        rows = all_rows[: ends[j + 1] - ends[j]]
         admit(table, found[ends[j] : ends[j + 1]], head[0, CLOCK], keep, rows)
         split = 1 + trait_ends[j + 1] - trait_ends[j]
         prior, user, item, dot = _score(rows, split, table, factors, head, of_user, of_item)

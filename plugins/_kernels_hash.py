@@ -49,16 +49,22 @@ def drawn(tag, place):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
+def _home(key, n):  # type: ignore[no-untyped-def]
+    """Return where a key looks first: its remainder. A division costs more than all else here, so mostly none is."""
+    return np.int64(key & np.uint64(n - 1)) if n & (n - 1) == 0 else np.int64(key % np.uint64(n))
+
+
+@numba.njit(cache=True)
 def find(table, key):  # type: ignore[no-untyped-def]
     """Return the row of a key, or −1."""
     n, tag = len(table), np.float64((key >> _12) | np.uint64(1))
-    home = np.int64(key % np.uint64(n))
-    for i in range(WINDOW):
-        row = (home + i) % n
+    row = _home(key, n)
+    for _ in range(WINDOW):
         if table[row, TAG] == tag:
             return row
         if table[row, TAG] == 0.0:
             return np.int64(-1)
+        row = row + 1 if row + 1 < n else 0
     return np.int64(-1)
 
 
@@ -71,10 +77,8 @@ def _expired(table, row, now, keep):  # type: ignore[no-untyped-def]
 def _place(table, key, now, keep):  # type: ignore[no-untyped-def]
     """Give a key that is not there a cleared row; −1: not admitted."""
     n, tag = len(table), np.float64((key >> _12) | np.uint64(1))
-    home = np.int64(key % np.uint64(n))
-    found = np.int64(-1)
-    for i in range(WINDOW):
-        row = (home + i) % n
+    row, found = _home(key, n), np.int64(-1)
+    for _ in range(WINDOW):
         if table[row, TAG] == tag:  # the same key came twice
             return row
         if table[row, TAG] == 0.0:
@@ -82,6 +86,7 @@ def _place(table, key, now, keep):  # type: ignore[no-untyped-def]
             break
         if found < 0 and _expired(table, row, now, keep):
             found = row
+        row = row + 1 if row + 1 < n else 0
     if found >= 0:
         table[found] = 0.0
         table[found, TAG] = tag
@@ -109,6 +114,15 @@ def find_all(table, keys, into):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
+def longest(ends):  # type: ignore[no-untyped-def]
+    """Return the most keys that one pair has: what a loop allocates once costs it nothing."""
+    most = 0
+    for j in range(len(ends) - 1):
+        most = max(most, ends[j + 1] - ends[j])
+    return most
+
+
+@numba.njit(cache=True)
 def rows_to_learn(table, keys, now, keep):  # type: ignore[no-untyped-def]
     """Return every row that learning these keys until ``now`` may write; a row may come more than once."""
     n = len(table)
@@ -116,14 +130,13 @@ def rows_to_learn(table, keys, now, keep):  # type: ignore[no-untyped-def]
     a = 0
     for key in keys:
         tag = np.float64((key >> _12) | np.uint64(1))
-        home = np.int64(key % np.uint64(n))
-        first = a
-        for i in range(WINDOW):
-            row = (home + i) % n
+        row, first = _home(key, n), a
+        for _ in range(WINDOW):
             if table[row, TAG] == tag and not _expired(table, row, now, keep):
                 rows[first], a = row, first + 1
                 break
             if table[row, TAG] == tag or table[row, TAG] == 0.0 or _expired(table, row, now, keep):
                 rows[a] = row
                 a += 1
+            row = row + 1 if row + 1 < n else 0
     return rows[:a]

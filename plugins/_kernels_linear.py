@@ -7,7 +7,16 @@ from math import log, sqrt
 import numba
 import numpy as np
 
-from streamfold.plugins._kernels_hash import MET, admit, cross_key, find_all, key_of, probability, rows_to_learn
+from streamfold.plugins._kernels_hash import (
+    MET,
+    admit,
+    cross_key,
+    find_all,
+    key_of,
+    longest,
+    probability,
+    rows_to_learn,
+)
 
 KINDS = 7
 _Z, _N = 3, 4
@@ -65,15 +74,18 @@ def learn(pairs, labels, swaps, counts, table, head, alpha, beta, l1, l2, keep):
     """Learn pairs in order; return each one's score from before it."""
     found, _, ends = keys(pairs)
     scores = np.empty(len(labels))
+    all_rows, weights = np.empty(longest(ends), np.int64), np.empty(longest(ends))
     for j in range(len(labels)):
         y = labels[j]
         head[0, 2] += 1.0
-        rows = np.empty(ends[j + 1] - ends[j], np.int64)
+        rows = all_rows[: ends[j + 1] - ends[j]]
         admit(table, found[ends[j] : ends[j + 1]], head[0, 2], keep, rows)
         z = _prior(head)
-        for row in rows:
+        for place in range(len(rows)):
+            row = rows[place]
+            weights[place] = _weight(table, row, alpha, beta, l1, l2) if row >= 0 else 0.0
             if row >= 0:
-                z += _weight(table, row, alpha, beta, l1, l2)
+                z += weights[place]
         scores[j] = probability(z)
         slope, likes, count = scores[j] - y, y, 1.0
         if swaps[j]:  # the opposite label's step is taken back with this one
@@ -81,9 +93,6 @@ def learn(pairs, labels, swaps, counts, table, head, alpha, beta, l1, l2, keep):
         slope, likes, count = slope * counts[j], likes * counts[j], count * counts[j]
         head[0, 1] += count
         head[0, 0] = min(head[0, 1], max(0.0, head[0, 0] + likes))
-        weights = np.empty(len(rows))
-        for place in range(len(rows)):
-            weights[place] = _weight(table, rows[place], alpha, beta, l1, l2) if rows[place] >= 0 else 0.0
         for place in range(len(rows)):
             row = rows[place]
             if row >= 0:

@@ -40,24 +40,24 @@ class LambdaMixture:
     """
 
     def __init__(self, lambdas: Sequence[float], *, share: float, logit: bool) -> None:
-        self._lambdas = np.array(lambdas, np.float64)
-        self._share = share
+        self.lambdas = np.array(lambdas, np.float64)
+        self.share = share
         self._logit = logit
         self.store = Array("experts", shape=(1, len(lambdas)), dtype="float64")
 
     def mix(self, log_weights: Floats, base: Floats, terms: Floats) -> Floats:
         """Probabilities ``(n,)`` from the base's ``(n,)`` and the correction's terms ``(n, terms)``, which add up."""
-        mixed: Floats = kernels().mixed(log_weights, self._lambdas, base, terms, self._logit)
+        mixed: Floats = kernels().mixed(log_weights, self.lambdas, base, terms, self._logit)
         return mixed
 
     def learn(self, log_weights: Floats, base: float, terms: Floats, label: float, weight: float = 1.0) -> None:
         """Reward in place the experts that said what came true; ``terms``: those of one pair."""
-        kernels().rewarded(log_weights, self._lambdas, base, terms, self._logit, label, weight, self._share)
+        kernels().rewarded(log_weights, self.lambdas, base, terms, self._logit, label, weight, self.share)
 
     def mean(self, log_weights: Floats) -> float:
         """The mean λ that is believed in now."""
         weights = np.exp(log_weights - log_weights.max())
-        return float(weights @ self._lambdas / weights.sum())
+        return float(weights @ self.lambdas / weights.sum())
 
 
 def log_odds(probability: float) -> float:

@@ -74,6 +74,24 @@ def mixed(log_weights, lambdas, base, terms, logit):  # type: ignore[no-untyped-
 
 
 @numba.njit(cache=True)
+def _log_odds(p):  # type: ignore[no-untyped-def]
+    kept = min(max(p, 1e-9), 1.0 - 1e-9)
+    return np.log(kept / (1.0 - kept))
+
+
+@numba.njit(cache=True)
+def base_of(served, base, now):  # type: ignore[no-untyped-def]
+    """Return what the base said when an example was shown, away from certainty; ``served``: nan where nothing did.
+
+    Another system's score may be no probability: then it is what the base says now.
+    """
+    said = base
+    if 0.0 <= served <= 1.0:
+        said = 1.0 / (1.0 + np.exp(_log_odds(now) - _log_odds(base) - _log_odds(served)))
+    return min(max(said, LEAST), 1.0 - LEAST)
+
+
+@numba.njit(cache=True)
 def rewarded(log_weights, lambdas, base, terms, logit, label, counts, share):  # type: ignore[no-untyped-def]
     """Add each expert's log-likelihood to its weight, in place, as far as the example counts; give a share to all."""
     n, correction = len(lambdas), _total(terms)
@@ -104,6 +122,27 @@ def table_rows(user, item, tokens, own, rows):  # type: ignore[no-untyped-def]
     for j in range(n):
         found[2 + j] = _row(user if j < n - own else item, tokens[j], 3, rows)
     return found
+
+
+@numba.njit(cache=True)
+def rows_of_table(pairs, rows):  # type: ignore[no-untyped-def]
+    """Return the rows of pairs of several users, one pair's after the other's, and where each ends."""
+    users, items, of_users, user_ends, of_items, item_ends = pairs
+    ends = np.zeros(len(users) + 1, np.int64)
+    for j in range(len(users)):
+        ends[j + 1] = ends[j] + 2 + item_ends[j + 1] - item_ends[j] + user_ends[j + 1] - user_ends[j]
+    found = np.empty(ends[-1], np.int64)
+    for j in range(len(users)):
+        a = ends[j]
+        found[a], found[a + 1] = _row(users[j], np.uint64(0), 1, rows), _row(items[j], np.uint64(0), 2, rows)
+        a += 2
+        for token in of_items[item_ends[j] : item_ends[j + 1]]:
+            found[a] = _row(users[j], token, 3, rows)
+            a += 1
+        for token in of_users[user_ends[j] : user_ends[j + 1]]:
+            found[a] = _row(items[j], token, 3, rows)
+            a += 1
+    return found, ends
 
 
 @numba.njit(cache=True)
@@ -151,6 +190,22 @@ def table_learn(values, rows, at_s, rate, prior, label, stored, swaps, counts): 
         row[2] = newest
 
 
+@numba.njit(cache=True)
+def table_learn_all(values, rows, ends, log_weights, lambdas, share, shown, rate, prior):  # type: ignore[no-untyped-def]
+    """Learn examples in order: first λ, then their rows; return each one's corrected score from before it."""
+    at_s, labels, swaps, counts, base, served = shown
+    scores, terms = np.empty(len(labels)), np.empty((1, 3))
+    for j in range(len(labels)):
+        own = rows[ends[j] : ends[j + 1]]
+        _terms(values, own, at_s[j], rate, prior, terms[0])
+        scores[j] = mixed(log_weights, lambdas, base[j : j + 1], terms, True)[0]
+        if not swaps[j]:
+            rewarded(log_weights, lambdas, base[j], terms[0], True, labels[j], counts[j], share)
+        stored = base_of(served[j], base[j], scores[j])
+        table_learn(values, own, at_s[j], rate, prior, labels[j], stored, swaps[j], counts[j])
+    return scores
+
+
 # -- the sketch: rows of (count, Σ label, Σ said before) --------------------------------------------------------------
 @numba.njit(cache=True)
 def _plane(feature, bit):  # type: ignore[no-untyped-def]
@@ -174,6 +229,20 @@ def sketch_rows(user, item, tokens, arrays, bits):  # type: ignore[no-untyped-de
                 side += of_tokens / np.sqrt(len(tokens))
             bucket = 2 * bucket + (side > 0.0)
         found[k] = (k << bits) + bucket
+    return found
+
+
+@numba.njit(cache=True)
+def rows_of_sketch(pairs, arrays, bits):  # type: ignore[no-untyped-def]
+    """Return the rows ``(n, arrays)`` of pairs of several users."""
+    users, items, of_users, user_ends, of_items, item_ends = pairs
+    found = np.empty((len(users), arrays), np.int64)
+    for j in range(len(users)):
+        n, m = item_ends[j + 1] - item_ends[j], user_ends[j + 1] - user_ends[j]
+        tokens = np.empty(n + m, np.uint64)
+        tokens[:n] = of_items[item_ends[j] : item_ends[j + 1]]
+        tokens[n:] = of_users[user_ends[j] : user_ends[j + 1]]
+        found[j] = sketch_rows(users[j], items[j], tokens, arrays, bits)
     return found
 
 
@@ -212,6 +281,22 @@ def sketch_learn(values, rows, prior, label, stored, swaps, counts):  # type: ig
                 row[1] += counts * label
                 row[2] += counts * stored
         stored = min(max(stored + term, 0.0), 1.0)
+
+
+@numba.njit(cache=True)
+def sketch_learn_all(values, rows, log_weights, lambdas, share, shown, prior):  # type: ignore[no-untyped-def]
+    """Learn examples in order: first λ, then their buckets; return each one's corrected score from before it."""
+    _, labels, swaps, counts, base, served = shown
+    scores, terms = np.empty(len(labels)), np.empty((1, VIEWS))
+    for j in range(len(labels)):
+        for view in range(VIEWS):
+            terms[0, view] = _view_term(values, rows[j], view, prior)
+        scores[j] = mixed(log_weights, lambdas, base[j : j + 1], terms, False)[0]
+        if not swaps[j]:
+            rewarded(log_weights, lambdas, base[j], terms[0], False, labels[j], counts[j], share)
+        stored = base_of(served[j], base[j], scores[j])
+        sketch_learn(values, rows[j], prior, labels[j], stored, swaps[j], counts[j])
+    return scores
 
 
 # -- nearest neighbours in a ring: keys (user, item, tokens), numbers (label, said before, weight, seconds) -----------

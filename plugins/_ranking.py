@@ -1,27 +1,19 @@
-"""What online rankers share: ids and tokens as hashed codes, and a policy that learns labelled examples.
-
-An id or a token is coded as the first eight bytes of BLAKE2b over its namespaced string, whatever the process and its
-hash seed. A kernel takes codes, combines them where it crosses two, and takes the remainder by a store's rows: new ids
-need no dictionary, and the shape of the store is the bound (Weinberger et al., Feature Hashing for Large Scale
-Multitask Learning, 2009, arXiv:0902.2206). Two that meet in one row share it.
+"""What online rankers share: a policy that learns labelled examples, and one whose loop over them is compiled.
 
 A ranker's ``learn`` takes any number of examples and does exactly what the loop over them does: the loop is a compiled
-kernel. The scores that it returns are those from before each example.
+kernel over hashed codes (``_codes.py``). The scores that it returns are those from before each example.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
-from hashlib import blake2b
+from functools import cached_property
 from importlib import import_module
-from operator import is_
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from streamfold.core import (
     LEARNED_FROM,
@@ -35,139 +27,10 @@ from streamfold.core import (
     Stores,
     View,
 )
+from streamfold.plugins._codes import Coded, Flags, Floats, Outcomes, coded, coded_examples, coded_request, taken
 
-Codes = npt.NDArray[np.uint64]
-Ends = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 KEEP = 8.0
 """A row that was met n times may make way when n / 8 times its table's rows were learned since."""
-_CACHED = 1 << 17
-_RECENT = 256
-"""Examples are scored and learned by several policies one after the other; so many are coded once."""
-_MOST_USER_TOKENS, _MOST_ITEM_TOKENS = 8, 16
-"""So many tokens of a side are learned from: crosses of the two cost their product."""
-
-
-@lru_cache(_CACHED)
-def code(kind: str, text: str) -> int:
-    """Code a string of a namespace: ``user``, ``item``, ``user_token`` or ``item_token``.
-
-    >>> code("user", "u:7") == code("user", "u:7"), code("user", "u:7") == code("item", "u:7")
-    (True, False)
-    """
-    return int.from_bytes(blake2b(f"{kind}\x1f{text}".encode(), digest_size=8).digest(), "little")
-
-
-@lru_cache(_CACHED)
-def _codes(kind: str, texts: tuple[str, ...], most: int) -> Codes:
-    """Code some strings. Nobody writes to what is kept; marked so it would be another type for numba to compile for."""
-    return np.array([code(kind, text) for text in texts[:most]], np.uint64)
-
-
-@lru_cache(_CACHED)
-def _side_of_one(kind: str, tokens: tuple[str, ...], most: int) -> tuple[Codes, Ends]:
-    codes = _codes(kind, tokens, most)
-    return codes, np.array([0, len(codes)])
-
-
-class Coded(NamedTuple):
-    """Pairs of user and item as codes; tokens of pair ``j`` are ``user_tokens[user_ends[j] : user_ends[j + 1]]``."""
-
-    users: Codes
-    items: Codes
-    user_tokens: Codes
-    user_ends: Ends
-    item_tokens: Codes
-    item_ends: Ends
-
-
-def _joined(kind: str, most: int, sets: Sequence[tuple[str, ...]]) -> tuple[Codes, Ends]:
-    if len(sets) == 1:
-        return _side_of_one(kind, sets[0], most)
-    parts = [_codes(kind, tokens, most) for tokens in sets]
-    ends = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum([len(part) for part in parts], out=ends[1:])
-    return np.concatenate(parts) if parts else np.empty(0, np.uint64), ends
-
-
-def coded(
-    users: Sequence[str],
-    items: Sequence[str],
-    user_tokens: Sequence[tuple[str, ...]],
-    item_tokens: Sequence[tuple[str, ...]],
-) -> Coded:
-    """Code pairs of users and items."""
-    return Coded(
-        np.array([code("user", user) for user in users], np.uint64),
-        np.array([code("item", item) for item in items], np.uint64),
-        *_joined("user_token", _MOST_USER_TOKENS, user_tokens),
-        *_joined("item_token", _MOST_ITEM_TOKENS, item_tokens),
-    )
-
-
-def coded_request(
-    user: str, items: tuple[str, ...], user_tokens: tuple[str, ...], item_tokens: list[tuple[str, ...]]
-) -> Coded:
-    """Code the pairs of a request: the next ranker of the group is asked for the same ones."""
-    global _requested_last
-    asked = user, items, user_tokens, item_tokens
-    last, found = _requested_last
-    if last != asked:
-        n = len(items)
-        found = coded([user] * n, items, [user_tokens] * n, item_tokens)
-        _requested_last = asked, found
-    return found
-
-
-def coded_examples(examples: Sequence[Example]) -> Coded:
-    """Code the pairs of examples."""
-    global _coded_last
-    if len(examples) == 1:
-        return _coded_one(examples[0])
-    last, found = _coded_last
-    if len(last) == len(examples) and all(map(is_, last, examples)):
-        return found
-    found = coded(
-        [one.user for one in examples],
-        [one.item for one in examples],
-        [one.user_tokens for one in examples],
-        [one.item_tokens for one in examples],
-    )
-    _coded_last = tuple(examples), found
-    return found
-
-
-_Asked = tuple[str, tuple[str, ...], tuple[str, ...], list[tuple[str, ...]]]
-_requested_last: tuple[_Asked, Coded] = ("", (), (), []), coded((), (), (), ())
-_coded_last: tuple[tuple[Example, ...], Coded] = (), coded((), (), (), ())
-"""The last examples that were coded together: the next ranker of the group learns the same ones."""
-
-
-@lru_cache(_RECENT)
-def _coded_one(example: Example) -> Coded:
-    return Coded(
-        _codes("user", (example.user,), 1),
-        _codes("item", (example.item,), 1),
-        *_side_of_one("user_token", example.user_tokens, _MOST_USER_TOKENS),
-        *_side_of_one("item_token", example.item_tokens, _MOST_ITEM_TOKENS),
-    )
-
-
-@lru_cache
-def _outcome(label: float, swaps: bool, weight: float) -> tuple[Floats, Flags, Floats]:
-    return np.array([label]), np.array([swaps]), np.array([weight])
-
-
-def outcomes(examples: Sequence[Example]) -> tuple[Floats, Flags, Floats]:
-    """Labels of examples, which of them take back their opposite, and how much they count."""
-    if len(examples) == 1:
-        return _outcome(examples[0].label, examples[0].swaps, examples[0].weight)
-    return (
-        np.array([one.label for one in examples]),
-        np.array([one.swaps for one in examples], bool),
-        np.array([one.weight for one in examples]),
-    )
 
 
 class Predicted(NamedTuple):
@@ -221,6 +84,13 @@ class OnlineRanker(Learner):
     @cached_property
     def _kernels(self) -> ModuleType:
         return import_module(self.kernels)
+
+    def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
+        return self.learn_coded(*taken(examples), stores)
+
+    @abstractmethod
+    def learn_coded(self, pairs: Coded, said: Outcomes, stores: Any) -> Floats:
+        """Learn what examples were taken apart into."""
 
     def values(self, stores: Any) -> Sequence[Any]:
         """Return what kernels read: the values of all stores, in their order."""

@@ -29,14 +29,14 @@ bounded, see ``_kernels_hash.py``. An example of four tokens takes the kernel ab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from streamfold.core import Array, Example
-from streamfold.plugins._ranking import KEEP, Floats, OnlineRanker, coded_examples, outcomes
+from streamfold.core import Array
+from streamfold.plugins._codes import Coded, Floats, Outcomes
+from streamfold.plugins._ranking import KEEP, OnlineRanker
 from streamfold.plugins._settings import at_least
 
 
@@ -82,11 +82,10 @@ class CountStack(OnlineRanker):
             Array("head", shape=(3, len(self.features) - 1), dtype="float64"),
         )
 
-    def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
+    def learn_coded(self, pairs: Coded, said: Outcomes, stores: Any) -> Floats:
         """Count examples in order, and move the weights."""
-        pairs, said = coded_examples(examples), outcomes(examples)
         ids, crosses, head = stores["ids"], stores["crosses"], stores["head"]
-        upto = head.values[2, 2] + len(examples)
+        upto = head.values[2, 2] + len(said.labels)
         keep, keep_crosses = len(ids) / KEEP, len(crosses) / KEEP
         rows, cross_rows = self._kernels.writable(pairs, ids.values, crosses.values, upto, keep, keep_crosses)
         ids.touch(rows)

@@ -35,19 +35,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamfold.core import LEARNED_FROM, Array, Event, Example, Stores, Table, Tools
+from streamfold.core import LEARNED_FROM, Array, Event, Stores, Table, Tools
+from streamfold.plugins._codes import Coded, Codes, Floats, Outcomes, code
 from streamfold.plugins._directions import products
-from streamfold.plugins._ranking import (
-    KEEP,
-    Coded,
-    Codes,
-    Floats,
-    OnlineRanker,
-    Predicted,
-    code,
-    coded_examples,
-    outcomes,
-)
+from streamfold.plugins._ranking import KEEP, OnlineRanker, Predicted
 from streamfold.plugins._settings import at_least
 from streamfold.plugins.item_vectors import embedded
 
@@ -168,14 +159,13 @@ class Deepfm(OnlineRanker):
         scores: Floats = self._kernels.score(pairs, self._told_of(pairs.items, stores), *self.values(stores))
         return scores
 
-    def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
+    def learn_coded(self, pairs: Coded, said: Outcomes, stores: Any) -> Floats:
         """Take a step for each example, in order."""
-        pairs, said = coded_examples(examples), outcomes(examples)
         facts, factors, layers, head, content = (stores[one.name] for one in self.stores[:-1])
         c = self.config
         keep = len(facts) / KEEP
         told = self._told_of(pairs.items, stores)
-        rows = self._kernels.writable(pairs, facts.values, head.values[0, 2] + len(examples), keep)
+        rows = self._kernels.writable(pairs, facts.values, head.values[0, 2] + len(said.labels), keep)
         facts.touch(rows)
         factors.touch(rows)
         layers.touch(self._units)

@@ -28,7 +28,8 @@ from typing import Any, Literal
 import numpy as np
 
 from streamfold.core import Array, ConfigError, Example, Feature, Ranking, RankRequest, View
-from streamfold.plugins._ranking import Floats, Learner, by_size, outcomes
+from streamfold.plugins._codes import Floats, outcomes
+from streamfold.plugins._ranking import Learner, by_size
 from streamfold.plugins._settings import at_least
 
 

@@ -19,12 +19,12 @@ back the step of the negative that it replaces to first order. Rows are bounded,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from streamfold.core import Array, Example
-from streamfold.plugins._ranking import KEEP, Floats, OnlineRanker, coded_examples, outcomes
+from streamfold.core import Array
+from streamfold.plugins._codes import Coded, Floats, Outcomes
+from streamfold.plugins._ranking import KEEP, OnlineRanker
 from streamfold.plugins._settings import at_least
 
 
@@ -69,13 +69,12 @@ class Factorization(OnlineRanker):
             Array("head", shape=(1, 2), dtype="float64"),
         )
 
-    def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
+    def learn_coded(self, pairs: Coded, said: Outcomes, stores: Any) -> Floats:
         """Move vectors and biases, example by example."""
-        pairs, said = coded_examples(examples), outcomes(examples)
         facts, factors, head = stores["facts"], stores["factors"], stores["head"]
         c = self.config
         keep = len(facts) / KEEP
-        rows = self._kernels.writable(pairs, facts.values, head.values[0, 1] + len(examples), keep)
+        rows = self._kernels.writable(pairs, facts.values, head.values[0, 1] + len(said.labels), keep)
         facts.touch(rows)
         factors.touch(rows)
         head.touch_row(0)

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from streamfold.core import Array, ConfigError, Example
-from streamfold.plugins._ranking import KEEP, Floats, OnlineRanker, coded_examples, outcomes
+from streamfold.core import Array, ConfigError
+from streamfold.plugins._codes import Coded, Floats, Outcomes
+from streamfold.plugins._ranking import KEEP, OnlineRanker
 from streamfold.plugins._settings import at_least
 
 
@@ -69,12 +70,11 @@ class ImplicitFtrl(OnlineRanker):
     def _speeds(self) -> tuple[float, float, float, float]:
         return self.config.alpha, self.config.beta, self.config.l1, self.config.l2
 
-    def learn(self, examples: Sequence[Example], stores: Any) -> Floats:
+    def learn_coded(self, pairs: Coded, said: Outcomes, stores: Any) -> Floats:
         """Move weights, example by example."""
-        pairs, said = coded_examples(examples), outcomes(examples)
         weights, head = stores["weights"], stores["head"]
         keep = len(weights) / KEEP
-        weights.touch(self._kernels.writable(pairs, weights.values, head.values[0, 2] + len(examples), keep))
+        weights.touch(self._kernels.writable(pairs, weights.values, head.values[0, 2] + len(said.labels), keep))
         head.touch_row(0)
         scores: Floats = self._kernels.learn(pairs, *said, weights.values, head.values, *self._speeds, keep)
         return scores

@@ -15,11 +15,13 @@ time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from streamfold.core import Array, ConfigError, Example, Stores
-from streamfold.plugins._error_memory import ErrorMemory, MemoryConfig, Pairs, positive
+from streamfold.core import Array, ConfigError, Example
+from streamfold.plugins._codes import coded_whole
+from streamfold.plugins._error_memory import ErrorMemory, MemoryConfig, Pairs, positive, shown
 from streamfold.plugins._lambda_mixture import Floats, kernels
 
 _VIEWS = 3
@@ -68,11 +70,15 @@ class Reloop2Lsh(ErrorMemory):
         terms: Floats = kernels().sketch_terms(stores["buckets"].values, *pairs[:4], c.arrays, c.bits, float(c.prior))
         return terms
 
-    def remember(self, example: Example, pairs: Pairs, said: float, stores: Stores) -> None:
-        """Count the example in its buckets."""
+    def remember(self, examples: Sequence[Example], base: Floats, stores: Any) -> Floats:
+        """Count the examples in their buckets."""
         c: Reloop2LshConfig = self.config
-        sketch, loops = stores["buckets"], kernels()
-        rows = sketch.touch(loops.sketch_rows(pairs.user, pairs.items[0], pairs.tokens, c.arrays, c.bits))
-        loops.sketch_learn(
-            sketch.values, rows, float(c.prior), float(example.label), said, example.swaps, example.weight
-        )
+        sketch, experts, loops = stores["buckets"], stores["experts"], kernels()
+        rows = loops.rows_of_sketch(coded_whole(examples), c.arrays, c.bits)
+        sketch.touch(rows.reshape(-1))
+        experts.touch_row(0)
+        scores: Floats = loops.sketch_learn_all(
+            sketch.values, rows, experts.values[0], self.mixture.lambdas, self.mixture.share, shown(examples, base),
+            float(c.prior),
+        )  # fmt: skip
+        return scores

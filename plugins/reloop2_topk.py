@@ -18,13 +18,15 @@ Named in ``explain`` are items, never users: whose neighbours they are is nobody
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from streamfold.core import Array, ConfigError, Example, Stores, Table
-from streamfold.plugins._error_memory import ErrorMemory, MemoryConfig, Pairs, positive
+from streamfold.plugins._error_memory import ErrorMemory, MemoryConfig, Pairs, pair_of, positive
 from streamfold.plugins._lambda_mixture import Floats, kernels
 
 _SHOWN = 5
@@ -93,7 +95,21 @@ class Reloop2Topk(ErrorMemory):
         )  # fmt: skip
         return found
 
-    def remember(self, example: Example, pairs: Pairs, said: float, stores: Stores) -> None:
+    def remember(self, examples: Sequence[Example], base: Floats, stores: Any) -> Floats:
+        """Keep the examples that are worth it; what an event costs is looking at every sample, not this loop."""
+        experts, scores = stores["experts"], np.empty(len(examples))
+        experts.touch_row(0)
+        for j, example in enumerate(examples):
+            pairs, of_base = pair_of(example), base[j : j + 1]
+            terms = self.correct(pairs, of_base, example.at_us, stores)
+            scores[j] = self.mixture.mix(experts.values[0], of_base, terms)[0]
+            if not example.swaps:
+                self.mixture.learn(experts.values[0], base[j], terms[0], example.label, example.weight)
+            served = math.nan if example.served is None else example.served
+            self._keep(example, pairs, kernels().base_of(served, base[j], scores[j]), stores)
+        return scores
+
+    def _keep(self, example: Example, pairs: Pairs, said: float, stores: Stores) -> None:
         """Keep the example if it is worth it; a late positive turns over the sample that it swaps, if that is kept."""
         c: Reloop2TopkConfig = self.config
         keys, numbers, loops = stores["keys"], stores["numbers"], kernels()

@@ -17,11 +17,13 @@ The variant C of ReLoop2's memory (arXiv 2306.08808), ours.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from streamfold.core import Array, Example, Stores
-from streamfold.plugins._error_memory import ErrorMemory, MemoryConfig, Pairs, positive
+from streamfold.core import Array, Example
+from streamfold.plugins._codes import coded_whole
+from streamfold.plugins._error_memory import ErrorMemory, MemoryConfig, Pairs, positive, shown
 from streamfold.plugins._lambda_mixture import Floats, kernels
 
 _DAY_S = 86_400.0
@@ -69,11 +71,14 @@ class ResidualTable(ErrorMemory):
         )
         return terms
 
-    def remember(self, example: Example, pairs: Pairs, said: float, stores: Stores) -> None:
-        """Add the example's residuals."""
-        table, loops = stores["residuals"], kernels()
-        rows = table.touch(loops.table_rows(pairs.user, pairs.items[0], pairs.tokens, pairs.own, self.config.rows))
-        loops.table_learn(
-            table.values, rows, example.at_us / 1e6, self._rate, float(self.config.prior), float(example.label), said,
-            example.swaps, example.weight,
+    def remember(self, examples: Sequence[Example], base: Floats, stores: Any) -> Floats:
+        """Add the examples' residuals."""
+        table, experts, loops = stores["residuals"], stores["experts"], kernels()
+        rows, ends = loops.rows_of_table(coded_whole(examples), self.config.rows)
+        table.touch(rows)
+        experts.touch_row(0)
+        scores: Floats = loops.table_learn_all(
+            table.values, rows, ends, experts.values[0], self.mixture.lambdas, self.mixture.share,
+            shown(examples, base), self._rate, float(self.config.prior),
         )  # fmt: skip
+        return scores

@@ -33,8 +33,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import psutil
-from ranker_peers import PEERS, Peer, speed
+from ranker_peers import PEERS, SAME_CLASS, Peer, speed
 
 from streamfold.core import Event, Example, Policy, RankRequest
 from streamfold.core.events import builtin_types
@@ -43,6 +42,7 @@ from streamfold.core.fold.stores import FoldStores, fold_stores
 from streamfold.core.testing import Lab
 from streamfold.core.testing.lab import Case
 from streamfold.plugins import builtin, hashing, minilm
+from streamfold.plugins._codes import taken
 from streamfold.plugins.count_stack import CountStack
 from streamfold.plugins.deepfm import Deepfm
 from streamfold.plugins.ensemble import Ensemble, EnsembleConfig
@@ -68,22 +68,25 @@ RANKERS: dict[str, Make] = {
 
 
 class Stream:
-    """The events, and what figures are taken over."""
+    """The events, and what figures are taken over.
 
-    def __init__(self, folder: Path, most: int, years: bool, texts: str | None) -> None:
-        self.films = {}
-        for line in (folder / "movies.dat").read_text(encoding="utf-8").splitlines():
-            film, title, genres = line.split("::")
-            year = {"year": int(title[-5:-1])} if years and title[-5:-1].isdigit() else {}
-            self.films[film] = {"item_id": film, "categories": [g for g in genres.split("|") if g], "properties": year}
-            if texts:
-                self.films[film]["title"] = title
-        rows = []
-        for n, line in enumerate((folder / "ratings.dat").read_text().splitlines()):
-            user, film, rating, at = line.split("::")
-            rows.append((int(at), n, user, film, float(rating)))
-        self.rows = sorted(rows)[:most]
-        self.labels = np.array([row[4] >= 8 for row in self.rows], float)
+    Parameters
+    ----------
+    items, users : data of ``item.upserted`` and ``user.upserted``, by id.
+    rows : (seconds, number, user, item, rating).
+    like_from : what is rated so is liked.
+    """
+
+    def __init__(
+        self,
+        items: Mapping[str, dict[str, Any]],
+        users: Mapping[str, dict[str, Any]],
+        rows: Sequence[tuple[int, int, str, str, float]],
+        like_from: float,
+    ) -> None:
+        self.items, self.users, self.like_from = items, users, like_from
+        self.rows = sorted(rows)
+        self.labels = np.array([row[4] >= like_from for row in self.rows], float)
         self.new_user, self.new_item = self._firsts(2), self._firsts(3)
         self.tested = np.arange(len(self.rows)) >= len(self.rows) // 10
         self.sessions = self._sessions()
@@ -105,25 +108,30 @@ class Stream:
         return {start: found for start, found in members.items() if 0 < self.labels[found].sum() < len(found)}
 
     def events(self) -> tuple[list[Event], list[Event]]:
-        """Items, and ratings."""
+        """Items and users, and ratings."""
         first_us = self.rows[0][0] * 1_000_000 - 1
-        items = [_event(n, "item.upserted", first_us, film) for n, film in enumerate(self.films.values(), 1)]
+        told = [("item.upserted", one) for one in self.items.values()]
+        told += [("user.upserted", one) for one in self.users.values()]
+        known = [_event(n, type_, first_us, one) for n, (type_, one) in enumerate(told, 1)]
         ratings = [
             _event(
-                len(items) + n, "interaction.observed", at * 1_000_000,
-                {"user_id": user, "item_id": film, "action": "rating", "value": value},
+                len(known) + n, "interaction.observed", at * 1_000_000,
+                {"user_id": user, "item_id": item, "action": "rating", "value": value},
             )
-            for n, (at, _, user, film, value) in enumerate(self.rows, 1)
+            for n, (at, _, user, item, value) in enumerate(self.rows, 1)
         ]  # fmt: skip
-        return items, ratings
+        return known, ratings
 
     def examples(self) -> list[Example]:
         """What rankers learn of the ratings."""
-        tokens = {film: tuple(sorted(data["categories"])) for film, data in self.films.items()}
+        of_items, of_users = ({id_: _tokens(one) for id_, one in known.items()} for known in (self.items, self.users))
         return [
-            Example(n, 0, f"u:{user}", film, float(value >= 8), at * 1_000_000, (), tokens.get(film, ()))
-            for n, (at, _, user, film, value) in enumerate(self.rows)
-        ]
+            Example(
+                n, 0, f"u:{user}", item, float(value >= self.like_from), at * 1_000_000, of_users.get(user, ()),
+                of_items.get(item, ()),
+            )
+            for n, (at, _, user, item, value) in enumerate(self.rows)
+        ]  # fmt: skip
 
     def figures(self, scores: Floats, in_session: Floats) -> dict[str, float]:
         """Figures of scores; ``in_session``: those from before each event's session."""
@@ -145,6 +153,28 @@ class Stream:
             "new_items": of(self.new_item),
             "new_both": of(self.new_user & self.new_item),
         }
+
+
+def movietweetings(folder: Path, most: int = 1 << 60, *, years: bool = False, texts: bool = False) -> Stream:
+    """MovieTweetings by time; ``years``, ``texts``: films have years and titles."""
+    films = {}
+    for line in (folder / "movies.dat").read_text(encoding="utf-8").splitlines():
+        film, title, genres = line.split("::")
+        year = {"year": int(title[-5:-1])} if years and title[-5:-1].isdigit() else {}
+        films[film] = {"item_id": film, "categories": [g for g in genres.split("|") if g], "properties": year}
+        if texts:
+            films[film]["title"] = title
+    rows = []
+    for n, line in enumerate((folder / "ratings.dat").read_text().splitlines()):
+        user, film, rating, at = line.split("::")
+        rows.append((int(at), n, user, film, float(rating)))
+    return Stream(films, {}, sorted(rows)[:most], 8.0)
+
+
+def _tokens(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an item or user is told by, as ``activity`` does."""
+    facts = {f"{name}={value}" for name, value in data.get("properties", {}).items()}
+    return tuple(sorted({*data.get("categories", ()), *facts}))
 
 
 def _event(seq: int, type_: str, at_us: int, data: dict[str, Any]) -> Event:
@@ -176,11 +206,15 @@ class Folding:
         self._live = bench.live
         named = fold_stores(bench.group, bench.live)
         self._members = [(r, named[r.key]) for r in bench.group.runtimes]
-        self._live_of = bench.live.by_runtime[bench.runtime.key]
         self.policy: Any = bench.policy
         self.stores: FoldStores = named[bench.runtime.key]
         self.server: Any = self.policy.serve(self.stores)
         self.activity: Any = self.stores.of("activity").server
+
+    def server_of(self, name: str) -> Any:
+        """A member's server on the fold's side."""
+        [(runtime, stores)] = [(r, stores) for r, stores in self._members if r.instance.name == name]
+        return runtime.policy.serve(stores)  # type: ignore[arg-type]  # its stores are its view here
 
     def fold(self, event: Event, prepared: Mapping[str, Any] | None = None) -> None:
         """Fold as the group's fold does, without log and lease."""
@@ -195,10 +229,6 @@ class Folding:
         for n, event in enumerate(items):
             self.fold(event, {key: values[n] for key, values in made.items()})
 
-    def live_bytes(self, name: str) -> int:
-        """The bytes of one of the policy's stores."""
-        return int(self._live_of[name].state_bytes())
-
     def commit(self) -> None:
         self._live.drain()
 
@@ -207,7 +237,7 @@ def test_then_train(
     make: Make, stream: Stream, events: tuple[list[Event], list[Event]], encoder: Any
 ) -> dict[str, float]:
     """Score and fold the whole stream."""
-    with _lab(make) as lab:
+    with lab_of(make, stream.like_from) as lab:
         folding = Folding(make, lab, encoder)
         items, ratings = events
         folding.fold_items(items)
@@ -236,7 +266,7 @@ def learning(make: Make, stream: Stream, items: Sequence[Event], encoder: Any) -
     """How many examples a second ``learn`` takes, alone, 1,000 at a time."""
     examples, best = stream.examples(), 0.0
     for _ in range(3):
-        with _lab(make) as lab:
+        with lab_of(make, stream.like_from) as lab:
             folding = Folding(make, lab, encoder)
             folding.fold_items(items)
             folding.policy.learn(examples[:10], folding.stores)
@@ -250,34 +280,13 @@ def learning(make: Make, stream: Stream, items: Sequence[Event], encoder: Any) -
     return {"learn_events_s": best}
 
 
-def endless(make: Make, count: int) -> dict[str, float]:
-    """Learn examples of which each has a user and an item that never came before: bytes after 1 %, 10 % and all."""
-    found: dict[str, float] = {}
-    with _lab(make) as lab:
-        folding = Folding(make, lab)
-        names = [one.name for one in folding.policy.stores]
-        spent = 0.0
-        for first in range(0, count, 10_000):
-            examples = [
-                Example(n, 0, f"u:{n}", f"i{n}", float(n % 3 == 0), n * 1000) for n in range(first, first + 10_000)
-            ]
-            start = time.process_time()
-            folding.policy.learn(examples, folding.stores)
-            for name in names:
-                folding.stores[name].keep()
-            folding.commit()
-            spent += time.process_time() - start
-            if (done := first + 10_000) in (count // 100, count // 10, count):
-                found[f"bytes_at_{done}"] = float(sum(folding.live_bytes(name) for name in names))
-                found[f"resident_mb_at_{done}"] = psutil.Process().memory_info().rss / 2**20
-    return found | {"learn_events_s": count / spent}
+def lab_of(make: Make, like_from: float, also: Sequence[str] = ()) -> Lab:
+    """Where a policy in its default configuration is folded with those it reads; ``also``: and those which these do."""
+    policies: dict[str, dict[str, Any]] = {"activity": {"like_from": like_from}, **{name: {} for name in also}}
+    return Lab(Case(make=make, plugins=(builtin,), policies=policies))
 
 
-def _lab(make: Make) -> Lab:
-    return Lab(Case(make=make, plugins=(builtin,), policies={"activity": {"like_from": 8.0}}))
-
-
-def means(stream: Stream, user_too: bool) -> dict[str, float]:
+def means(stream: Stream, user_too: bool) -> tuple[Floats, Floats]:
     """The mean of an item, times that of the user (in log-odds), each shrunk with five examples of the whole."""
     counts: dict[str, list[float]] = {}
     whole = [1.0, 2.0]
@@ -299,10 +308,10 @@ def means(stream: Stream, user_too: bool) -> dict[str, float]:
         for row in (whole, counts.setdefault(f"u{user}", [0.0, 0.0]), counts.setdefault(f"i{film}", [0.0, 0.0])):
             row[0] += stream.labels[j]
             row[1] += 1
-    return stream.figures(scores, in_session)
+    return scores, in_session
 
 
-def beside(peer: Peer, stream: Stream) -> dict[str, float]:
+def beside(peer: Peer, stream: Stream) -> tuple[Floats, Floats]:
     """Score and learn the whole stream in another learner."""
     told = [peer.told(one) for one in stream.examples()]
     scores, in_session = np.zeros(len(told)), np.full(len(told), np.nan)
@@ -310,17 +319,50 @@ def beside(peer: Peer, stream: Stream) -> dict[str, float]:
         for k in stream.sessions.get(j, ()):
             in_session[k] = peer.predict(told[k])
         scores[j] = peer.take(one, stream.labels[j])
-    return stream.figures(scores, in_session)
+    return scores, in_session
 
 
 def race(stream: Stream, repeats: int) -> None:
-    """How fast each of ours and each peer takes the same examples, in turns; and how many times as fast ours is."""
+    """How fast each of ours and each peer takes the same examples, and how many times as fast ours is.
+
+    Ours take them from two starting points, too: from codes, as a peer from its line or dictionary; and from ids and
+    tokens as a fold has them, so that hashing is in the time.
+    """
     examples = stream.examples()
-    ours = {name: learning(RANKERS[name], stream)["learn_events_s"] for name in KERNELS}
+    ours = {}
+    for name in KERNELS:
+        ours[name] = _speed(name, examples, repeats, ready=True)
+        ours[f"{name}, from ids"] = _speed(name, examples, repeats, ready=False)
     theirs = {name: speed(make, examples, repeats) for name, make in PEERS.items()}
     print("| events per CPU second | " + " | ".join(f"`{name}` {rate:,.0f}" for name, rate in ours.items()) + " |")
     for name, rate in theirs.items():
         print(f"| {name}: {rate:,.0f} | " + " | ".join(f"{one / rate:.1f} ×" for one in ours.values()) + " |")
+    for name, peer in SAME_CLASS.items():
+        print(f"{name}: {ours[name] / theirs[peer]:.1f} × {peer} (bar 20), {ours[f'{name}, from ids']:,.0f} from ids")
+
+
+def _speed(name: str, examples: Sequence[Example], repeats: int, *, ready: bool) -> float:
+    """How many examples a second are learned, 1,000 in a call; ``ready``: taken apart before the clock starts."""
+    best = 0.0
+    batches = [examples[n : n + 1000] for n in range(0, len(examples), 1000)]
+    with lab_of(RANKERS[name], 8.0) as lab:
+        Folding(RANKERS[name], lab).policy.learn(examples[:10], Folding(RANKERS[name], lab).stores)  # compiles
+    for _ in range(repeats):
+        with lab_of(RANKERS[name], 8.0) as lab:
+            folding = Folding(RANKERS[name], lab)
+            policy, stores = folding.policy, folding.stores
+            coded = [taken(batch) for batch in batches] if ready else []
+            start = time.process_time()
+            for n, batch in enumerate(batches):
+                if ready:
+                    policy.learn_coded(*coded[n], stores)
+                else:
+                    policy.learn(batch, stores)
+                for one in policy.stores:
+                    stores[one.name].keep()
+            best = max(best, len(examples) / (time.process_time() - start))
+            folding.commit()
+    return best
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -329,16 +371,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--events", type=int, default=1 << 60)
     parser.add_argument("--years", action="store_true")
     parser.add_argument("--texts", choices=["hashing", "minilm"], help="films have titles, embedded by this encoder")
-    parser.add_argument("--ids", type=int, help="in place of the stream: so many examples, each of new ids")
     parser.add_argument("--peers", action="store_true", help="Vowpal Wabbit and river, too")
     parser.add_argument("--race", action="store_true", help="speed of learning beside theirs, nothing else")
     parser.add_argument("--only", nargs="+", default=list(RANKERS), choices=list(RANKERS))
     given = parser.parse_args(arguments)
-    if given.ids:
-        for name in given.only:
-            _show({name: endless(RANKERS[name], given.ids)})
-        return
-    stream = Stream(given.data, given.events, given.years, given.texts)
+    stream = movietweetings(given.data, given.events, years=given.years, texts=bool(given.texts))
     encoder = ENCODERS[given.texts]() if given.texts else None
     print(
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, {len(stream.rows)} events"
@@ -347,10 +384,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         race(stream, 3)
         return
     events = stream.events()
-    rows = {"item mean": means(stream, user_too=False), "user x item mean": means(stream, user_too=True)}
+    rows = {
+        "item mean": stream.figures(*means(stream, user_too=False)),
+        "user x item mean": stream.figures(*means(stream, user_too=True)),
+    }
     _show(rows)
     for name, peer in PEERS.items() if given.peers else ():
-        rows[name] = beside(peer(), stream)
+        rows[name] = stream.figures(*beside(peer(), stream))
         _show({name: rows[name]})
     for name, make in ((name, RANKERS[name]) for name in given.only):
         found = test_then_train(make, stream, events, encoder)

@@ -1,7 +1,11 @@
 """Other online learners on the stream of ``bench_rankers.py``: Vowpal Wabbit's Python binding and river.
 
-Both are told what our rankers are told, one event a call: user, item and the item's genres; each predicts, then learns.
-The line of text that Vowpal Wabbit parses and the dictionary that river takes are made before the clock starts.
+Both are told what our rankers are told, one event a call: user, item, and both sides' tokens; each predicts, then
+learns. The line of text that Vowpal Wabbit parses and the dictionary that river takes are made before the clock
+starts.
+
+``SAME_CLASS`` says which of them learns the kind of model that one of ours is, of the same facts; the others are
+river's barest, told less or learning less.
 """
 
 from __future__ import annotations
@@ -35,8 +39,14 @@ class VowpalWabbit:
         self._vw = Workspace(f"--quiet --loss_function logistic --link logistic -b 20 --random_seed 7 {arguments}")
 
     def told(self, example: Example) -> str:
-        genres = " ".join(one.replace(":", "_").replace("|", "_").replace(" ", "_") for one in example.item_tokens)
-        return f"{'1' if example.label else '-1'} |u {example.user.replace(':', '_')} |i i{example.item} |g {genres}"
+        genres, facts = (
+            " ".join(one.replace(":", "_").replace("|", "_").replace(" ", "_") for one in tokens)
+            for tokens in (example.item_tokens, example.user_tokens)
+        )
+        user = example.user.replace(":", "_")
+        return (
+            f"{'1' if example.label else '-1'} |u {user} |i i{example.item} |g {genres}{f' |t {facts}' * bool(facts)}"
+        )
 
     def predict(self, told: str) -> float:
         example = self._vw.example(told.partition(" ")[2])
@@ -60,9 +70,8 @@ class River:
         self._model = model
 
     def told(self, example: Example) -> dict[str, int]:
-        return dict.fromkeys(
-            [f"u={example.user}", f"i={example.item}", *(f"g={one}" for one in example.item_tokens)], 1
-        )
+        tokens = [*(f"g={one}" for one in example.item_tokens), *(f"t={one}" for one in example.user_tokens)]
+        return dict.fromkeys([f"u={example.user}", f"i={example.item}", *tokens], 1)
 
     def predict(self, told: dict[str, int]) -> float:
         return float(self._model.predict_proba_one(told).get(True, 0.5))
@@ -73,13 +82,45 @@ class River:
         return score
 
 
-class RiverMeans:
-    """river's biases of users and items."""
+class RiverPairs(River):
+    """As ``River``, with a feature for each pair that ``implicit_ftrl`` has one for, too."""
+
+    def told(self, example: Example) -> dict[str, int]:
+        pairs = [f"ug={example.user} {g}" for g in example.item_tokens]
+        pairs += [f"it={example.item} {t}" for t in example.user_tokens]
+        pairs += [f"gt={g} {t}" for g in example.item_tokens for t in example.user_tokens]
+        return super().told(example) | dict.fromkeys(pairs, 1)
+
+
+class RiverStatistics(River):
+    """river's shrunk running means, which a logistic model weighs; its transformers know one genre an item: all as one.
+
+    The means are those of the user, the item, the genres, and user and genres; and the last ones of user and item.
+    """
 
     def __init__(self) -> None:
-        from river import optim, reco
+        from river import feature_extraction, linear_model, optim, stats
 
-        self._model = reco.Baseline(optimizer=optim.SGD(0.05), l2=0.01)
+        def mean(by: list[str], n: float) -> Any:
+            return feature_extraction.TargetAgg(by=by, how=stats.BayesianMean(prior=0.5, prior_weight=n))
+
+        def lately(by: str) -> Any:
+            return feature_extraction.TargetAgg(by=by, how=stats.EWMean(0.1))
+
+        means = mean(["user"], 4) + mean(["item"], 6) + mean(["genres"], 20) + mean(["user", "genres"], 3)
+        super().__init__(
+            (means + lately("user") + lately("item")) | linear_model.LogisticRegression(optimizer=optim.AdaGrad(0.06))
+        )
+
+    def told(self, example: Example) -> Any:
+        return {"user": example.user, "item": example.item, "genres": "|".join(example.item_tokens)}
+
+
+class RiverReco:
+    """A river model of users and items alone."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
 
     def told(self, example: Example) -> tuple[str, str]:
         return example.user, example.item
@@ -99,6 +140,27 @@ def _river_linear() -> River:
     return River(linear_model.LogisticRegression(optimizer=optim.SGD(0.05)))
 
 
+def _river_ftrl() -> River:
+    from river import linear_model, optim
+
+    return RiverPairs(
+        linear_model.LogisticRegression(optimizer=optim.FTRLProximal(alpha=0.5, beta=1.0, l1=0.0, l2=1.0))
+    )
+
+
+def _river_means() -> RiverReco:
+    from river import optim, reco
+
+    return RiverReco(reco.Baseline(optimizer=optim.SGD(0.05), l2=0.01))
+
+
+def _river_ids_factors() -> RiverReco:
+    from river import optim, reco
+
+    steps = {"bias_optimizer": optim.SGD(0.05), "latent_optimizer": optim.SGD(0.05)}
+    return RiverReco(reco.BiasedMF(n_factors=8, l2_bias=0.01, l2_latent=0.01, seed=7, **steps))
+
+
 def _river_factors() -> River:
     from river import facto, optim
 
@@ -113,13 +175,20 @@ def _river_factors() -> River:
 
 PEERS: dict[str, Callable[[], Peer]] = {
     "vw, linear": lambda: VowpalWabbit(""),
-    "vw, linear with pairs": lambda: VowpalWabbit("-q ug"),
-    "vw, ftrl with pairs": lambda: VowpalWabbit("--ftrl -q ug"),
+    "vw, linear with pairs": lambda: VowpalWabbit("-q ug -q it -q gt"),
+    "vw, ftrl with pairs": lambda: VowpalWabbit("--ftrl -q ug -q it -q gt"),
     "vw, factors": lambda: VowpalWabbit("--lrq ui10 --lrq ug10 -l 0.1"),
-    "river, Baseline": RiverMeans,
-    "river, LogisticRegression": _river_linear,
+    "river, means weighed": RiverStatistics,
+    "river, FTRL with pairs": _river_ftrl,
     "river, FMClassifier": _river_factors,
+    "river, BiasedMF": _river_ids_factors,
+    "river, LogisticRegression": _river_linear,
+    "river, Baseline": _river_means,
 }
+SAME_CLASS = {
+    "count_stack": "river, means weighed", "implicit_ftrl": "river, FTRL with pairs",
+    "factorization": "river, FMClassifier",
+}  # fmt: skip
 
 
 def speed(make: Callable[[], Peer], examples: Sequence[Example], repeats: int) -> float:

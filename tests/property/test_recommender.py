@@ -11,7 +11,7 @@ import pytest
 from streamfold.core import RankRequest
 from streamfold.core.clock import US, ManualClock
 from streamfold.core.testing import World
-from streamfold.plugins import _ranking, builtin
+from streamfold.plugins import _codes, builtin
 
 POLICIES: dict[str, dict[str, Any]] = {
     "activity": {"window_s": 60.0, "late_s": 600.0, "history": 5},
@@ -119,7 +119,9 @@ def test_live_equals_replay_however_it_was_cut(seed: int, tmp_path: Path) -> Non
         assert sum(events_of(one, slice_) for slice_ in deciles) == sum(point.events for point in points)
 
 
-def test_reading_for_endless_strangers_grows_nothing(tmp_path: Path) -> None:
+def test_reading_for_endless_strangers_grows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_codes, "_CACHED", 1000)
+    _codes._ITEMS.clear()
     with opened(tmp_path) as world:
         told(world, stream(4, 60), random.Random(4), most=60)
         view, before = world.view, contents(world)
@@ -131,5 +133,6 @@ def test_reading_for_endless_strangers_grows_nothing(tmp_path: Path) -> None:
             assert ((scores > 0) & (scores < 1)).all()
         assert contents(world) == before
         assert sum(group.stores.state_bytes() for group in view.groups.values()) == size
-    caches = (_ranking.code, _ranking._codes, _ranking._side_of_one, _ranking._coded_one)
+    caches = (_codes.code, _codes._id_alone, _codes._tokens_alone, _codes._taken_alone)
     assert all(cache.cache_info().maxsize is not None for cache in caches)
+    assert 0 < len(_codes._ITEMS) <= 1000

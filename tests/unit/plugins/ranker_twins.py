@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from streamfold.core import Example
-from streamfold.plugins._ranking import code
+from streamfold.plugins._codes import code
 
 USER, ITEM, TRAIT, GENRE = 1, 2, 3, 4
 

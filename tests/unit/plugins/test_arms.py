@@ -10,7 +10,7 @@ import pytest
 
 from streamfold.core import Example
 from streamfold.core.stores import open_store
-from streamfold.plugins._ranking import coded_examples
+from streamfold.plugins._codes import coded_examples
 from streamfold.plugins.activity import Activity, ActivityConfig
 from streamfold.plugins.count_stack import CountStack, CountStackConfig
 

@@ -53,7 +53,7 @@ class Direct:
         self.bench = bench(policy)
 
     def learn(self, example: Example, base: float) -> None:
-        self.bench.fold(lambda: self.policy.learn(example, base, self.bench.stores))
+        self.bench.fold(lambda: self.policy.remember([example], np.array([base]), self.bench.stores))
 
     def terms(self, example: Example, base: float) -> list[float]:
         pairs = pairs_of(example.user, [example.item], example.user_tokens, [example.item_tokens])

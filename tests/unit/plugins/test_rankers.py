@@ -19,7 +19,7 @@ from streamfold.core import ConfigError, Example, Policy, RankRequest
 from streamfold.core.stores import open_store
 from streamfold.core.testing.folded import Folded
 from streamfold.plugins import builtin
-from streamfold.plugins._ranking import coded_examples
+from streamfold.plugins._codes import coded_examples
 from streamfold.plugins.count_stack import CountStack, CountStackConfig
 from streamfold.plugins.deepfm import Deepfm, DeepfmConfig
 from streamfold.plugins.ensemble import Ensemble, EnsembleConfig

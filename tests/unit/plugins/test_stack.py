@@ -21,6 +21,15 @@ STACK: dict[str, dict[str, Any]] = {
     "ensemble": {},
     "quality": {"bucket_s": 30.0, "max_buckets": 3, "ring": 32, "rank_budget": 20.0, "max_rankings": 8},
 }
+CORRECTED: dict[str, dict[str, Any]] = {
+    **{name: given for name, given in STACK.items() if name != "factorization"},
+    "ensemble": {"members": ["count_stack"]},
+    "residual_table": {"rows": 64},
+    "reloop2_lsh": {"base": "residual_table", "arrays": 6, "bits": 3},
+    "reloop2_topk": {"base": "reloop2_lsh", "samples": 8, "k": 3},
+    "quality": STACK["quality"] | {"ranker": "reloop2_topk"},
+}
+"""Each error memory on top of another: what one returned is what the next one hears."""
 Given = tuple[str, dict[str, Any]]
 
 
@@ -53,8 +62,8 @@ def events(n: int, seed: int) -> Iterator[Given]:
             yield "interaction.observed", acted
 
 
-def folded(folder: Path, batch: int, seed: int) -> tuple[dict[str, Any], World]:
-    world = World(folder, [builtin], STACK, fold={"batch_events": batch, "max_skips": 1000})
+def folded(folder: Path, stack: dict[str, dict[str, Any]], batch: int, seed: int) -> tuple[dict[str, Any], World]:
+    world = World(folder, [builtin], stack, fold={"batch_events": batch, "max_skips": 1000})
     for one in events(400, seed):
         world.clock.advance(1.0)
         world.send(*one)
@@ -68,19 +77,19 @@ def folded(folder: Path, batch: int, seed: int) -> tuple[dict[str, Any], World]:
     }, world
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("stack", "seed"), [(STACK, 1), (STACK, 2), (CORRECTED, 1)], ids=["1", "2", "corrected"])
 def test_batches_of_any_size_come_to_what_the_loop_comes_to(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stack: dict[str, dict[str, Any]], seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(order, "gathering", lambda group: [])
-        expected, loop = folded(tmp_path / "loop", 64, seed)
-    assert len(order.gathering(loop.group("activity"))) == len(STACK) - 1
+        expected, loop = folded(tmp_path / "loop", stack, 64, seed)
+    assert len(order.gathering(loop.group("activity"))) == len(stack) - 1
     assert len(list(loop.view.member("cooccurrence")["row"].items())) == 16  # items had to make way
     assert loop.store("quality", "rankings").values[-1, 0] > 8  # everything unseen was ranked, more than is kept
     loop.close()
     for batch in (1, 7, 400):
-        found, world = folded(tmp_path / f"{batch}", batch, seed)
+        found, world = folded(tmp_path / f"{batch}", stack, batch, seed)
         assert found == expected, batch
         if batch == 400:
             assert all(verdict.equal for verdict in world.verify().values())
