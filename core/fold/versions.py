@@ -412,7 +412,7 @@ def replace_declared(
     NotCaughtUp : what it replaces has folded on meanwhile. VersionConflict : slots have changed meanwhile.
     """
     if blocked := blockers(context, workspace, group):
-        return [GateRule(rule="blocked", passed=False, detail="; ".join(blocked), undecided=True)]
+        return [replace(rule, undecided=True) for rule in blocked]
     found = [*rules, *(GateRule(**rule) for rule in gate(context, workspace, group))]
     if failed := [rule for rule in found if not rule.passed]:
         return failed

@@ -65,8 +65,8 @@ async def quality(call: Call) -> Response:
         group, member = _report(call, view)
         with view.reading([group]) as cut:
             measured = member.server.measured()
-            told = [one.server.arms() for one in group.members.values() if isinstance(one.server, ArmsReport)]
-        outcomes = [one for each in told for one in each]
+            by_member = [one.server.arms() for one in group.members.values() if isinstance(one.server, ArmsReport)]
+        outcomes = [one for each in by_member for one in each]
         outcomes += measured.arms() if isinstance(measured, ArmsReport) else []
         limits = call.service.settings.gate
         arms = experiments(outcomes, alpha=limits.alpha, min_users=limits.min_users)
