@@ -35,6 +35,8 @@ from streamfold.pipelines.services.process import free_port
 KILLS = int(os.environ.get("STREAMFOLD_FAULTS", "15"))
 """How many kill -9 the folder makes in all; `make faults` asks for 50."""
 SEED = int(os.environ.get("STREAMFOLD_FAULTS_SEED", "1"))
+LONG_S = 240.0
+"""How long something is waited for: what has not come by then will not come, however busy the machine is."""
 FOLD = {"checkpoint_min_bytes": 4000, "lease_s": 2.0, "sweep_s": 0.3, "min_free_bytes": 0}
 TIME = "2026-01-02T03:04:05Z"
 _TIME_S = 1_767_323_045.0
@@ -114,7 +116,7 @@ class Expected:
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
-def wait_for(what: str, true: Callable[[], bool], timeout_s: float = 60.0, every_s: float = 0.05) -> None:
+def wait_for(what: str, true: Callable[[], bool], timeout_s: float = LONG_S, every_s: float = 0.05) -> None:
     deadline = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain: {what}"
@@ -222,8 +224,8 @@ def check_when_quiet(settings: Settings, events: Sequence[Event]) -> None:
     node = open_node(settings)
     try:
         wanted = {event["id"] for event in events}
-        wait_for("the log to have everything", lambda: wanted <= set(logged_ids(node)), 60, 0.2)
-        wait_for("the folds to catch up", lambda: is_caught_up(node), 60)
+        wait_for("the log to have everything", lambda: wanted <= set(logged_ids(node)), every_s=0.2)
+        wait_for("the folds to catch up", lambda: is_caught_up(node))
         time.sleep(0.3)  # a checkpoint may be under way
         check_state(node, events)
     finally:
@@ -316,7 +318,7 @@ class Service(Proc):
         self.kill()
         self._client.close()
 
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
+    def wait_ready(self, timeout_s: float = LONG_S) -> None:
         def ready() -> bool:
             assert self.alive(), self.tail()
             return self.get("/readyz") == 200

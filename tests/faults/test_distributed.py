@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from harness import (
     FOLD,
+    LONG_S,
     SEED,
     Event,
     Load,
@@ -120,7 +121,7 @@ class Stack:
             future.get(timeout=90)
         self.sent += events
 
-    def pump(self, until: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    def pump(self, until: Callable[[], bool], timeout_s: float = LONG_S) -> None:
         """Keep both intakes busy until something has happened."""
         deadline = time.monotonic() + timeout_s
         while not until():
@@ -132,7 +133,7 @@ class Stack:
     def check(self, look: Callable[[Settings, list[Event]], None] = check_when_quiet) -> None:
         """Let everything go quiet, then compare with the oracle (``look``: by this version's code, or another's)."""
         self.ensure_running()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LONG_S
         while self.sender.pending:
             assert self.sender.send_one(self.api) or time.monotonic() < deadline, self.api.tail()
         events = self.sent + self.sender.acknowledged
@@ -202,7 +203,7 @@ def test_a_service_killed_and_restarted_under_load(stack: Stack, name: str) -> N
     least = len(stack.sent) + 100
     stack.pump(lambda: len(stack.sent) >= least)
     thread.start()
-    stack.pump(lambda: not thread.is_alive(), 120)
+    stack.pump(lambda: not thread.is_alive())
     thread.join()
     assert not failed, failed
     for process in stack.processes.values():
@@ -224,7 +225,7 @@ def test_a_zombie_consumer_wakes_up_after_a_rebalance(stack: Stack) -> None:
         node = open_node(stack.settings)
         try:
             wanted = {event["id"] for event in stack.sent[before:]}
-            wait_for("the other consumer", lambda: wanted <= set(logged_ids(node)), 60, 0.2)
+            wait_for("the other consumer", lambda: wanted <= set(logged_ids(node)), every_s=0.2)
         finally:
             node.close()
     finally:

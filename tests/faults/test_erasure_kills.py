@@ -76,12 +76,12 @@ def test_a_killed_erasure_is_completed_by_the_next_life(installation: Installati
             positions.append(one.http.post("/v1/erasures", json=body).json()["position"])
         except httpx.HTTPError:
             break  # killed while it was answered, or before
-    wait_for(f"{point} to be reached", lambda: one.service.was_killed(), 60)
+    wait_for(f"{point} to be reached", lambda: one.service.was_killed())
     one.start()
     if len(positions) < 2:
         positions.append(one.http.post("/v1/erasures", json={"document_id": document}).json()["position"])
     for position in positions:
-        wait_for(f"erasure {position}", lambda p=position: one.report(p)["state"] in ("complete", "failed"), 60)  # type: ignore[misc]  # bound now
+        wait_for(f"erasure {position}", lambda p=position: one.report(p)["state"] in ("complete", "failed"))  # type: ignore[misc]  # bound now
         report = one.report(position)
         assert report["state"] == "complete", report
         assert all(store["residue"] == 0 for store in report["stores"]), report

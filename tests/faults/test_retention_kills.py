@@ -13,6 +13,7 @@ import pytest
 from harness import (
     FOLD,
     KILLS,
+    LONG_S,
     Expected,
     Load,
     Sender,
@@ -53,7 +54,7 @@ class Installation:
         wait_for("a life", lambda: self.service.get("/readyz") == 200 or self.service.was_killed())
 
     def send_until(self, true: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LONG_S
         while not true():
             assert time.monotonic() < deadline, self.service.tail()
             self.sender.send_one(self.service)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness import (
+    LONG_S,
     SEED,
     Load,
     Sender,
@@ -77,7 +78,7 @@ def test_a_killed_service_loses_and_doubles_nothing(installation: Installation, 
         service,
         least=least,
         after=(lambda: kill_later(service, moment)) if point == "random" else (lambda: None),
-        timeout_s=40,
+        timeout_s=LONG_S,
     )
     assert service.was_killed(), f"{point}:{count} was never reached; {service.tail()}"
     assert progress > 0, "killed before any progress"

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from harness import (
     FOLD,
+    LONG_S,
     SEED,
     Load,
     Proc,
@@ -161,7 +162,7 @@ def test_a_kill_leaves_the_old_version_or_the_new(installation: Installation, ac
 
     thread = threading.Thread(target=operate)
     thread.start()
-    sender.send_until_dead(service, least=1, after=lambda: None, timeout_s=40)
+    sender.send_until_dead(service, least=1, after=lambda: None, timeout_s=LONG_S)
     thread.join()
     assert service.was_killed(), f"{point} was never reached; {service.tail()}"
     left = installation.check()
