@@ -377,6 +377,18 @@ def test_without_the_gate_the_fold_lets_it_take_over_and_says_that_nobody_was_as
         assert entry.reason.endswith("the gate was not asked (on_change = replace-ungated)")
 
 
+def test_a_paused_declaration_is_held_by_the_rule_that_says_so(tmp_path: Path) -> None:
+    with make(tmp_path / "w", {"measured": {"step": 1}}) as world:
+        world.send_many(click("a"))
+        world.fold()
+    with make(tmp_path / "w", {"measured": {"step": 10}}) as world:
+        world.fold()
+        [shadow] = [g for g in world.context.groups(world.workspace) if g.slot == "shadow"]
+        world.ledger.set_paused(world.workspace, shadow.name, True)
+        [held] = versions.replace_declared(world.context, world.workspace, shadow)
+        assert (held.rule, held.passed, held.undecided) == ("not_paused", False, True)
+
+
 def test_a_held_declaration_that_the_settings_have_changed_again_does_not_take_over(tmp_path: Path) -> None:
     Gate.passed = False
     with make(tmp_path / "w", {"count": {"step": 1}}) as world:
