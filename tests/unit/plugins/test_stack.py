@@ -96,8 +96,9 @@ def test_batches_of_any_size_come_to_what_the_loop_comes_to(
         world.close()
 
 
+@pytest.mark.parametrize("stack", [STACK, CORRECTED], ids=["plain", "corrected"])
 def test_a_stack_without_an_erased_user_is_what_the_loop_comes_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stack: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     after: list[dict[str, Any]] = []
     runs: list[int] = []
@@ -112,7 +113,7 @@ def test_a_stack_without_an_erased_user_is_what_the_loop_comes_to(
         with monkeypatch.context() as patch:
             if not gathers:
                 patch.setattr(order, "gathering", lambda group: [])
-            _, world = folded(tmp_path / f"{gathers}", 64, 3)
+            _, world = folded(tmp_path / f"{gathers}", stack, 64, 3)
             runs.clear()
             world.send("user.erased", {"user_id": "u3"})
             world.erase()
