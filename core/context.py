@@ -125,7 +125,13 @@ class Context:
         have = self.ledger.instances(workspace)
         for members in _connected(self.registry):
             group = group_name(members)
-            if any(i.group == group for i in have):
+            if slots := {i.slot for i in have if group in (i.group, i.group.removesuffix(f".{i.generation}"))}:
+                if slots == {"retired"}:
+                    log.warning(
+                        "declared_but_retired workspace=%s group=%s: what is live stays; `streamfold policies add` "
+                        "brings it back as a shadow",
+                        workspace, group,
+                    )  # fmt: skip
                 continue
             replaces = any(i.slot == "live" and i.name in {m.name for m in members} for i in have)
             slot: Slot = "shadow" if replaces else "live"

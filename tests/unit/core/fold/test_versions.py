@@ -530,6 +530,25 @@ def test_a_retired_version_may_be_added_again(world: World) -> None:
     assert equal(world)
 
 
+def test_a_declaration_that_was_retired_stays_so_and_the_log_says_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with make(tmp_path / "w", {"count": {"step": 1}}) as world:
+        world.fold()
+        [first] = world.context.groups(world.workspace)
+        versions.rebuild(world.context, world.workspace, first, actor="me", reason="test")
+        world.fold()  # another generation of what is declared took its place
+    caplog.clear()
+    with make(tmp_path / "w", {"count": {"step": 10}}, settings={"rollback_window_s": 0.0}) as world:
+        assert "declared_but_retired" not in caplog.text
+        for _ in range(3):
+            world.fold()
+        assert [i.slot for i in world.ledger.instances(world.workspace) if i.slot != "retired"] == ["live"]
+    with make(tmp_path / "w", {"count": {"step": 1}}) as world:
+        assert "declared_but_retired" in caplog.text
+        assert [i.slot for i in world.ledger.instances(world.workspace) if i.slot != "retired"] == ["live"]
+
+
 def test_the_estimate_counts_what_is_handled_and_samples_its_size(world: World) -> None:
     world.send_many([*click("a", "b", "c"), ("user.upserted", {"user_id": "u"})])
     before = world.ledger.dead_letter_count(world.workspace)
