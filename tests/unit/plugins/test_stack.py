@@ -112,7 +112,7 @@ def test_a_stack_without_an_erased_user_is_what_the_loop_comes_to(
         with monkeypatch.context() as patch:
             if not gathers:
                 patch.setattr(order, "gathering", lambda group: [])
-            _, world = folded(tmp_path / f"{gathers}", 64, 3)
+            _, world = folded(tmp_path / f"{gathers}", STACK, 64, 3)
             runs.clear()
             world.send("user.erased", {"user_id": "u3"})
             world.erase()
