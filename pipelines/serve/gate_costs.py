@@ -1,14 +1,15 @@
 """What a candidate costs beside what is live: how long it takes to answer, and to fold an event.
 
 Both are timed when the gate is asked. Answers in turns, so what else the machine does meanwhile is in both, and the
-middle of several rounds counts; folds of a hundred recent events, in turns too, the best of each.
+middle of several rounds counts; what seems too slow is timed again, as a busy machine slows one of the two by chance.
+Folds of a hundred recent events, in turns too, the best of each.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from statistics import median
 
@@ -19,7 +20,7 @@ from streamfold.core.hooks import GateRule
 from streamfold.core.recommending import Catalogue, Ranker, RankRequest, user_key
 from streamfold.core.views import GroupView, WorkspaceView
 
-_ROUNDS, _CALLS, _FOLDS = 5, 20, 3
+_ATTEMPTS, _ROUNDS, _CALLS, _FOLDS = 3, 5, 20, 3
 _CANDIDATES = 100
 _REMEMBERED_S = 15.0
 _FLOOR_S = 0.005
@@ -64,21 +65,31 @@ def _cost_rules(view: WorkspaceView, candidate: GroupView, live: GroupView, limi
 
 
 def _answering(view: WorkspaceView, candidate: GroupView, live: GroupView, limits: GateLimits) -> list[GateRule]:
-    asks = [_question(view, one) for one in (candidate, live)]
-    slowest: list[list[float]] = [[], []]
-    for _ in range(_ROUNDS):
-        for side, (group, ask) in enumerate(zip((candidate, live), asks, strict=True)):
-            if ask is None:
-                return []
-            slowest[side].append(max(_timed(view, group, ask) for _ in range(_CALLS)))
-    mine, theirs = (median(rounds) for rounds in slowest)
-    limit = max(limits.p99_ratio * theirs, _FLOOR_S)
+    groups = candidate, live
+    asks = [ask for ask in (_question(view, one) for one in groups) if ask is not None]
+    if len(asks) < len(groups):
+        return []
+    for _ in range(_ATTEMPTS):
+        mine, theirs = _slowest(view, groups, asks)
+        limit = max(limits.p99_ratio * theirs, _FLOOR_S)
+        if mine <= limit:
+            break
     return [
         GateRule(
             rule="p99", passed=mine <= limit, value=mine * 1000, limit=limit * 1000,
             detail=f"ms for an answer (slowest of {_CALLS}, median of {_ROUNDS} rounds); live {theirs * 1000:.1f}",
         )
     ]  # fmt: skip
+
+
+def _slowest(view: WorkspaceView, groups: Sequence[GroupView], asks: Sequence[Ask]) -> list[float]:
+    """The slowest of some calls of each, the middle of several rounds; call by call in turns."""
+    slowest: list[list[float]] = [[] for _ in groups]
+    for _ in range(_ROUNDS):
+        took = [[_timed(view, group, ask) for group, ask in zip(groups, asks, strict=True)] for _ in range(_CALLS)]
+        for rounds, calls in zip(slowest, zip(*took, strict=True), strict=True):
+            rounds.append(max(calls))
+    return [median(rounds) for rounds in slowest]
 
 
 def _timed(view: WorkspaceView, group: GroupView, ask: Ask) -> float:
