@@ -176,6 +176,8 @@ class GradientHead(LabelStatistics):
 
     name = "gradient_head"
     version = 1
+    measures = False
+    """Its labels are not kept as rows that could be left out: ``head_quality`` measures it."""
     Config: ClassVar[type] = GradientHeadConfig
 
     def __init__(self, config: Any = None) -> None:

@@ -47,7 +47,7 @@ from streamfold.plugins._heads import HeadsServer
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow, label_name, mixed
 from streamfold.plugins._of_targets import THINGS, THINGS_STORE, OfTargets, key_of
 from streamfold.plugins._settings import one_of, within
-from streamfold.plugins._targets import KINDS, TEXT, packed
+from streamfold.plugins._targets import KINDS, TEXT, packed, thing_of
 from streamfold.plugins._waiting import Observed, arrived, give_up, wait, waiting_store, withdraw
 
 _MOST_WEIGHT = 1e6
@@ -167,11 +167,18 @@ class LabelStatistics(OfTargets):
                 self._arrived(key_of(event.subject), packed(prepared), stores)
 
     def fold_batch(self, batch: Batch, stores: Stores) -> None:
-        """Fold a batch in one step of the stores; one by one where labels wait, whose order is that of such steps."""
+        """Fold a batch in one step of the stores; one by one where labels wait, whose order is that of such steps, or
+        where one is of a thing that the batch tells of: what it says is read once the step is over."""
         waiting = stores["waiting"]
+        told: set[str] = set()
         for event, prepared in batch:
             if len(waiting):
                 raise OneByOne
+            if event.type == "label.observed":
+                if told and thing_of(event.data.target) in told:
+                    raise OneByOne
+            elif not event.type.startswith("class."):
+                told.add(key_of(event.subject))
             self.fold(event, prepared, stores)
         if len(waiting):
             raise OneByOne

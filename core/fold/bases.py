@@ -2,7 +2,7 @@
 
 A candidate brings a copy of what it averages its weights with, so what is averaged is of one group. What is live under
 that name may be of another base by then: the average is then none with what is live, and taking over would undo the
-change.
+change. Not so where the settings declare both: they are changed together, and what is live makes way.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ def other_bases(context: Context, workspace: str, group: Group) -> list[str]:
         return []
     own = {runtime.instance.name: runtime.instance for runtime in group.runtimes}
     live = {row.name: row for row in context.ledger.instances(workspace) if row.slot == "live"}
+    sides = [("its copy of", own), *([] if context.declares(group) else [("the live", live)])]
     found = []
     for runtime in group.runtimes:
         for name in runtime.policy.averages_with:
-            for what, rows in (("its copy of", own), ("the live", live)):
+            for what, rows in sides:
                 if name in rows and (why := _differs(context, runtime, rows[name])):
                     found.append(f"{runtime.instance.name} averages its weights with {what} {name}: {why}")
     return found

@@ -136,6 +136,17 @@ def test_a_candidate_is_not_promoted_once_what_is_live_has_another_base(tmp_path
         assert served(world, "mixed").shape == (3, 33)
 
 
+def test_settings_that_change_the_base_of_both_take_over(tmp_path: Path) -> None:
+    with make(tmp_path, {"topics": LIVE, "mixed": MIXED}) as world:
+        teach(world)
+        before = {row.group for row in world.ledger.instances(world.workspace)}
+    with make(tmp_path, {"topics": LIVE | {"expansion": 64}, "mixed": MIXED | {"expansion": 64}}) as world:
+        world.fold()
+        live = {row.group for row in world.ledger.instances(world.workspace) if row.slot == "live"}
+        assert len(live) == 1
+        assert not live & before
+
+
 def test_another_encoder_is_another_base(tmp_path: Path) -> None:
     with make(tmp_path, {"topics": LIVE}):
         pass

@@ -279,7 +279,8 @@ def test_every_label_is_learned_taken_back_or_a_dead_letter_and_folding_afresh_a
 TOGETHER = st.one_of(
     st.tuples(st.just("label"), st.integers(0, 3), st.sampled_from(["a", "b", "c", None])),
     st.tuples(st.just("text"), st.integers(0, 3), st.sampled_from(["a", "b", "c", None])),
-    st.tuples(st.just("document"), st.integers(0, 3), st.booleans()),
+    st.tuples(st.just("document"), st.integers(0, 3), st.sampled_from(["", "some text", "another one"])),
+    st.tuples(st.just("fold"), st.none(), st.none()),
     st.tuples(st.just("class"), st.sampled_from("abc"), st.sampled_from(["upserted", "merged", "retired"])),
     st.tuples(st.just("time"), st.sampled_from([10.0, 40.0, 70.0]), st.none()),
 )
@@ -289,7 +290,7 @@ def event_of(kind: str, what: Any, value: Any) -> tuple[str, dict[str, Any]]:
     if kind == "label":
         return label(value, f"d{what}")
     if kind == "document":
-        return document(f"d{what}", "some text" if value else "")
+        return document(f"d{what}", value)
     if kind == "text":
         return "label.observed", {"head": "h", "target": {"text": f"text {what}"}, "label": value}
     others = {"a": "b", "b": "c", "c": "a"}
@@ -306,6 +307,8 @@ def test_labels_that_are_folded_together_come_to_what_they_come_to_one_by_one(ma
         for kind, what, value in steps:
             if kind == "time":
                 world.clock.advance(what)
+            elif kind == "fold":
+                world.fold()
             else:
                 world.send(*event_of(kind, what, value))
         world.fold()
@@ -315,6 +318,21 @@ def test_labels_that_are_folded_together_come_to_what_they_come_to_one_by_one(ma
     assert list(together.store("heads", "waiting").items()) == list(alone.store("heads", "waiting").items())
     assert letters(together) == letters(alone)
     assert same_when_folded_afresh(together)
+
+
+@pytest.mark.parametrize("use", HEADS)
+@pytest.mark.parametrize("then", ["another text", ""])
+def test_a_label_of_a_thing_that_its_batch_tells_of_is_of_what_is_told(make: Make, use: str, then: str) -> None:
+    folded = [make(use, folded={"batch_events": size}) for size in (1, 100)]
+    for world in folded:
+        for one in (document("d", "a text"), label("a", "d"), document("e", "other")):
+            world.send(*one)
+        world.fold()
+        world.send_many([document("d", then), label("b", "d"), label("b", "e")])
+        world.fold()
+        assert same_when_folded_afresh(world)
+    for store in ("labels", "things", "waiting"):
+        assert folded[0].store("heads", store).fingerprint() == folded[1].store("heads", store).fingerprint(), store
 
 
 @pytest.mark.parametrize("folded", [{}, {"batch_events": 1}])
