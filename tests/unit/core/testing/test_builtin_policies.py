@@ -80,6 +80,10 @@ def case(kind: type[Policy]) -> Case:
     return Case(make=make, plugins=(builtin,), backends=QUICK, policies=reads, events=EVENTS.get(kind.name, ()))
 
 
-@parametrize_with_checks([case(kind) for kind in builtin.register_policies()])
+ELSEWHERE = {"head_arms"}
+"""Its events name the group that is in a live A/B: ``tests/unit/plugins/test_head_arms.py``."""
+
+
+@parametrize_with_checks([case(kind) for kind in builtin.register_policies() if kind.name not in ELSEWHERE])
 def test_built_in_policies_pass(check: Callable[[], None]) -> None:
     check()
