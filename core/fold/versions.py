@@ -401,32 +401,62 @@ def measured(context: Context, workspace: str, group: Group) -> bool:
 
 
 def replace_declared(
-    context: Context, workspace: str, group: Group, *, rules: Sequence[GateRule] = (), revision: int | None = None
+    context: Context,
+    workspace: str,
+    group: Group,
+    *,
+    rules: Sequence[GateRule] = (),
+    revision: int | None = None,
+    wait: bool = False,
 ) -> list[GateRule]:
     """Let a changed declaration take over; returns what stands in its way: nothing, when it did.
 
-    ``rules``: what the gate says, ``revision``: of the ledger's slots when it was asked.
+    ``rules``: what the gate says, ``revision``: of the ledger's slots when it was asked. ``wait``: until a lag of a
+    moment is over, which a fold must not.
 
     Raises
     ------
     NotCaughtUp : what it replaces has folded on meanwhile. VersionConflict : slots have changed meanwhile.
     """
-    if blocked := blockers(context, workspace, group):
+    if blocked := [*blockers(context, workspace, group), *_splits_it_would_end(context, workspace, group)]:
         return [replace(rule, undecided=True) for rule in blocked]
     found = [*rules, *(GateRule(**rule) for rule in gate(context, workspace, group))]
     if failed := [rule for rule in found if not rule.passed]:
         return failed
     ledger, reason = context.ledger, "declared policy changed"
-    if revision is not None and ledger.slots_revision(workspace) != revision:
-        raise VersionConflict(f"{group.name}: slots changed while the gate was asked")
-    if said := next((rule.detail for rule in rules if rule.rule == "not_worse"), ""):
+    if said := "; ".join(rule.detail for rule in rules if rule.rule == "not_worse"):
         reason += f"; the gate: {said}"
     elif measured(context, workspace, group):
         reason += f"; the gate was not asked (on_change = {context.settings.on_change})"
     audit = _entry(context, "settings", "replace", group.name, reason)
     retire_us = context.clock.now_us() + int(context.settings.rollback_window_s * US)
-    _swapped(context, workspace, ledger.promote(workspace, group.name, retire_us=retire_us, audit=audit))
+
+    def change() -> Promoted:
+        if revision is not None and ledger.slots_revision(workspace) != revision:
+            raise VersionConflict(f"{group.name}: slots changed while the gate was asked")
+        return ledger.promote(workspace, group.name, retire_us=retire_us, audit=audit)
+
+    _swapped(context, workspace, _once_caught_up(context, change) if wait else change())
     return []
+
+
+def _splits_it_would_end(context: Context, workspace: str, group: Group) -> list[GateRule]:
+    """A live A/B that a promotion would end, its own or another's against the same live version: a person ends it."""
+    splits = context.ledger.splits(workspace)
+    rows = [i for i in context.ledger.instances(workspace) if i.slot != "retired"] if splits else []
+    names = {runtime.instance.name for runtime in group.runtimes}
+    demoted = {i.group for i in rows if i.slot == "live" and i.name in names}
+    names |= {i.name for i in rows if i.group in demoted}
+    found = {i.group: i for i in rows if i.group in splits and i.name in names}
+    return [
+        GateRule(
+            rule="not_in_split",
+            passed=False,
+            detail=f"{name} answers a share of the users, which this would end: "
+            f"`streamfold policies split {one.name} --version {one.label} --share 0` ends it",
+        )
+        for name, one in sorted(found.items())
+    ]
 
 
 def _swapped(context: Context, workspace: str, done: Promoted) -> None:

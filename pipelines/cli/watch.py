@@ -97,7 +97,7 @@ def status_table(body: Mapping[str, Any]) -> Any:
 def takeover(row: Mapping[str, Any]) -> str:
     """Say what keeps a changed declaration from taking over by itself; nothing where nothing does."""
     held = row.get("takeover") or {}
-    failed = ", ".join(str(rule.get("rule")) for rule in held.get("rules") or ())
+    failed = ", ".join(dict.fromkeys(str(rule.get("rule")) for rule in held.get("rules") or ()))
     return f"{held.get('verdict')} ({failed})" if held else ""
 
 

@@ -6,7 +6,7 @@ Who promotes by hand, who looks, and a changed declaration that is to take over 
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamfold.core.gate import GateLimits, judge
 from streamfold.core.hooks import GateRule
@@ -38,17 +38,31 @@ class Gate:
         self._costs.close()
 
     def scores(self, view: WorkspaceView, group: str) -> Scores | None:
-        """Judge a candidate by its scores; None: it, or what is live under its name, is measured by nobody here."""
+        """Judge a candidate by all scores that it and what is live measure under one name; None: there are none here.
+
+        Of several the rules say which they are about.
+        """
         with view.asking():
-            candidate = next((one for one in reports(view) if one[0].group.name == group), None)
-            live = None if candidate is None else _live(view, candidate)
-            if candidate is None or live is None:
+            mine = [one for one in reports(view) if one[0].group.name == group]
+            pairs = [(one, live) for one in mine if (live := _live(view, one)) is not None]
+            if not pairs:
                 return None
-            with view.reading([candidate[0], live[0]]):
-                mine, theirs = candidate[1].server.measured(), live[1].server.measured()
-                sizes = [one[0].stores.state_bytes() for one in (candidate, live)]
-        rules = judge(mine.scored(), theirs.scored(), self.limits, candidate_bytes=sizes[0], live_bytes=sizes[1])
-        return Scores(rules=rules, candidate=candidate[0], live=live[0])
+            candidate, lives = pairs[0][0][0], {live[0].group.name: live[0] for _, live in pairs}
+            with view.reading([candidate, *lives.values()]):
+                measured = [
+                    (one.runtime.instance.name, one.server.measured(), live.server.measured())
+                    for (_, one), (_, live) in pairs
+                ]
+                size, live_size = (
+                    sum(one.stores.state_bytes() for one in side) for side in ([candidate], lives.values())
+                )
+        rules: list[GateRule] = []
+        for name, one, live_one in measured:
+            found = judge(one.scored(), live_one.scored(), self.limits, candidate_bytes=size, live_bytes=live_size)
+            if len(measured) > 1:
+                found = [r if r.rule == "bytes" else replace(r, detail=f"{name}: {r.detail}") for r in found]
+            rules += [rule for rule in found if rule not in rules]  # bytes are the groups', hence counted once
+        return Scores(rules=rules, candidate=candidate, live=pairs[0][1][0])
 
     def costs(self, view: WorkspaceView, scores: Scores) -> Future[list[GateRule]]:
         """Time both, in a thread of its own: some tenths of a second, or what was found some seconds ago."""
@@ -71,7 +85,9 @@ def reports(view: WorkspaceView) -> list[Served]:
 
 
 def _live(view: WorkspaceView, candidate: Served) -> Served | None:
-    """The live report of the same name, if the candidate is another one."""
+    """The live report of the same name, if the candidate is another one; none whose code is gone: it stands still."""
     name = candidate[1].runtime.instance.name
     found = view.servers(QualityReport, name)
-    return found[0] if found and found[0][0] is not candidate[0] and found[0][0] in view.live() else None
+    return next(
+        (one for one in found[:1] if one[0] is not candidate[0] and one[0] in view.live() and not one[0].outdated), None
+    )

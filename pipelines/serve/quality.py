@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from streamfold.core.arms import Experiment, experiments
 from streamfold.core.clock import US
+from streamfold.core.context import Runtime
 from streamfold.core.errors import nearest
 from streamfold.core.hooks import GateRule
 from streamfold.core.quality import ArmsReport, QualityPoint, Ranked, RankedReport
@@ -27,7 +28,10 @@ _EVER_US = 2**62
 
 
 def _report(call: Call, view: WorkspaceView) -> Served:
-    """The report of the group that a name addresses: any member's name, or name@version."""
+    """The report of the group that a name addresses: any member's name, or name@version.
+
+    Of several that of the member itself, or of who reads it.
+    """
     wanted = call.path["name"]
     live = {group.group.name for group in view.live()}
     groups = sorted(view.groups.values(), key=lambda group: group.group.name not in live)
@@ -39,15 +43,23 @@ def _report(call: Call, view: WorkspaceView) -> Served:
         names |= own
         if wanted not in own:
             continue
-        for report in reports(view):
-            if report[0] is group:
-                return report
+        called = {one.instance.name for one in runtimes if wanted in (one.instance.name, *one.names)}
+        found = [report for report in reports(view) if report[0] is group]
+        if found:
+            return min(found, key=lambda report: _distance(report[1].runtime, called))
         detail = (
             f"nobody measures the scores of '{wanted[:64]}': of a ranker [policies.quality] with its name as ranker "
             "does, of a head [policies.head_quality] with its name as head; other policies have no scores"
         )
         raise Problem("not-found", detail)
     raise Problem("not-found", f"no policy '{wanted[:64]}'{nearest(wanted[:64], names)}")
+
+
+def _distance(runtime: Runtime, called: set[str]) -> int:
+    """0: it is what was called; 1: it reads that, hence may measure it."""
+    if runtime.instance.name in called:
+        return 0
+    return 1 if called & set(runtime.policy.reads) else 2
 
 
 async def quality(call: Call) -> Response:

@@ -124,25 +124,30 @@ class Takeovers:
         context, about = view.context, _about(view, group)
         revision = context.ledger.slots_revision(view.name)
         rules = self._scored(view, group)
-        if rules is None:
-            return
         try:
-            failed = versions.replace_declared(context, view.name, group.group, rules=rules, revision=revision)
-        except (NotCaughtUp, VersionConflict):
+            failed = versions.replace_declared(
+                context, view.name, group.group, rules=rules, revision=revision, wait=True
+            )
+        except VersionConflict:
             looked.due = time.monotonic() + _LOOK_S
             return
-        looked.watermark = watermark
-        looked.due = time.monotonic() + max(_EVERY_S, _SHARE * (time.monotonic() - started))
+        except NotCaughtUp:
+            looked.due = _again(started)
+            return
+        looked.watermark, looked.due = watermark, _again(started)
         self._say(view, group, failed, about | {"at_position": watermark}, is_news=bool(rules))
 
-    def _scored(self, view: WorkspaceView, group: GroupView) -> list[GateRule] | None:
-        """Ask the gate, about times only where scores pass. No rules: it is not asked; None: it cannot be yet."""
+    def _scored(self, view: WorkspaceView, group: GroupView) -> list[GateRule]:
+        """Ask the gate, about times only where scores pass. No rules: it is not asked."""
         context = view.context
         if not (versions.gated(context) and versions.measured(context, view.name, group.group)):
             return []
         scores = self._gate.scores(view, group.group.name)
-        if scores is None or not all(rule.passed for rule in scores.rules):
-            return None if scores is None else scores.rules
+        if scores is None:
+            detail = "this process does not show the scores of it, or of what is live under its names, to compare them"
+            return [GateRule(rule="measured_here", passed=False, detail=detail, undecided=True)]
+        if not all(rule.passed for rule in scores.rules):
+            return scores.rules
         return [*scores.rules, *self._gate.costs(view, scores).result()]
 
     # -- saying -------------------------------------------------------------------------------------------------------
@@ -169,7 +174,11 @@ class Takeovers:
         self, view: WorkspaceView, verdict: Verdict, failed: list[GateRule], about: dict[str, Any]
     ) -> None:
         detail = "; ".join(f"{rule.rule}: {rule.detail}" for rule in failed)[:1000] or None
-        data = about | {"verdict": verdict, "failed": [rule.rule for rule in failed], "detail": detail}
+        data = about | {
+            "verdict": verdict,
+            "failed": list(dict.fromkeys(rule.rule for rule in failed)),
+            "detail": detail,
+        }
         say = self._log.info if verdict == "pass" else self._log.warning
         say("gate_judged", workspace=view.name, **data)
         named = f"{data['group']}\0{data['live']}\0{verdict}".encode()
@@ -180,6 +189,12 @@ class Takeovers:
         held = self._held.pop(key, None)
         if held is not None:
             self._gauge.remove(*key, held.verdict)
+
+
+def _again(started: float) -> float:
+    """When to judge again what was begun to be judged then."""
+    now = time.monotonic()
+    return now + max(_EVERY_S, _SHARE * (now - started))
 
 
 def _verdict(failed: Sequence[GateRule]) -> Verdict:

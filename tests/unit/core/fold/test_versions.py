@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -387,6 +388,43 @@ def test_a_paused_declaration_is_held_by_the_rule_that_says_so(tmp_path: Path) -
         world.ledger.set_paused(world.workspace, shadow.name, True)
         [held] = versions.replace_declared(world.context, world.workspace, shadow)
         assert (held.rule, held.passed, held.undecided) == ("not_paused", False, True)
+
+
+def test_a_changed_declaration_ends_no_live_ab(tmp_path: Path) -> None:
+    with make(tmp_path / "w", {"count": {"step": 1}}) as world:
+        world.send_many(click("a"))
+        tried = add(world, step=5)
+        world.fold()
+        versions.split(world.context, world.workspace, tried, share=0.5, actor="me", reason="test")
+    with make(tmp_path / "w", {"count": {"step": 10}}) as world:
+        world.fold()
+        workspace = world.workspace
+        assert world.ledger.splits(workspace) == {tried.name}
+        [waiting] = [g for g in world.context.groups(workspace) if g.slot == "shadow" and g.name != tried.name]
+        [held] = versions.replace_declared(world.context, workspace, waiting)
+        assert (held.rule, held.passed, held.undecided) == ("not_in_split", False, True)
+        assert f"split count --version {tried.runtimes[0].instance.label} --share 0" in held.detail
+        versions.split(world.context, workspace, tried, share=0, actor="me", reason="test")
+        world.fold()
+        assert counts(world) == {"a": 10}
+
+
+def test_who_may_wait_lets_a_changed_declaration_catch_up(tmp_path: Path) -> None:
+    with make(tmp_path / "w", {"measured": {"step": 1}}) as world:
+        world.fold()
+    with make(tmp_path / "w", {"measured": {"step": 10}}) as world:
+        world.fold()
+        world.send_many(click("a"))
+        groups = {group.slot: group for group in world.context.groups(world.workspace)}
+        [fold] = [g for g in world.runner.groups(world.workspace) if g.name == groups["live"].name]
+        world.runner._turn(world.workspace, fold)
+        with pytest.raises(NotCaughtUp):
+            versions.replace_declared(world.context, world.workspace, groups["shadow"])
+        catching_up = threading.Timer(0.2, world.fold)
+        catching_up.start()
+        assert versions.replace_declared(world.context, world.workspace, groups["shadow"], wait=True) == []
+        catching_up.join()
+        assert slots(world)[groups["shadow"].name] == "live"
 
 
 def test_a_held_declaration_that_the_settings_have_changed_again_does_not_take_over(tmp_path: Path) -> None:
