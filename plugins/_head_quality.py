@@ -11,6 +11,7 @@ worked out when somebody asks, and kept until a label comes.
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,10 +94,12 @@ class MeasuredLabels(ABC):
 class Rows:
     """The rows of one head, by space, as they stood; ``tested``: what came of them, once it was worked out.
 
+    ``state`` follows the head.
     ``declared``: by a prior's key, the event that declared its class last.
     """
 
     mark: HeadRow
+    state: HeadState
     spaces: Mapping[str, Sequence[tuple[str, Row]]]
     declared: Mapping[str, int]
     tested: list[Tested] | None = None
@@ -137,6 +140,7 @@ class RowsServer(HeadsServer):
     def __init__(self, config: Any, view: View, make: MakeState = SpaceState) -> None:
         super().__init__(config, view, make)
         self._measured: dict[str, Rows] = {}
+        self._measuring = threading.Lock()
 
     @property
     def slices(self) -> tuple[str, ...]:
@@ -147,18 +151,20 @@ class RowsServer(HeadsServer):
         """Take the rows of every head that changed, of the heads with most labels; no sums are made."""
         found = {}
         most: list[tuple[str, HeadRow]] = sorted(self._view["heads"].items(), key=lambda one: (-one[1].rows, one[0]))
-        for name, mark in most[:_HEADS]:
-            held = self._measured.get(name)
-            if held is None or held.mark != mark:
-                state = HeadState(self._config, name, Gathered)
-                state.follow(self._view, mark)
-                spaces = {space: list(one.rows.items()) for space, one in state.spaces.items()}
-                declared = {
-                    f"{name}\0\0{label}": row.seq for label, row in ClassesOf(self._view["classes"], name).items()
-                }
-                held = Rows(mark, spaces, declared)
-            found[name] = held
-        self._measured = found
+        with self._measuring:
+            before, self._measured = self._measured, {}  # what fails is begun anew
+            for name, mark in most[:_HEADS]:
+                held = before.get(name)
+                if held is None or held.mark != mark:
+                    state = HeadState(self._config, name, Gathered) if held is None else held.state
+                    state.follow(self._view, mark)
+                    spaces = {space: list(one.rows.items()) for space, one in state.spaces.items()}
+                    declared = {
+                        f"{name}\0\0{label}": row.seq for label, row in ClassesOf(self._view["classes"], name).items()
+                    }
+                    held = Rows(mark, state, spaces, declared)
+                found[name] = held
+            self._measured = found
         return RowsMeasured(self._config, self._make, found)
 
 

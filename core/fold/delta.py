@@ -20,6 +20,7 @@ import numpy as np
 from streamfold.core.stores.abc import Store
 
 _EXAMPLES = 5
+Entries = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,29 +59,29 @@ class _Column:
 class _Measure:
     """What was found so far."""
 
-    columns: dict[str, _Column] = field(default_factory=dict)
+    columns: dict[tuple[str, Entries], _Column] = field(default_factory=dict)
     alone: dict[str, list[str]] = field(default_factory=lambda: {"live": [], "afresh": []})
     unequal: int = 0
 
-    def compare(self, column: str, key: Any, one: Any, other: Any) -> None:
-        """Compare two values of whatever shape."""
+    def compare(self, column: str, key: Any, one: Any, other: Any, entries: Entries = ()) -> None:
+        """Compare two values of whatever shape; ``entries``: keys of dicts, not told, as they may name somebody."""
         if _is_number(one) and _is_number(other):
-            self._number(column, key, one, other)
+            self._number((column, entries), key, one, other)
         elif isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and _alike(one, other):
-            self.arrays(column, key, one, other)
+            self.arrays(column, key, one, other, entries)
         elif (names := _fields(one)) and type(one) is type(other):
             for name in names:
-                self.compare(f"{column}.{name}", key, getattr(one, name), getattr(other, name))
+                self.compare(f"{column}.{name}", key, getattr(one, name), getattr(other, name), entries)
         elif isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
             for name, value in one.items():
-                self.compare(f"{column}.{name}", key, value, other[name])
+                self.compare(f"{column}[]", key, value, other[name], (*entries, name))
         elif isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
             for place, (value, wanted) in enumerate(zip(one, other, strict=True)):
-                self.compare(f"{column}[{place if isinstance(one, tuple) else ''}]", key, value, wanted)
+                self.compare(f"{column}[{place if isinstance(one, tuple) else ''}]", key, value, wanted, entries)
         else:  # arrays of two shapes cannot be held against each other
             self.unequal += isinstance(one, np.ndarray) or isinstance(other, np.ndarray) or bool(one != other)
 
-    def _number(self, column: str, key: Any, one: float, other: float) -> None:
+    def _number(self, column: tuple[str, Entries], key: Any, one: float, other: float) -> None:
         if not (math.isfinite(one) and math.isfinite(other)):
             self.unequal += not (one == other or (one != one and other != other))
             return
@@ -89,7 +90,7 @@ class _Measure:
         if (difference := float(abs(one - other))) > found.difference:
             found.difference, found.key = difference, key
 
-    def arrays(self, column: str, key: Any, one: Any, other: Any) -> None:
+    def arrays(self, column: str, key: Any, one: Any, other: Any, entries: Entries = ()) -> None:
         """Compare arrays of one shape ``(rows, …)``; the key of a row is its number where ``key`` is None."""
         if not one.size:
             return
@@ -103,7 +104,7 @@ class _Measure:
             away = np.abs(one - other)
         else:  # whole numbers of 64 bits differ by less than a float can tell
             away = np.maximum(one, other).astype(np.uint64) - np.minimum(one, other).astype(np.uint64)
-        found = self.columns.setdefault(column, _Column())
+        found = self.columns.setdefault((column, entries), _Column())
         found.largest = max(found.largest, *(abs(float(edge)) for a in (one, other) for edge in (a.min(), a.max())))
         at = np.unravel_index(int(away.argmax()), away.shape)
         if (difference := float(away[at])) > found.difference:
@@ -118,8 +119,8 @@ class _Measure:
                 self.compare(store, key, value, afresh[key])
 
     def delta(self) -> Delta:
-        farthest = max(self.columns.items(), key=lambda one: one[1].difference, default=("", _Column()))
-        name, column = farthest
+        farthest = max(self.columns.items(), key=lambda one: one[1].difference, default=(("", ()), _Column()))
+        (name, _), column = farthest
         live, afresh = self.alone["live"], self.alone["afresh"]
         return Delta(
             max_abs=column.difference,

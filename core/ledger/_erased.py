@@ -141,6 +141,10 @@ class EraseMixin(Base):
     def erasing_workspaces(self) -> list[str]:
         return [row[0] for row in self._all("select distinct workspace from erasures where completed_us = 0")]
 
+    def erased_since(self, workspace: str, at_us: int) -> bool:
+        sql = "select 1 from erasures where workspace = ? and (completed_us = 0 or completed_us >= ?) limit 1"
+        return bool(self._all(sql, (workspace, at_us)))
+
     def erased_groups(self, workspace: str, position: int) -> list[ErasedGroup]:
         sql = """select position, grp, method, state, removed from erasure_groups
             where workspace = ? and position = ? order by grp"""
@@ -241,7 +245,8 @@ class EraseMixin(Base):
         def job(tx: Tx) -> None:
             found = tx.all(_REPORTS, (workspace, group, upto, over_by_us, _MOST_REPORTS))
             rows = []
-            for position, text in found:
+            for position in sorted(position for (position,) in found):
+                [(text,)] = tx.all(_LOCK_REPORT, (workspace, position))  # another group's delta waits for this one's
                 report = json.loads(text or "{}")
                 report.setdefault("deltas", {})[group] = {name: json.loads(one) for name, one in deltas.items()}
                 rows.append((json.dumps(report, sort_keys=True), workspace, position))
@@ -250,7 +255,8 @@ class EraseMixin(Base):
         self._write(job)
 
 
-_REPORTS = """select e.position, e.report from erasures e join erasure_groups g
+_LOCK_REPORT = "update erasures set report = report where workspace = ? and position = ? returning report"
+_REPORTS = """select e.position from erasures e join erasure_groups g
     on g.workspace = e.workspace and g.position = e.position
     where e.workspace = ? and g.grp = ? and e.position <= ? and e.completed_us > 0 and e.completed_us <= ?
     order by e.position desc limit ?"""

@@ -721,6 +721,9 @@ class Ledger(Protocol):
     def erasing_workspaces(self) -> list[str]:
         """The workspaces with erasures that are not complete."""
 
+    def erased_since(self, workspace: str, at_us: int) -> bool:
+        """Whether an erasure is under way, or was completed at a time or later."""
+
     def erased_groups(self, workspace: str, position: int) -> list[ErasedGroup]:
         """What each group that has passed the erasure did about it."""
 

@@ -32,6 +32,8 @@ class Job:
     result: Any = None
     error: str | None = None
     started: float = 0.0
+    asked_us: int = 0
+    """By the node's clock, of a verification: what is erased later may be named in its result."""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def as_json(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from streamfold.pipelines.serve.call import Call, Endpoint, answer, page, rfc333
 from streamfold.pipelines.serve.merging import INTAKE as MERGES
 from streamfold.pipelines.serve.problems import Problem
 from streamfold.pipelines.serve.rules import INTAKE as RULES
+from streamfold.pipelines.serve.versions import unname
 
 
 # -- status --------------------------------------------------------------------------------------
@@ -191,6 +192,7 @@ async def get_job(call: Call) -> Response:
         raise Problem("not-found", "no such job in this process: jobs are kept until it stops")
     if call.request.method == "DELETE":
         call.service.jobs.cancel(job)
+    await call.ask(unname, call.service.node.ledger, job)
     return answer(job.as_json())
 
 

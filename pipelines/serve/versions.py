@@ -30,7 +30,7 @@ from streamfold.core.events import check_text
 from streamfold.core.fold import note_deltas, verify_group, versions
 from streamfold.core.fold.estimate import Estimate, estimate
 from streamfold.core.hooks import GateRule
-from streamfold.core.ledger.abc import AuditEntry
+from streamfold.core.ledger.abc import AuditEntry, Ledger
 from streamfold.core.views import WorkspaceView
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import PAGE_PARAMS, Call, Endpoint, answer, page, rfc3339
@@ -133,7 +133,19 @@ def _verify(call: Call, body: Action, group: Group, reason: str) -> Job:
         return msgspec.to_builtins(verdict, str_keys=True)
 
     _audit(call, "verify", group.name, reason)
-    return call.service.jobs.start("verify", workspace, work)
+    asked_us = context.clock.now_us()
+    job = call.service.jobs.start("verify", workspace, work)
+    job.asked_us = asked_us
+    return job
+
+
+def unname(ledger: Ledger, job: Job) -> None:
+    """Drop the keys in what a verification found, for good, once a subject was erased: they may name it."""
+    result = job.result
+    if job.kind != "verify" or not result or not ledger.erased_since(job.workspace, job.asked_us):
+        return
+    deltas = {name: delta | {"key": None, "examples": []} for name, delta in result["deltas"].items()}
+    job.result = result | {"deltas": deltas}
 
 
 def _rebuild(call: Call, body: Action, group: Group, reason: str) -> Job:

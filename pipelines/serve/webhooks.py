@@ -31,6 +31,8 @@ from streamfold.pipelines.serve.rounds import Rounds
 _LOOK_S = 0.25
 _OTHERS_S = 5.0
 """How often it is looked for what another process has left."""
+_GONE_S = 60.0
+"""How often alerts are looked through where no rule posts any: they are of rules that are gone."""
 _FAILED_S = 10.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 300.0
 _MOST = 1000
@@ -59,7 +61,8 @@ class Webhooks:
             "streamfold_alerts", "Alerts of rules by what became of them", ["workspace", "rule", "outcome"],
             registry=registry,
         )  # fmt: skip
-        self._rounds = Rounds("alerts", node, self._look, every_s=_LOOK_S, failed_s=_FAILED_S) if self._rules else None
+        every_s = _LOOK_S if self._rules else _GONE_S
+        self._rounds = Rounds("alerts", node, self._look, every_s=every_s, failed_s=_FAILED_S)
 
     def takes(self, workspace: str, rule: RuleSettings) -> bool:
         """Whether an alert of a rule is to be kept for delivery: it has a URL, and not too many wait."""
@@ -76,12 +79,10 @@ class Webhooks:
 
     def close(self) -> None:
         """End, after the attempt under way; what waits is delivered by whoever serves next."""
-        if self._rounds is not None:
-            self._rounds.close()
+        self._rounds.close()
 
     # -- what is due --------------------------------------------------------------------------------------------------
     def _look(self, view: WorkspaceView) -> None:
-        assert self._rounds is not None
         if time.monotonic() < self._next.get(view.name, 0.0):
             return
         self._next[view.name] = time.monotonic() + _OTHERS_S  # an alert that is kept from here on has it looked again
@@ -90,18 +91,16 @@ class Webhooks:
         for alert in self._node.ledger.alerts(view.name):
             if self._rounds.stopped():
                 return
-            if alert.rule not in waiting and not self._done(view.name, alert):
+            if alert.rule not in self._rules:
+                self._end_old(view.name, alert)
+            elif alert.rule not in waiting and not self._done(view.name, alert):
                 waiting.add(alert.rule)
         if waiting:
             self._next[view.name] = 0.0
 
     def _done(self, workspace: str, alert: Alert) -> bool:
         """Try an alert if it is due and nobody else does; False: it waits."""
-        rule, ledger, now_us = self._rules.get(alert.rule), self._node.ledger, self._node.context.clock.now_us()
-        if rule is None:  # another process may have it still
-            return now_us > alert.made_us + _GIVE_UP_S * US and self._end(
-                workspace, alert, "failed", "its rule is gone"
-            )
+        rule, ledger, now_us = self._rules[alert.rule], self._node.ledger, self._node.context.clock.now_us()
         if alert.due_us > now_us:
             return False
         busy_us = int((4 * rule.timeout_s + 5) * US)  # the timeout is of each step: connect, send, wait, read
@@ -117,6 +116,11 @@ class Webhooks:
             self._said(workspace, rule.name, "retried", error=f"{error}; again in {pause_s:g} s")
             return False
         return self._end(workspace, alert, "failed" if error else "delivered", error)
+
+    def _end_old(self, workspace: str, alert: Alert) -> None:
+        """Give up an alert whose rule is not known here, once it is old: another process may have the rule still."""
+        if self._node.context.clock.now_us() > alert.made_us + _GIVE_UP_S * US:
+            self._end(workspace, alert, "failed", "its rule is gone")
 
     def _end(self, workspace: str, alert: Alert, outcome: str, error: str) -> bool:
         self._node.ledger.end_alert(workspace, alert.alert_id)

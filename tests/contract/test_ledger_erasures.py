@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 from streamfold.core.ledger.abc import ErasedGroup, Ledger
 from streamfold.core.testing.ledger_contract import WORKSPACE, make_event
@@ -27,3 +28,24 @@ def test_deltas_go_into_the_reports_of_erasures_that_are_over_and_that_the_group
         {"stores": [], "deltas": {"other": {"c@1": {"max_abs": 1.0}}}},
         {"stores": []},  # the comparison did not reach it
     ]
+
+
+def test_deltas_of_groups_that_are_noted_at_once_are_all_kept(ledger: Ledger) -> None:
+    ledger.append(WORKSPACE, [dataclasses.replace(make_event("e1", subject="u1"), erases=True)], recorded_us=1)
+    groups = [f"g{n:02}" for n in range(40)]
+    ledger.note_groups(WORKSPACE, [ErasedGroup(1, group, "exact", "done", 1) for group in groups])
+    ledger.end_erasure(WORKSPACE, 1, "complete", 5)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda g: ledger.note_deltas(WORKSPACE, g, 1, {"a@1": "{}"}, over_by_us=5), groups))
+    found = ledger.erasure(WORKSPACE, 1)
+    assert found is not None
+    assert sorted(json.loads(found.report)["deltas"]) == groups
+
+
+def test_it_is_known_whether_anything_was_erased_since(ledger: Ledger) -> None:
+    assert not ledger.erased_since(WORKSPACE, 0)
+    ledger.append(WORKSPACE, [dataclasses.replace(make_event("e1", subject="u1"), erases=True)], recorded_us=1)
+    assert ledger.erased_since(WORKSPACE, 9), "under way"
+    ledger.end_erasure(WORKSPACE, 1, "complete", 5)
+    assert ledger.erased_since(WORKSPACE, 5)
+    assert not ledger.erased_since(WORKSPACE, 6)

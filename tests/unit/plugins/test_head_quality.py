@@ -81,7 +81,12 @@ def test_what_was_retracted_or_replaced_is_not_measured(
     mail.send(*[label(n + 1, text, "ab"[n % 2]) for n, text in enumerate(texts)])
     assert mail.server.measured().scored().key[:, 0].tolist() == [*range(2, 13)]  # the first: by nothing
     mail.send(label(20, texts[3], None), label(21, texts[4], "b"))
-    assert mail.server.measured().scored().key[:, 0].tolist() == [2, 3, *range(6, 13), 21]
+    followed = mail.server.measured().scored()
+    assert followed.key[:, 0].tolist() == [2, 3, *range(6, 13), 21]
+    mail.server._measured.clear()
+    afresh = mail.server.measured().scored()
+    assert (afresh.key == followed.key).all()
+    assert afresh.score == pytest.approx(followed.score, abs=1e-9)
 
 
 def test_the_series_tells_accuracy_the_worst_class_and_what_was_forgotten() -> None:
