@@ -69,7 +69,7 @@ class QualityServer:
     def _why(self) -> str:
         """Why nothing is ranked among all items, or nothing yet."""
         config = self._config
-        items = self._view.of("activity").server.count() + len(self._view["named"])
+        items = self._view.of("activity").server.count(item for item, _ in self._view["named"].items())
         if not config.rank_budget:
             return "rank_budget is 0"
         if items > config.rank_limit:

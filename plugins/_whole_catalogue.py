@@ -5,12 +5,14 @@ does (Krichene and Rendle, On sampled metrics for item recommendation, 2020, doi
 are sampled, and at one that is drawn everything that could be shown to its user is scored by the ranker as it is then.
 An event of m examples is drawn with probability ``budget · m / (items + 100)`` by a hash of its position: what an
 example costs on average does not grow with the catalogue, a replay draws the same events, and so does another version
-(the two can be compared). What is drawn is no secret of the state, so that nobody has to fold event by event for it.
+(the two can be compared where both have the same ``rank_budget`` and ``rank_limit``). What is drawn is no secret of
+the state, so that nobody has to fold event by event for it.
 
 An *exposure* is ranked when it comes by, with the places of all its items, as nobody knows yet which of them will be
 liked; a liked item that nothing of ours showed is ranked before it is learned. Left out is what the user has judged
 (an action that says liked or not, as far as ``activity`` keeps it); ``streamfold evaluate`` also leaves out what was
-shown and passed over, and otherwise measures the same.
+shown and passed over, and otherwise measures the same. What was clicked before its exposure was logged is not left out
+there, as if the click had come after it (also if the user had judged the item long before: nothing kept tells).
 
 Popularity is the number of an item's examples so far. Items fall into ten parts of equally many examples, rarest first
 (as in ``streamfold evaluate``, there by what they will have in the end): the examples of items met k times are counted
@@ -21,7 +23,7 @@ first time is in the first part.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -69,7 +71,15 @@ def share_of(items: int, examples: int, budget: float) -> float:
 
 
 def ranked(
-    ranker: Ranker, catalogue: Any, user: str, targets: Sequence[str], *, named: Iterable[str], at_us: int, now_us: int
+    ranker: Ranker,
+    catalogue: Any,
+    user: str,
+    targets: Sequence[str],
+    *,
+    named: Iterable[str],
+    early: Set[str] = frozenset(),
+    at_us: int,
+    now_us: int,
 ) -> Unseen | None:
     """Rank everything unseen for a user. O(items log items).
 
@@ -78,6 +88,7 @@ def ranked(
     catalogue : the server of ``activity``.
     targets : items whose places are told; −1 of those that the user has judged.
     named : items that no event of their own told of.
+    early : targets whose feedback was there before they were shown: they count as not judged.
     now_us : what could be shown at that time.
 
     Returns
@@ -85,7 +96,7 @@ def ranked(
     None where the ranker has no finite scores.
     """
     judged = catalogue.judged(user, targets)
-    fitting = [item for item, known in zip(targets, judged, strict=True) if not known]
+    fitting = [item for item, known in zip(targets, judged, strict=True) if not known or item in early]
     unseen, listed = catalogue.unjudged(user, named, now_us)
     items = [*unseen, *sorted({*fitting}.difference(unseen))]
     parts = [items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE)]

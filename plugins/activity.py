@@ -321,9 +321,11 @@ class ActivityServer:
         may = [id_ for id_, listed in zip(ids, self.listed(ids, at_us), strict=True) if listed]
         return [id_ for id_, judged in zip(may, self.judged(user, may), strict=True) if not judged], len(may)
 
-    def count(self) -> int:
-        """How many items there are of which an event of their own told."""
-        return len(self._view["items"])
+    def count(self, others: Iterable[str] = ()) -> int:
+        """How many items there are of which an event of their own told, with those of ``others`` that are not among
+        them. O(others)."""
+        items = self._view["items"]
+        return len(items) + sum(item not in items for item in others)
 
     def heard_of(self, item_id: str) -> bool:
         """Whether an event of its own ever told of an item."""

@@ -22,7 +22,7 @@ whose window has closed changes no more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -171,21 +171,22 @@ class Quality(Policy):
         ranker = stores.of(self.config.ranker).server
         heard = self._heard(event, stores)
         gains = self._liked_unseen(event, heard, stores)
-        self._test(heard, lambda n: float(ranker.score(heard[n].example)), stores, gains)
         data = event.data
         if _is_scored(event):
             items = tuple(dict.fromkeys(one.item_id for one in data.items if one.item_id is not None))
-            if items and data.exposure_id not in stores["pending"]:
-                stores["pending"].put(data.exposure_id, self._scored(event, items, stores))
+            if items and data.exposure_id not in stores["pending"]:  # before the test: a click may have come before it
+                early = {one.example.item for one in heard if one.example.exposure == data.exposure_id}
+                stores["pending"].put(data.exposure_id, self._scored(event, items, early, stores))
+        self._test(heard, lambda n: float(ranker.score(heard[n].example)), stores, gains)
 
-    def _scored(self, event: Event, items: tuple[str, ...], stores: Stores) -> Pending:
+    def _scored(self, event: Event, items: tuple[str, ...], early: Set[str], stores: Stores) -> Pending:
         """Score what is shown; if the event is drawn, among everything unseen."""
         user = user_key(event.data.user_id, event.data.session_id)
         request = RankRequest(user=user, item_ids=items, at_us=event.at_us)
         scores = stores.of(self.config.ranker).server.rank(request).scores
         gains: dict[str, float] = {}
         if user and self._drawn(event, len(items), stores):
-            gains = self._rank_unseen(user, items, event.at_us, stores)
+            gains = self._rank_unseen(user, items, event.at_us, stores, early=early)
         return Pending(
             items, tuple(scores.tolist()), (-1,) * len(items), tuple(gains[item] for item in items) if gains else ()
         )
@@ -193,11 +194,16 @@ class Quality(Policy):
     # -- everything unseen --------------------------------------------------------------------------------------------
     def _drawn(self, event: Event, examples: int, stores: Stores) -> bool:
         """Whether everything unseen is ranked at an event. Items that are only gathered are not counted yet: there may
-        be more later, and the answer no longer yes, never the other way round."""
+        be more later, and the answer no longer yes, never the other way round: ``named`` only grows, and the items of
+        ``activity`` are those before the event. An item in both counts once; O(named), but only if drawn so far."""
         config, at = self.config, draw(event.seq)
         if at >= share_of(0, examples, config.rank_budget):
             return False  # whatever the catalogue is
-        items = stores.of("activity").server.count() + len(stores["named"])
+        activity, named = stores.of("activity").server, stores["named"]
+        least = max(activity.count(), len(named))
+        if least > config.rank_limit or at >= share_of(least, examples, config.rank_budget):
+            return False
+        items = activity.count(item for item, _ in named.items())
         return items <= config.rank_limit and at < share_of(items, examples, config.rank_budget)
 
     def _to_rank(self, event: Event, heard: Sequence[Heard], stores: Stores) -> int | None:
@@ -216,11 +222,13 @@ class Quality(Policy):
         gains = self._rank_unseen(example.user, (example.item,), example.at_us, stores)
         return {n: gains[example.item]} if gains else {}
 
-    def _rank_unseen(self, user: str, targets: Sequence[str], at_us: int, stores: Stores) -> dict[str, float]:
+    def _rank_unseen(
+        self, user: str, targets: Sequence[str], at_us: int, stores: Stores, *, early: Set[str] = frozenset()
+    ) -> dict[str, float]:
         """Rank everything unseen; returns the gains of targets, empty where the ranker has no scores."""
         named = [item for item, _ in stores["named"].items()]
         activity, ranker = stores.of("activity").server, stores.of(self.config.ranker).server
-        made = ranked(ranker, activity, user, targets, named=named, at_us=at_us, now_us=stores.now_us)
+        made = ranked(ranker, activity, user, targets, named=named, early=early, at_us=at_us, now_us=stores.now_us)
         if made is None:
             return {}
         keep(made, at_us, stores["rankings"])

@@ -121,7 +121,12 @@ def test_live_equals_replay_however_it_was_cut(seed: int, tmp_path: Path) -> Non
 
 def test_reading_for_endless_strangers_grows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_codes, "_CACHED", 1000)
-    _codes._ITEMS.clear()
+    kept = (
+        *(_codes._USERS, _codes._ITEMS, _codes._USER_TOKENS, _codes._ITEM_TOKENS),
+        *(_codes._ALL_USER_TOKENS, _codes._ALL_ITEM_TOKENS),
+    )
+    for one in kept:
+        one.clear()
     with opened(tmp_path) as world:
         told(world, stream(4, 60), random.Random(4), most=60)
         view, before = world.view, contents(world)
@@ -135,4 +140,6 @@ def test_reading_for_endless_strangers_grows_nothing(tmp_path: Path, monkeypatch
         assert sum(group.stores.state_bytes() for group in view.groups.values()) == size
     caches = (_codes.code, _codes._id_alone, _codes._tokens_alone, _codes._taken_alone)
     assert all(cache.cache_info().maxsize is not None for cache in caches)
-    assert 0 < len(_codes._ITEMS) <= 1000
+    assert all(len(one) <= 1000 for one in kept)
+    assert _codes._USERS
+    assert _codes._ITEMS

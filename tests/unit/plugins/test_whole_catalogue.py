@@ -177,6 +177,59 @@ def test_what_is_shown_is_ranked_when_it_is_shown_and_counts_when_it_is_liked(tm
         )
 
 
+def test_a_click_logged_before_its_exposure_counts_as_one_after_it(tmp_path: Path) -> None:
+    def told(name: str, *, early: bool, cut: int) -> tuple[list[QualityPoint], Ranked, int]:
+        rows = [{"item_id": f"i{k}", "rank": k + 1, "score": 0.5} for k in range(4)]
+        shown = "exposure.recorded", {"exposure_id": "x", "kind": "recommend", "user_id": "ann", "items": rows}
+        click = {"user_id": "ann", "item_id": "i1", "action": "click", "exposure_id": "x"}
+        clicked: Given = "interaction.observed", click
+        with World(tmp_path / name, [builtin], policies()) as world:
+            events: list[Given] = [("item.upserted", {"item_id": f"i{k}"}) for k in range(12)]
+            for k in range(30):
+                like = {"user_id": f"v{k}", "item_id": f"i{k % 3}", "action": "like" if k % 3 else "dislike"}
+                events.append(("interaction.observed", like))
+            events += [clicked, shown] if early else [shown, clicked]
+            for n, one in enumerate(events, 1):
+                world.send(*one)
+                if n % cut == 0:
+                    world.fold()
+            world.fold()
+            world.clock.advance(30)
+            world.send("interaction.observed", {"user_id": "bob", "item_id": "i9", "action": "dislike"})
+            world.fold()  # what was passed over completes the exposure
+            assert all(verdict.equal for verdict in world.verify().values())
+            return series(world), ranking(world), len(world.store("quality", "pending"))
+
+    points, whole, pending = told("early", early=True, cut=1)
+    after = told("late", early=False, cut=1)
+    assert pending == 0
+    assert all(sum(getattr(one, name) >= 0 for one in points) == 1 for name in ("user_auc", "ndcg_at_10"))
+    assert whole.positives == 20 + 1
+    assert repr((points, whole, pending)) == repr(after)
+    assert repr(told("at-once", early=True, cut=100)) == repr((points, whole, pending))
+
+
+def test_an_item_that_was_named_before_its_own_event_counts_once(tmp_path: Path) -> None:
+    found = []
+    for cut in (1, 200):
+        with World(tmp_path / f"{cut}", [builtin], policies(rank_limit=50)) as world:
+            events: list[Given] = []
+            for k in range(40):
+                events.append(("interaction.observed", {"user_id": "u", "item_id": f"i{k}", "action": "like"}))
+            events += [("item.upserted", {"item_id": f"i{k}"}) for k in range(40)]
+            for k in range(10):
+                events.append(("interaction.observed", {"user_id": "v", "item_id": f"i{k}", "action": "like"}))
+            for n, one in enumerate(events, 1):
+                world.send(*one)
+                if n % cut == 0:
+                    world.fold()
+            world.fold()
+            found.append(ranking(world))
+            assert (found[-1].positives, found[-1].lists, found[-1].items, found[-1].why) == (50, 50, 40, "")
+            assert all(verdict.equal for verdict in world.verify().values())
+    assert repr(found[0]) == repr(found[1])
+
+
 def test_what_is_ranked_changes_nothing_else_that_is_measured(tmp_path: Path) -> None:
     """So gates judge as they would without it."""
     found = {}
