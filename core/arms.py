@@ -1,10 +1,12 @@
 """Live A/B: which version answers a user, and what users of each arm did.
 
 A split gives a share p of the users to a candidate. Who they are is decided by a hash of the user, salted with the
-experiment: the same user gets the same arm in every process and after every restart, and who is in one experiment's arm
-says nothing about another's. A user counts once, with the share of the exposures in a fixed window from the first one
-that led to something liked; users come in the order in which their windows close. Each arm's mean gets a confidence
-sequence (see ``gate.py``) at half of alpha, and so has the difference bounds that hold at all times at once.
+experiment: the same user is in the same arm in every process and after every restart, and who is in one experiment's
+arm says nothing about another's. A process that ran before an experiment began answers by it from when its candidate is
+there as far as what was live was when it learned of it, and until then all users from what is live, in no arm. A user
+counts once, with the share of the exposures in a fixed window from the first one that led to something liked; users
+come in the order in which their windows close. Each arm's mean gets a confidence sequence (see ``gate.py``) at half of
+alpha, and so has the difference bounds that hold at all times at once.
 """
 
 from __future__ import annotations

@@ -189,6 +189,8 @@ class WorkspaceView:
         self.states: dict[str, GroupState] = {}
         self._split: tuple[GroupState, ...] = ()
         """Those that answer a share of the users here."""
+        self._due: dict[str, int] = {}
+        """From which position on each experiment's candidate answers here; 0: it does already."""
         self.states_at = 0.0
         self.followed_at = 0.0
         self.deleted: dict[tuple[str, str], int] = {}
@@ -370,16 +372,25 @@ class WorkspaceView:
         return True
 
     def _level(self) -> tuple[GroupState, ...]:
-        """Who answers a share of the users: from when it is as far as what it answers for, so that no position goes
-        back for the users that it takes over."""
-        before = {(state.experiment, state.group) for state in self._split}
+        """Who answers a share of the users: from when it is as far as what it answers for was when this view learned of
+        the experiment, so that no position goes back for the users that it takes over.
+
+        That position is fixed: what is live moves on. A view that opens has answered nobody yet, and a split begins
+        with the candidate level in the ledger: there it answers at once, as in the processes that ran on. What takes
+        a candidate's place (it was rebuilt) goes on in its experiment.
+        """
+        shared = [state for state in self.states.values() if state.share_ppm]
+        self._due = {one: due for one, due in self._due.items() if one in {state.experiment for state in shared}}
         found = []
-        for state in self.states.values():
+        for state in shared:
             view = self.groups.get(state.group)
-            if not state.share_ppm or view is None:
+            if view is None:
                 continue
-            live = [one.watermark for one in self.live() if one.group.names & view.group.names]
-            if (state.experiment, state.group) in before or view.watermark >= max(live, default=0):
+            if state.experiment not in self._due:
+                live = [one.watermark for one in self.live() if one.group.names & view.group.names]
+                self._due[state.experiment] = max(live, default=0) if self.followed_at else 0
+            if view.watermark >= self._due[state.experiment]:
+                self._due[state.experiment] = 0
                 found.append(state)
         return tuple(found)
 

@@ -393,6 +393,7 @@ STATUS = {
             "replaces": None,
             "share": None,
             "experiment": None,
+            "answering": None,
             "takeover": None,
             "retires_at": None,
             "state_bytes": 4096,

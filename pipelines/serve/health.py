@@ -13,7 +13,7 @@ from streamfold.core.errors import LedgerError
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import Call, Endpoint, answer
 from streamfold.pipelines.serve.metrics import CONTENT_TYPE
-from streamfold.pipelines.serve.pressure import live_lag
+from streamfold.pipelines.serve.pressure import answering_lag
 
 QUIET = frozenset(("/healthz", "/readyz", "/metrics"))
 """Routes that probes call: logged at level debug."""
@@ -48,8 +48,8 @@ def _checks(call: Call) -> list[dict[str, Any]]:
         return [{"name": "view", "ok": False, "detail": "the views are being recovered"}]
     view = call.view
     free = shutil.disk_usage(service.settings.data).free
-    lag = live_lag(view)
-    halted = {v.group.name: view.states[v.group.name].halted for v in view.live() if not v.outdated and view.halted(v)}
+    lag, answering = answering_lag(view), [v for v in view.answerers() if not v.outdated]
+    halted = {v.group.name: view.states[v.group.name].halted for v in answering if view.halted(v)}
     missing = [f"{i.name}@{i.version}" for i in service.node.context.missing(call.workspace) if i.slot == "live"]
     error = service.node.views.error if service.node.views is not None else None
 

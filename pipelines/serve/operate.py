@@ -120,6 +120,7 @@ def policies(call: Call, head: int) -> list[dict[str, Any]]:
                 "replaces": state.replaces,
                 "share": state.share_ppm / MILLION or None,
                 "experiment": state.experiment or None,
+                "answering": call.view.experiment_of(instance.group) == state.experiment if state.experiment else None,
                 "takeover": None if held is None else held.as_json(),
                 "retires_at": rfc3339(state.retire_us),
                 "config": msgspec.json.decode(instance.config),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from streamfold.core.settings import Settings
-from streamfold.core.views import WorkspaceView
+from streamfold.core.views import GroupView, WorkspaceView
 from streamfold.pipelines.serve.problems import Problem
 
 _KEEP_S = 0.5
@@ -22,10 +23,23 @@ class Reading:
 
 
 def live_lag(view: WorkspaceView) -> int:
-    """Events that the slowest live group has to fold; halted and paused groups are an alert, not a brake for others."""
+    """Events that the slowest live group has to fold; halted and paused groups are an alert, not a brake for others.
+
+    Nor is a candidate that answers a share of the users: an experiment does not stop the intake. Its lag is an alert
+    (see ``answering_lag``), and who waits for an event waits for it too, until the split is ended.
+    """
+    return _lag(view, view.live())
+
+
+def answering_lag(view: WorkspaceView) -> int:
+    """The same of all that answer users: what is live, and candidates of live A/Bs."""
+    return _lag(view, view.answerers())
+
+
+def _lag(view: WorkspaceView, groups: Iterable[GroupView]) -> int:
     behind = [
         view.head - group.watermark
-        for group in view.live()
+        for group in groups
         if not view.halted(group) and ((state := view.states.get(group.group.name)) is None or not state.paused)
     ]
     return max(0, *behind) if behind else 0

@@ -368,3 +368,27 @@ def test_what_a_version_still_holds_of_an_erased_user_keeps_it_from_serving(tmp_
         assert scores(top(client)) == {"i0": 10.0, "i1": 10.0, "i2": 10.0}
         send(client, 30, 3)
         assert scores(top(client))["i0"] == 11.0
+
+
+def test_a_halted_candidate_of_a_split_makes_health_red_until_the_split_is_ended(tmp_path: Path) -> None:
+    with shop(tmp_path) as (client, node):
+        send(client, 0, 3)
+        added = add(client)
+        assert wait_job(client, added["job_id"])["state"] == "done"
+        group = added["policy"]
+        assert lines(client)[group]["answering"] is None
+        assert act(client, "split", share=0.5).status_code == 202
+        assert {one["group"]: one["answering"] for one in lines(client).values()} == {
+            group: True, next(one for one in lines(client) if one != group): None
+        }  # fmt: skip
+        assert client.get("/v1/health").status_code == 200
+        node.ledger.set_halted("default", group, "a bug in the candidate")
+        deadline = time.monotonic() + 30
+        while (health := client.get("/v1/health")).status_code == 200 and time.monotonic() < deadline:
+            time.sleep(0.05)  # the view looks at states once a second
+        assert [one["name"] for one in health.json()["checks"] if not one["ok"]] == ["fold"]
+        assert f"{group}: a bug in the candidate" in health.text
+        assert act(client, "split", share=0).status_code == 202
+        while client.get("/v1/health").status_code != 200 and time.monotonic() < deadline + 30:
+            time.sleep(0.05)
+        assert client.get("/v1/health").status_code == 200

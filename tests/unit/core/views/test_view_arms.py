@@ -12,6 +12,8 @@ from streamfold.core import Candidates, CandidateSource, Event, Policy, Stores, 
 from streamfold.core.context import Group
 from streamfold.core.fold import LANES, FoldRunner, versions
 from streamfold.core.testing import World, plugin
+from streamfold.core.views import WorkspaceView
+from streamfold.pipelines.serve.pressure import answering_lag, live_lag
 
 
 class Counts(Policy):
@@ -179,3 +181,75 @@ def test_a_candidate_answers_once_it_is_as_far_as_what_it_answers_for(world: Wor
     click(world)
     world.fold()
     assert answer(world, "u") == (3000, "candidate")  # no user changes arms because one of them is late
+
+
+def opened(world: World) -> WorkspaceView:
+    """A view as a process opens it that starts now."""
+    return WorkspaceView(world.context, world.workspace, lambda workspace, seconds: None)
+
+
+def test_a_process_that_starts_gives_the_same_arms_when_the_candidate_lags(world: World) -> None:
+    group = shadow(world)
+    assert world.view.answering("u").arms == ()
+    split(world, group, 0.4)
+    users = [f"u{n}" for n in range(50)]
+    world.ledger.set_paused(world.workspace, group.name, True)
+    before = {user: world.view.answering(user) for user in users}
+    click(world)
+    world.fold()
+    assert mark(world, group) < mark(world, world.group("reader"))
+    new = opened(world)
+    try:
+        assert {user: new.answering(user) for user in users} == before
+        assert {user: world.view.answering(user) for user in users} == before
+        assert {one.arm for found in before.values() for one in found.arms} == {"live", "candidate"}
+    finally:
+        new.close()
+
+
+def test_a_candidate_need_not_reach_what_is_live_while_that_moves_on(world: World) -> None:
+    group = shadow(world)
+    seen = world.view
+    split(world, group, 0.999)
+    live = FoldRunner(world.context, world.prepared, lane="live")
+    try:
+        world.ledger.set_paused(world.workspace, group.name, True)
+        click(world)
+        live.run(world.workspace)
+        assert world.view.answering("u").arms == ()
+        world.ledger.set_paused(world.workspace, group.name, False)
+        live.run(world.workspace)  # as far as what was live when the view learned of the split
+        world.ledger.set_paused(world.workspace, group.name, True)
+        click(world)
+        live.run(world.workspace)
+        assert mark(world, group) < mark(world, world.group("reader"))
+        assert world.view is seen
+        assert answer(world, "u") == (3000, "candidate")
+    finally:
+        live.stop()
+
+
+def test_a_rebuilt_candidate_that_lags_goes_on_in_its_experiment(world: World) -> None:
+    group = shadow(world)
+    split(world, group, 0.999)
+    assert answer(world, "u") == (2000, "candidate")
+    versions.rebuild(world.context, world.workspace, group, actor="me", reason="test")
+    world.fold()
+    [new] = [one for one in world.context.groups(world.workspace, fresh=True) if one.slot == "shadow"]
+    assert new.name != group.name
+    world.ledger.set_paused(world.workspace, new.name, True)
+    click(world)
+    world.fold()  # the view learns of it now
+    assert mark(world, new) < mark(world, world.group("reader"))
+    assert answer(world, "u") == (2000, "candidate")
+
+
+def test_a_candidate_that_lags_is_seen_and_does_not_hold_intake_back(world: World) -> None:
+    group = shadow(world)
+    split(world, group, 0.5)
+    assert (live_lag(world.view), answering_lag(world.view)) == (0, 0)
+    world.ledger.set_paused(world.workspace, group.name, True)
+    click(world)
+    world.fold()
+    world.ledger.set_paused(world.workspace, group.name, False)
+    assert (live_lag(world.view), answering_lag(world.view)) == (0, 1)
