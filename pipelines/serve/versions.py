@@ -176,6 +176,7 @@ def _split(call: Call, body: Action, group: Group, reason: str) -> Job:
 
 def _retire(call: Call, body: Action, group: Group, reason: str) -> Job:
     versions.retire(call.service.node.context, call.workspace, group, actor=call.principal.name, reason=reason)
+    _until(call, lambda view: not view.experiment_of(group.name))
     return _done(call, "retire", {"group": group.name})
 
 
