@@ -23,7 +23,7 @@ def check_arms(name: str, config: Any, read: Mapping[str, Policy]) -> None:
 
 def weight_of(data: Any, config: Any, stores: Stores) -> float:
     """How much a label counts, by the answers and labels before it."""
-    if not config.arms or data.exposure_id is None:
+    if not config.arms:
         return 1.0
     weight: float = stores.of(config.arms).server.weight(data)
     return weight

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from streamfold.core import ArmName, ArmOutcome, QualityPoint, Scored, View
 from streamfold.core.quality import BY_NEW, Ranked, calibration_error
+from streamfold.plugins import _arms
 from streamfold.plugins._whole_catalogue import DECILES, covered, share_of, shown_at_last, times
 from streamfold.plugins._whole_catalogue import kept as last_rankings
 
@@ -158,10 +159,7 @@ class SumsAndRing:
     def arms(self) -> list[ArmOutcome]:
         """What users of each arm of live A/Bs did, users in the order in which their windows closed. O(users)."""
         upto_us = self._kept.upto_us - self._kept.window_us
-        by_arm: dict[tuple[str, ArmName], list[tuple[int, str, ArmUser]]] = {}
-        for key, user in self._kept.users:
-            by_arm.setdefault((user.experiment, user.arm), []).append((user.first_us, key, user))
-        return [_outcome([user for *_, user in sorted(by_arm[arm])], upto_us) for arm in sorted(by_arm)]
+        return [_outcome(users, upto_us) for users in _arms.by_arm(self._kept.users)]
 
 
 def _outcome(users: Sequence[ArmUser], upto_us: float) -> ArmOutcome:

@@ -222,10 +222,7 @@ class HeadArmsServer:
     def arms(self) -> list[ArmOutcome]:
         """What users of each arm got, users in the order in which their windows closed. O(users)."""
         upto_us = (self._view["arms_seen"].get("us") or 0) - self._config.window_s * _US
-        by_arm: dict[tuple[str, ArmName], list[tuple[int, str, ArmUser]]] = {}
-        for key, user in self._view["arm_users"].items():
-            by_arm.setdefault((user.experiment, user.arm), []).append((user.first_us, key, user))
-        return [_outcome([user for *_, user in sorted(by_arm[arm])], upto_us) for arm in sorted(by_arm)]
+        return [_outcome(users, upto_us) for users in _arms.by_arm(self._view["arm_users"].items())]
 
 
 def _outcome(users: Sequence[ArmUser], upto_us: float) -> ArmOutcome:

@@ -314,10 +314,15 @@ def test_an_added_instance_survives_a_restart_and_is_resumed(tmp_path: Path) -> 
         assert equal(world)
 
 
-def test_a_changed_declaration_waits_for_promote_when_manual(tmp_path: Path) -> None:
-    with make(tmp_path / "w", {"count": {"step": 1}}) as world:
+def declared_before(tmp_path: Path, name: str) -> None:
+    """Leave a folder in which a policy was declared with another configuration, and an event folded."""
+    with make(tmp_path / "w", {name: {"step": 1}}) as world:
         world.send_many(click("a"))
         world.fold()
+
+
+def test_a_changed_declaration_waits_for_promote_when_manual(tmp_path: Path) -> None:
+    declared_before(tmp_path, "count")
     with make(tmp_path / "w", {"count": {"step": 10}}, settings={"on_change": "manual"}) as world:
         world.fold()
         assert [i.slot for i in world.ledger.instances(world.workspace)] == ["live", "shadow"]
@@ -328,9 +333,7 @@ def test_a_changed_declaration_waits_for_promote_when_manual(tmp_path: Path) -> 
 
 def test_a_changed_declaration_takes_over_unless_the_gate_refuses(tmp_path: Path) -> None:
     Gate.passed = False
-    with make(tmp_path / "w", {"count": {"step": 1}}) as world:
-        world.send_many(click("a"))
-        world.fold()
+    declared_before(tmp_path, "count")
     with make(tmp_path / "w", {"count": {"step": 10}}) as world:
         world.fold()
         assert [i.slot for i in world.ledger.instances(world.workspace)] == ["live", "shadow"]
@@ -340,9 +343,7 @@ def test_a_changed_declaration_takes_over_unless_the_gate_refuses(tmp_path: Path
 
 
 def test_a_changed_declaration_that_is_measured_is_left_to_whoever_asks_the_gate(tmp_path: Path) -> None:
-    with make(tmp_path / "w", {"measured": {"step": 1}}) as world:
-        world.send_many(click("a"))
-        world.fold()
+    declared_before(tmp_path, "measured")
     with make(tmp_path / "w", {"measured": {"step": 10}}) as world:
         world.fold()
         [shadow] = [g for g in world.context.groups(world.workspace) if g.slot == "shadow"]
@@ -368,9 +369,7 @@ def test_a_changed_declaration_that_is_measured_is_left_to_whoever_asks_the_gate
 
 
 def test_without_the_gate_the_fold_lets_it_take_over_and_says_that_nobody_was_asked(tmp_path: Path) -> None:
-    with make(tmp_path / "w", {"measured": {"step": 1}}) as world:
-        world.send_many(click("a"))
-        world.fold()
+    declared_before(tmp_path, "measured")
     with make(tmp_path / "w", {"measured": {"step": 10}}, settings={"on_change": "replace-ungated"}) as world:
         world.fold()
         assert counts(world, "measured") == {"a": 10}
@@ -379,9 +378,7 @@ def test_without_the_gate_the_fold_lets_it_take_over_and_says_that_nobody_was_as
 
 
 def test_a_paused_declaration_is_held_by_the_rule_that_says_so(tmp_path: Path) -> None:
-    with make(tmp_path / "w", {"measured": {"step": 1}}) as world:
-        world.send_many(click("a"))
-        world.fold()
+    declared_before(tmp_path, "measured")
     with make(tmp_path / "w", {"measured": {"step": 10}}) as world:
         world.fold()
         [shadow] = [g for g in world.context.groups(world.workspace) if g.slot == "shadow"]
@@ -429,9 +426,7 @@ def test_who_may_wait_lets_a_changed_declaration_catch_up(tmp_path: Path) -> Non
 
 def test_a_held_declaration_that_the_settings_have_changed_again_does_not_take_over(tmp_path: Path) -> None:
     Gate.passed = False
-    with make(tmp_path / "w", {"count": {"step": 1}}) as world:
-        world.send_many(click("a"))
-        world.fold()
+    declared_before(tmp_path, "count")
     with make(tmp_path / "w", {"count": {"step": 10}}) as world:
         world.fold()
     Gate.passed = True
