@@ -366,7 +366,8 @@ def _until(call: Call, done: Callable[[WorkspaceView], bool]) -> None:
 
 
 def _follow(call: Call, kind: str, group: Group) -> Job:
-    """Follow a shadow until it has caught up, or, rebuilt, until it has taken its place."""
+    """Follow a shadow until it has caught up, or, rebuilt, until it has taken its place, and until this process answers
+    from it as far: whoever waited for the job asks next."""
     node, workspace, name = call.service.node, call.workspace, group.name
 
     def work(step: Progress) -> dict[str, Any]:
@@ -377,7 +378,7 @@ def _follow(call: Call, kind: str, group: Group) -> Job:
             slot = next(i.slot for i in node.ledger.instances(workspace) if i.group == name)
             if slot == "retired":
                 raise RuntimeError(f"{name} was retired")
-            if state.watermark >= head and state.replaces is None:
+            if state.watermark >= head and state.replaces is None and _shows(call.view, name, slot, head):
                 return {"group": name, "slot": slot, "watermark": state.watermark}
             step(state.watermark - group.start_seq, max(1, head - group.start_seq) + (state.replaces is not None))
             now = time.monotonic()
@@ -387,6 +388,12 @@ def _follow(call: Call, kind: str, group: Group) -> Job:
             time.sleep(_LOOK_S)
 
     return call.service.jobs.follow(kind, workspace, work)
+
+
+def _shows(view: WorkspaceView, group: str, slot: str, position: int) -> bool:
+    """Whether answers are made from a group up to a position, in the slot that it has."""
+    found = view.groups.get(group)
+    return found is not None and found.watermark >= position and (slot != "live" or group in view.serving.live)
 
 
 # -- audit ---------------------------------------------------------------------------------------

@@ -174,6 +174,17 @@ def test_a_backfill_is_seen_goes_at_its_rate_and_is_resumed_after_a_restart(tmp_
         assert act(client, "promote").status_code == 202
 
 
+def test_a_backfill_that_is_done_is_seen_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamfold.core.views.view._BACKFILL_BYTES", 1)  # a look takes one commit of a shadow
+    with shop(tmp_path, fold={"batch_events": 5, "view_poll_ms": 50}) as (client, node):
+        send(client, 0, 150)
+        added = add(client)
+        assert wait_job(client, added["job_id"])["state"] == "done"
+        assert node.ledger.watermarks("default")[added["policy"]][1] > 20, "there were many commits to look at"
+        shadow = top(client, policy="shop@2")
+        assert (scores(shadow)["i0"], shadow["version"]["position"]) == (0.05, 150)
+
+
 def test_promotions_under_load_fail_no_request_and_mix_no_versions(tmp_path: Path) -> None:
     with shop(tmp_path) as (client, _):
         send(client, 0, 30)
