@@ -3,6 +3,7 @@
 A policy is a class with ``name``, ``version``, ``handles``, ``stores`` and ``fold``; see :class:`Policy`.
 """
 
+from streamfold.core.caches import emptied_on_erasure
 from streamfold.core.classifying import (
     Classifier,
     ClassifyRequest,
@@ -191,6 +192,7 @@ __all__ = [
     "WrongTarget",
     "best_slots",
     "class_name",
+    "emptied_on_erasure",
     "hookimpl",
     "merged_into",
     "plain_characters",

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+from streamfold.core.caches import Erasures
 from streamfold.core.context import Context
 from streamfold.core.errors import ConfigError, LedgerError, LedgerUnavailable
 from streamfold.core.fold import LANES, Eraser, Extracting, FoldRunner, Keeper, LedgerPrepared, Preparer
@@ -189,7 +190,10 @@ class Worker:
         self.backfill_preparer = Preparer(context, prepared)
         self.folds = Turns(ledger.head, self._fold)
         self._prepares = Shifts(concurrency, self._prepare)
-        self._sweeps: dict[str, Sweep] = {}
+        self._erasures = Erasures(ledger)
+        self._sweeps: dict[str, Sweep] = {
+            "caches": Sweep("caches", every_s, self._look_for_erasures, lambda workspace: None)
+        }
         often_s = min(every_s, _BACKFILL_EVERY_S)
         if role in ("fold", "all"):
             self._sweeps["fold"] = Sweep("sweep-fold", every_s, self._to_visit, self._sweep_fold)
@@ -208,6 +212,11 @@ class Worker:
         self.extracting = Extracting(context, on_append=self._extracted)
         if role in ("prepare", "all") and self.extracting.is_configured:
             self._sweeps["extract"] = Sweep("extract", often_s, lambda: list(self._pinned), self._extract)
+
+    def _look_for_erasures(self) -> list[str]:
+        """Empty caches where somebody was erased; no workspace is to be visited for it."""
+        self._erasures.look()
+        return []
 
     def _to_visit(self) -> list[str]:
         """The workspaces that a sweep looks at: those behind, those warm here, and once those not met before."""

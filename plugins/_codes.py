@@ -21,7 +21,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from streamfold.core import Example
+from streamfold.core import Example, emptied_on_erasure
 
 Codes = npt.NDArray[np.uint64]
 Ends = npt.NDArray[np.int64]
@@ -40,6 +40,7 @@ def _coded_bytes(kind: str, text: str) -> bytes:
     return blake2b(f"{kind}\x1f{text}".encode(), digest_size=8).digest()
 
 
+@emptied_on_erasure
 @lru_cache(_CACHED)
 def code(kind: str, text: str) -> int:
     """Code a string of a namespace: ``user``, ``item``, ``user_token`` or ``item_token``.
@@ -56,6 +57,7 @@ class _Kept(dict[K, bytes], Generic[K]):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self._kind = kind
+        emptied_on_erasure(self)
 
     def _made(self, key: K) -> bytes:
         raise NotImplementedError
@@ -206,12 +208,20 @@ _last: tuple[tuple[Example, ...], tuple[Coded, Outcomes]] = (), _taken_all(())
 """The last examples that were taken apart together: the next ranker of the group learns the same ones."""
 
 
+@emptied_on_erasure
+def _forget_last() -> None:
+    global _asked_last, _last
+    _asked_last, _last = (("", (), (), []), coded((), (), (), ())), ((), _taken_all(()))
+
+
 # An example alone is what a group that folds event by event codes each time: what it is made of is kept as arrays.
+@emptied_on_erasure
 @lru_cache(_CACHED)
 def _id_alone(kind: str, text: str) -> Codes:
     return np.array([code(kind, text)], np.uint64)
 
 
+@emptied_on_erasure
 @lru_cache(_CACHED)
 def _tokens_alone(kind: str, tokens: tuple[str, ...], most: int) -> tuple[Codes, Ends]:
     codes = np.array([code(kind, token) for token in tokens[:most]], np.uint64)
@@ -223,6 +233,7 @@ def _outcome_alone(label: float, swaps: bool, weight: float) -> Outcomes:
     return Outcomes(np.array([label]), np.array([swaps]), np.array([weight]))
 
 
+@emptied_on_erasure
 @lru_cache(_RECENT)
 def _taken_alone(example: Example) -> tuple[Coded, Outcomes]:
     pairs = Coded(

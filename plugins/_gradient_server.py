@@ -99,6 +99,12 @@ class GradientServer(HeadsServer):
         self._lift = Lift(config)
         self._read: OrderedDict[tuple[str, str], tuple[Any, Head, dict[str, str]]] = OrderedDict()
 
+    def forget(self) -> None:
+        """Heads are read anew."""
+        super().forget()
+        with self._lock:
+            self._read.clear()
+
     def weights(self, prefix: str, states: Mapping[str, ClassState], steps: int) -> Floats:
         """Rows of classes' weights, as they are served after so many steps."""
         own = self._own_weights([one.slot for one in states.values()], steps)

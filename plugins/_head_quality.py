@@ -141,6 +141,13 @@ class RowsServer(HeadsServer):
         super().__init__(config, view, make)
         self._measured: dict[str, Rows] = {}
         self._measuring = threading.Lock()
+        self._forgotten = 0
+
+    def forget(self) -> None:
+        """Keep no rows of measurements either, not those that are taken just now."""
+        super().forget()
+        self._forgotten += 1
+        self._measured = {}
 
     @property
     def slices(self) -> tuple[str, ...]:
@@ -152,6 +159,7 @@ class RowsServer(HeadsServer):
         found = {}
         most: list[tuple[str, HeadRow]] = sorted(self._view["heads"].items(), key=lambda one: (-one[1].rows, one[0]))
         with self._measuring:
+            forgotten = self._forgotten
             before, self._measured = self._measured, {}  # what fails is begun anew
             for name, mark in most[:_HEADS]:
                 held = before.get(name)
@@ -164,7 +172,8 @@ class RowsServer(HeadsServer):
                     }
                     held = Rows(mark, state, spaces, declared)
                 found[name] = held
-            self._measured = found
+            if forgotten == self._forgotten:
+                self._measured = found
         return RowsMeasured(self._config, self._make, found)
 
 

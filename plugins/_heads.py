@@ -19,7 +19,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from streamfold.core import ClassifyRequest, Prediction, ScoredLabel, View, WrongTarget, best_slots, merged_into
+from streamfold.core import (
+    ClassifyRequest,
+    Prediction,
+    ScoredLabel,
+    View,
+    WrongTarget,
+    best_slots,
+    emptied_on_erasure,
+    merged_into,
+)
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow
 from streamfold.plugins._named_targets import Named, named_targets, names_of
 from streamfold.plugins._readouts import Head, solve
@@ -372,6 +381,13 @@ class HeadsServer:
         self._asked: dict[str, float] = {}
         self._counted: tuple[dict[str, HeadRow], dict[str, int]] = ({}, {})
         self._is_driven = False
+        emptied_on_erasure(self.forget)
+
+    def forget(self) -> None:
+        """Something was erased: let go of heads that nobody drives after the view, to be read anew when asked for."""
+        for name in list(self._held):
+            if name not in self._ready or not self._is_driven:
+                self._let_go(name)
 
     # -- off the requests' path ---------------------------------------------------------------------------------------
     def unsettled(self) -> bool:

@@ -34,6 +34,7 @@ from streamfold.core import (
     Subject,
     Table,
     View,
+    emptied_on_erasure,
 )
 from streamfold.plugins._labels import HeadRow, label_name, mixed
 from streamfold.plugins._of_targets import THINGS, THINGS_STORE, OfTargets, key_of
@@ -186,6 +187,12 @@ class CorrectionsServer:
         self._config, self._view = config, view
         self._lock = threading.Lock()
         self._books: OrderedDict[str, tuple[HeadRow, dict[str, Codebook]]] = OrderedDict()
+        emptied_on_erasure(self.forget)
+
+    def forget(self) -> None:
+        """Something was erased: books are read anew."""
+        with self._lock:
+            self._books.clear()
 
     def corrections(self, request: ClassifyRequest) -> dict[int, Prediction]:
         """Which targets have a pinned label, by their place in the request."""

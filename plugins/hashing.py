@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamfold.core import Backend, ConfigError
+from streamfold.core import Backend, ConfigError, emptied_on_erasure
 
 _WORD = re.compile(r"\w{1,64}")
 _TRIGRAM_WEIGHT = 0.3
@@ -47,7 +47,7 @@ class Hashing:
             raise ConfigError(f"hashing: dim is {dim}: it must be in 8…65536")
         self.dim = dim
         self.version = f"1-{dim}"
-        self._codes = lru_cache(maxsize=_CACHED_WORDS)(self._word_codes)
+        self._codes = emptied_on_erasure(lru_cache(maxsize=_CACHED_WORDS)(self._word_codes))
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return ``(n, dim) float32``, unit rows; a text without a word gets the first axis."""

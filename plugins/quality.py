@@ -44,6 +44,7 @@ from streamfold.core import (
     Stores,
     Table,
     View,
+    emptied_on_erasure,
     user_key,
 )
 from streamfold.core.quality import BY_NEW
@@ -377,6 +378,7 @@ def _is_scored(event: Event) -> bool:
     return event.type == "exposure.recorded" and event.data.kind in ("recommend", "rank")
 
 
+@emptied_on_erasure
 @lru_cache(1 << 16)
 def _hash(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=4).digest(), "big") >> 1

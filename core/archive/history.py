@@ -17,6 +17,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from streamfold.core.archive.files import PART, Reader
+from streamfold.core.caches import emptied_on_erasure
 from streamfold.core.errors import ArchiveMissing
 from streamfold.core.events.model import Subject
 from streamfold.core.files import file_digest
@@ -52,6 +53,11 @@ class History:
         self._lock = Lock()
         self._readers: OrderedDict[Path, Reader] = OrderedDict()
         self._groups: OrderedDict[tuple[Path, int], list[LogRow]] = OrderedDict()
+        emptied_on_erasure(self._forget)
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._groups.clear()
 
     @property
     def home(self) -> Path:

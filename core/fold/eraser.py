@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streamfold.core import crash
+from streamfold.core.caches import empty_caches
 from streamfold.core.clock import US
 from streamfold.core.context import Context, Group, Runtime
 from streamfold.core.errors import EventError, Fenced, VersionConflict
@@ -108,6 +109,7 @@ class Eraser:
             return False
         ledger.settle()
         crash.point("erase.settled")
+        empty_caches()
         for erasure in unsettled:
             left = [line["store"] for line in json.loads(erasure.report)["stores"] if line["residue"]]
             state = "failed" if left else "complete"

@@ -35,6 +35,7 @@ from streamfold.core.fold.prepared import PreparedValues
 from streamfold.core.fold.stores import FoldStores, GroupStores, checkpoint_root, fold_stores, recover
 from streamfold.core.ledger.abc import NORMAL, DeadLetter, ErasedGroup, Erasure, GroupState, Lease, LogRow
 from streamfold.core.policy import Policy, Refusal
+from streamfold.core.stores import LiveTable
 from streamfold.core.stores.checkpoint import CheckpointRoot
 
 log = logging.getLogger("streamfold.fold")
@@ -302,6 +303,9 @@ class GroupFold:
             dead = self._fold_rows([r for r in rows if r.type in self.group.handles], values)
         log.info("forgot group=%s position=%d method=%s events=%d", done.group, row.seq, done.method, done.removed)
         self._commit(lease, row.seq, stores.drain() or pack({}), dead, 1, erased=[done])
+        for store in stores.stores.values():
+            if isinstance(store, LiveTable):
+                store.purge()
         self._pace.took(1)
         crash.point("erase.forgotten")
         return Turn(events=1, more=True)

@@ -25,6 +25,8 @@ from streamfold.core.ledger._retention import replace_files
 from streamfold.core.ledger._tx import Tx
 from streamfold.core.ledger.abc import ERASED, DeadLetter, ErasedGroup, Erasure, Lease, LogRow, Traces
 
+_ENDED = ("", "erased")
+"""The counter of erasures that ended: of no workspace, as caches of a process are not."""
 _PAGE = 200_000
 """Positions in one statement of a scan: bounds what it holds."""
 _MOST_REPORTS = 1000
@@ -238,8 +240,16 @@ class EraseMixin(Base):
         self._write(job)
 
     def end_erasure(self, workspace: str, position: int, state: str, at_us: int) -> None:
-        sql = "update erasures set state = ?, completed_us = ? where workspace = ? and position = ?"
-        self._write(lambda tx: tx.run(sql, (state, at_us, workspace, position)))
+        def job(tx: Tx) -> None:
+            sql = "update erasures set state = ?, completed_us = ? where workspace = ? and position = ?"
+            tx.run(sql, (state, at_us, workspace, position))
+            tx.count(*_ENDED)
+
+        self._write(job)
+
+    def erasures_ended(self) -> int:
+        rows = self._all("select value from counters where workspace = ? and name = ?", _ENDED)
+        return int(rows[0][0]) if rows else 0
 
     def note_deltas(self, workspace: str, group: str, upto: int, deltas: Mapping[str, str], *, over_by_us: int) -> None:
         def job(tx: Tx) -> None:

@@ -765,6 +765,9 @@ class Ledger(Protocol):
 
     def end_erasure(self, workspace: str, position: int, state: str, at_us: int) -> None: ...
 
+    def erasures_ended(self) -> int:
+        """A number that grows with every erasure that ends, of any workspace: one cheap query that processes poll."""
+
     def note_deltas(self, workspace: str, group: str, upto: int, deltas: Mapping[str, str], *, over_by_us: int) -> None:
         """Write into the reports of the newest erasures up to a position that were over by a time, and that a group
         has forgotten: under ``deltas``, by group and ``name@version``, values as JSON in the place of those there."""

@@ -47,6 +47,21 @@ class TopColumn:
             if len(self._stale) > len(self._keys) // 2 + 1024:
                 self.clear()
 
+    @property
+    def is_built(self) -> bool:
+        return self._keys is not None
+
+    def removed(self, keys: Iterable[Any]) -> None:
+        """Let go of deleted keys at once: who was erased is not to stand here until somebody asks."""
+        with self._lock:
+            if self._keys is None:
+                return
+            for key in keys:
+                self._stale.discard(key)
+                if (slot := self._slots.get(key)) is not None:
+                    self._remove(key, slot)
+                    self._last = None
+
     def top(self, n: int, rows: Mapping[Any, Any], gone: object) -> list[tuple[Any, Any]]:
         """Return the n best of ``rows``, leaving out values that are ``gone``."""
         if n < 1:

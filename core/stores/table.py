@@ -271,6 +271,8 @@ class LiveTable:
     def _end(self) -> None:
         if self._column is not None:
             self._column.changed(self._log)
+            if self._column.is_built:
+                self._column.removed([key for key in self._log if self._rows.get(key, _GONE) is _GONE])
         self._log = {}
         if self._fronts:
             self._fronts = []
@@ -308,9 +310,13 @@ class LiveTable:
         self._heap = None
         self._count = len(rows)
         if self._column is not None:
-            self._column.changed(gone)
+            self._column.removed(gone)
             self._column.changed(puts)
         self._drained(puts, len(changes))
+
+    def purge(self) -> None:
+        """Let go of what deletes have left in memory: the next eviction looks for the lowest rows anew."""
+        self._heap = None
 
     def save(self, folder: Path) -> None:
         if self._log:

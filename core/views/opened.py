@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from streamfold.core.caches import Erasures
 from streamfold.core.context import Context
 from streamfold.core.errors import LedgerUnavailable
 from streamfold.core.views.view import WorkspaceView
@@ -63,6 +64,7 @@ class Views:
         self._woken: set[str] = set()
         self._wake = threading.Event()
         self._stop = threading.Event()
+        self._erasures = Erasures(context.ledger)
         self._thread = threading.Thread(target=self._loop, name="views", daemon=True)
 
     # -- opening and closing --------------------------------------------------------------------------------------
@@ -177,6 +179,14 @@ class Views:
                 if not self._follow(found):
                     self._stop.wait(0.5)
             self._close_surplus()
+            self._look_for_erasures()
+
+    def _look_for_erasures(self) -> None:
+        """After the views have followed: what they hold is then without what was erased."""
+        try:
+            self._erasures.look()
+        except LedgerUnavailable as error:
+            self.error = str(error)
 
     def _follow(self, found: _Open) -> bool:
         """Apply what is new; False when that failed: the view answers on from what it has."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from streamfold.core.caches import emptied_on_erasure
 from streamfold.core.errors import BackendUnavailable, InvalidAnswer
 from streamfold.core.policy import Generator, RetrievedContext, ScoredChunk
 from streamfold.core.spending import Spending
@@ -42,7 +43,9 @@ class Answers:
         self._values = node.settings.backends.get("generator")
         self._lock = threading.Lock()
         self._kept: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
+        self._forgotten = 0
         self._log = logger()
+        emptied_on_erasure(self.forget)
         self._pool: FairPool | None = None
         if self._values is not None:
             self._pool = FairPool(self.generator.concurrency, "answer")
@@ -113,10 +116,13 @@ class Answers:
         spending = Spending(node.ledger, node.context.clock, workspace, "generator", generator.budget)
         spending.check()
         said: list[str] = []
+        forgotten = self._forgotten
         for piece in generator.stream(question, context, spending.spend):
             said.append(piece)
             yield piece
         with self._lock:
+            if forgotten != self._forgotten:
+                return
             self._kept[key] = (time.monotonic(), "".join(said))
             self._kept.move_to_end(key)
             oldest_s = time.monotonic() - _KEPT_S
@@ -124,9 +130,10 @@ class Answers:
                 self._kept.popitem(last=False)
 
     def forget(self) -> None:
-        """Something was erased: keep nothing that may quote it."""
+        """Something was erased: keep nothing that may quote it, also of what is being said just now."""
         with self._lock:
             self._kept.clear()
+            self._forgotten += 1
 
     def _key(self, workspace: str, question: str, context: RetrievedContext) -> bytes:
         identity = self._node.registry.backend_identity("generator")

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from streamfold.core.caches import emptied_on_erasure
 from streamfold.core.errors import BackendUnavailable
 from streamfold.core.policy import (
     Helping,
@@ -65,6 +66,7 @@ class Helper:
         self._asked: dict[bytes, Future[Any]] = {}
         self._forgotten = 0
         self._log = logger()
+        emptied_on_erasure(self.forget)
         self._pool = None if self._values is None else FairPool(self.backend.concurrency, kind)
 
     @property

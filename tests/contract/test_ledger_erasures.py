@@ -49,3 +49,13 @@ def test_it_is_known_whether_anything_was_erased_since(ledger: Ledger) -> None:
     ledger.end_erasure(WORKSPACE, 1, "complete", 5)
     assert ledger.erased_since(WORKSPACE, 5)
     assert not ledger.erased_since(WORKSPACE, 6)
+
+
+def test_erasures_that_ended_are_counted(ledger: Ledger) -> None:
+    assert ledger.erasures_ended() == 0
+    erasing = [dataclasses.replace(make_event(f"e{n}", subject=f"u{n}"), erases=True) for n in range(2)]
+    ledger.append(WORKSPACE, erasing, recorded_us=1)
+    assert ledger.erasures_ended() == 0, "under way"
+    for position in (1, 2):
+        ledger.end_erasure(WORKSPACE, position, "complete", 5)
+        assert ledger.erasures_ended() == position

@@ -13,6 +13,8 @@ import unicodedata
 from functools import lru_cache
 from typing import Any
 
+from streamfold.core.caches import emptied_on_erasure
+
 STOP_WORDS = frozenset(
     """
     a about above after again against all also am an and any are aren't as at be because been before being below between
@@ -66,6 +68,7 @@ def tokens(text: str) -> list[str]:
     return [t[:-2] if t.endswith("'s") else t for t in found] if "'" in folded else found
 
 
+@emptied_on_erasure
 @lru_cache(maxsize=1 << 18)
 def stem(token: str) -> str:
     """Return the token's stem, or ``""`` for stop and question words (kept for the 262,144 last used tokens)."""
