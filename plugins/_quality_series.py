@@ -69,7 +69,8 @@ class QualityServer:
 
     def _ring(self) -> npt.NDArray[np.int64]:
         """Copy what the ring holds, in order of the log."""
-        count, rows = int(self._view["met"].values[ALL_MET, 0]), self._view["scored"].values
+        rows: npt.NDArray[np.int64] = self._view["scored"].values
+        count = int(self._view["met"].values[ALL_MET, 0])
         if count <= len(rows):
             return rows[:count].copy()
         return np.concatenate([rows[count % len(rows) :], rows[: count % len(rows)]])

@@ -144,6 +144,13 @@ class VersionMixin(Base):
 
         self._write(job)
 
+    def taking_over(self) -> list[tuple[str, str]]:
+        sql = """select distinct g.workspace, g.grp, i.generation from fold_groups g
+            join instances i on i.workspace = g.workspace and i.grp = g.grp
+            where g.auto = ? and i.slot = 'shadow' order by g.workspace, g.grp"""
+        rows = self._all(sql, (True,))
+        return [(workspace, group.removesuffix(f".{generation}")) for workspace, group, generation in rows]
+
     def splits(self, workspace: str) -> set[str]:
         return {str(group) for (group,) in self._all(_SPLITS, (workspace,))}
 

@@ -557,6 +557,10 @@ class Ledger(Protocol):
         it has not folded as far as what is live.
         """
 
+    def taking_over(self) -> list[tuple[str, str]]:
+        """The shadows of all workspaces that are to take over by themselves: each one's workspace, and its group's name
+        without the generation."""
+
     def splits(self, workspace: str) -> set[str]:
         """The groups that answer a share of the users."""
 
@@ -865,6 +869,9 @@ class Ledger(Protocol):
     # -- alerts ------------------------------------------------------------------------------------------------
     def alerts(self, workspace: str) -> list[Alert]:
         """Those that are not delivered, in order of their positions."""
+
+    def alerting_workspaces(self) -> list[str]:
+        """The workspaces with alerts that are not delivered."""
 
     def move_alert(self, workspace: str, alert: Alert, *, attempts: int, due_us: int) -> bool:
         """Say when an alert is due next, if it stands as it was read; False: somebody else moved or ended it."""

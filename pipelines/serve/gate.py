@@ -50,17 +50,17 @@ class Gate:
             if not pairs:
                 return None
             candidate = pairs[0][0][0]
-            live = _replaced(view, candidate)
-            with view.reading([candidate, *live]):
+            replaced = _replaced(view, candidate)
+            with view.reading([candidate, *replaced]):
                 taken = [(one.runtime.instance.name, _taken(one), _taken(other)) for (_, one), (_, other) in pairs]
-                size, live_size = (sum(one.stores.state_bytes() for one in side) for side in ([candidate], live))
+                size, live_size = (sum(one.stores.state_bytes() for one in side) for side in ([candidate], replaced))
         rules: list[GateRule] = []
-        for name, mine, theirs in taken:
-            found = judge(mine(), theirs(), self.limits, candidate_bytes=size, live_bytes=live_size)
+        for name, scored, live_scored in taken:
+            found = judge(scored(), live_scored(), self.limits, candidate_bytes=size, live_bytes=live_size)
             if len(taken) > 1:
                 found = [r if r.rule == "bytes" else replace(r, detail=f"{name}: {r.detail}") for r in found]
             rules += [rule for rule in found if rule not in rules]  # bytes are the groups', hence counted once
-        return Scores(rules=rules, candidate=candidate, live=live)
+        return Scores(rules=rules, candidate=candidate, live=replaced)
 
     def costs(self, view: WorkspaceView, scores: Scores) -> Future[list[GateRule]]:
         """Time both, in a thread of its own: some tenths of a second, or what was found some seconds ago."""

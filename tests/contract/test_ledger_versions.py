@@ -226,6 +226,19 @@ def test_a_rebuilt_group_takes_the_slot_of_the_old_one(ledger: Ledger) -> None:
         ledger.replace_group(WORKSPACE, made.group, audit=entry("replace"))
 
 
+def test_the_shadows_that_are_to_take_over_by_themselves_are_those_of_all_workspaces(ledger: Ledger) -> None:
+    ledger.ensure_workspace("another")
+    assert ledger.taking_over() == []
+    add(ledger, 1, at=10)
+    for workspace, auto in ((WORKSPACE, True), (WORKSPACE, True), ("another", True), ("another", False)):
+        ledger.add_group(workspace, [member(2, slot="shadow")], auto=auto)
+    assert set(ledger.taking_over()) == {(WORKSPACE, "memory@2-c"), ("another", "memory@2-c")}
+    for name in ("memory@2-c", "memory@2-c.1"):
+        fold_to(ledger, name, 10)
+        ledger.promote(WORKSPACE, name, retire_us=99, audit=entry())
+    assert ledger.taking_over() == [("another", "memory@2-c")]
+
+
 def test_a_rebuilt_shadow_stays_a_shadow(ledger: Ledger) -> None:
     ledger.add_group(WORKSPACE, [member(slot="shadow")], auto=True)
     [made] = ledger.add_group(WORKSPACE, [member(slot="shadow")], replaces="memory@1-c")
