@@ -72,7 +72,7 @@ from streamfold.core.policy import (
     Usage,
     View,
 )
-from streamfold.core.quality import ArmName, ArmOutcome, Measured, QualityPoint, QualityReport, Scored
+from streamfold.core.quality import ArmName, ArmOutcome, Measured, QualityPoint, QualityReport, Scored, ScoredReport
 from streamfold.core.recommending import (
     LEARNED_FROM,
     Acted,
@@ -167,6 +167,7 @@ __all__ = [
     "ScoredEntity",
     "ScoredLabel",
     "ScoredRelation",
+    "ScoredReport",
     "SimilarItems",
     "Spend",
     "StoreError",

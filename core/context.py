@@ -154,9 +154,13 @@ class Context:
 
     def declares(self, group: Group) -> bool:
         """Whether the settings declare what a group is of, in any generation."""
+        return group.stack in self.declared_stacks()
+
+    def declared_stacks(self) -> frozenset[str]:
+        """What the settings declare, by the names of its groups without a generation."""
         if self._declared is None:
             self._declared = frozenset(group_name(members) for members in _connected(self.registry))
-        return group.stack in self._declared
+        return self._declared
 
     def groups(self, workspace: str, *, fresh: bool = False) -> list[Group]:
         """The workspace's groups that this process has code for (cached until the instance rows change)."""

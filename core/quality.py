@@ -133,6 +133,18 @@ class QualityReport(Protocol):
         ...
 
 
+@runtime_checkable
+class ScoredReport(Protocol):
+    """A ``QualityReport`` that gives what a gate pairs without the rest of its measurements.
+
+    For those whose ``measured`` takes much else; of others a gate asks that.
+    """
+
+    def scored(self) -> Scored:
+        """What ``measured().scored()`` says, taken from the view: quick, as the view stands still meanwhile."""
+        ...
+
+
 def ndcg_of_one(target: float, others: Floats, k: int = TOP) -> float:
     """NDCG@k of a list that holds one relevant item: ``1 / log2(1 + place)``, 0 past ``k``.
 

@@ -46,7 +46,7 @@ class ArmUser(msgspec.Struct, frozen=True, array_like=True):
 
 
 class QualityServer:
-    """Answers from the sums; a ``QualityReport`` and a ``LossReport``."""
+    """Answers from the sums; a ``QualityReport``, a ``ScoredReport`` and a ``LossReport``."""
 
     slices = SLICES
 
@@ -55,17 +55,25 @@ class QualityServer:
         self._view = view
 
     def measured(self) -> SumsAndRing:
-        count = int(self._view["met"].values[ALL_MET, 0])
-        size = self._config.ring
-        order = np.arange(max(0, count - size), count) % size
         config, view = self._config, self._view
         return SumsAndRing(
             Kept(
-                config.bucket_s * US, config.window_s * US, view["sums"].values.copy(), view["scored"].values[order],
+                config.bucket_s * US, config.window_s * US, view["sums"].values.copy(), self._ring(),
                 last_rankings(view["rankings"].values), list(view["arm_users"].items()),
                 view["arms_seen"].get("us") or 0, self._why(),
             )
         )  # fmt: skip
+
+    def scored(self) -> Scored:
+        return _scored(self._ring())
+
+    def _ring(self) -> npt.NDArray[np.int64]:
+        """Copy what the ring holds, in order of the log."""
+        rows: npt.NDArray[np.int64] = self._view["scored"].values
+        count = int(self._view["met"].values[ALL_MET, 0])
+        if count <= len(rows):
+            return rows[:count].copy()
+        return np.concatenate([rows[count % len(rows) :], rows[: count % len(rows)]])
 
     def _why(self) -> str:
         """Why nothing is ranked among all items, or nothing yet."""
@@ -150,16 +158,19 @@ class SumsAndRing:
 
     def scored(self) -> Scored:
         """The examples of the ring."""
-        rows = self._kept.ring
-        return Scored(
-            key=rows[:, :2], user=rows[:, 2], at_us=rows[:, 3], score=rows[:, 4] / ONE,
-            label=rows[:, 5].astype(np.float64), slices=rows[:, 6],
-        )  # fmt: skip
+        return _scored(self._kept.ring)
 
     def arms(self) -> list[ArmOutcome]:
         """What users of each arm of live A/Bs did, users in the order in which their windows closed. O(users)."""
         upto_us = self._kept.upto_us - self._kept.window_us
         return [_outcome(users, upto_us) for users in _arms.by_arm(self._kept.users)]
+
+
+def _scored(rows: npt.NDArray[np.int64]) -> Scored:
+    return Scored(
+        key=rows[:, :2], user=rows[:, 2], at_us=rows[:, 3], score=rows[:, 4] / ONE,
+        label=rows[:, 5].astype(np.float64), slices=rows[:, 6],
+    )  # fmt: skip
 
 
 def _outcome(users: Sequence[ArmUser], upto_us: float) -> ArmOutcome:

@@ -226,12 +226,14 @@ def split(
         _refuse_blocked(context, workspace, group)
     audit = _entry(context, actor, "split", group.name, f"share {share:g}: {reason}")
     share_ppm = round(share * MILLION)
-    _once_caught_up(
-        context,
-        lambda: ledger.split(
-            workspace, group.name, share_ppm=share_ppm, experiment=experiment, weighted=weighted, audit=audit
-        ),
-    )
+
+    def change() -> None:
+        ledger.split(workspace, group.name, share_ppm=share_ppm, experiment=experiment, weighted=weighted, audit=audit)
+
+    if share:
+        _once_caught_up(context, workspace, group, change)
+    else:
+        change()
     log.info("split workspace=%s group=%s share=%g experiment=%s", workspace, group.name, share, experiment)
     context.groups(workspace, fresh=True)
     return experiment
@@ -241,7 +243,8 @@ def blockers(context: Context, workspace: str, group: Group) -> list[GateRule]:
     """The rules by which a version may not be promoted or rolled back to just now; ``force`` overrides none of them.
 
     This is the one place that promote, rollback and the takeover of a changed declaration ask. One of them
-    is an erasure that the version has not come to: what its stores still hold must never be served.
+    is an erasure that the version has not come to: what its stores still hold must never be served. What may begin at
+    any time (an erasure, a halt, a pause) the ledger looks at again in the transaction that changes who serves.
     """
     state = context.ledger.group(workspace, group.name)
     found = []
@@ -285,15 +288,22 @@ def _take_over(context: Context, workspace: str, group: Group, audit: AuditEntry
     at_least = 0 if serves else ledger.head(workspace)
     retire_us = context.clock.now_us() + int(context.settings.rollback_window_s * US)
     done = _once_caught_up(
-        context, lambda: ledger.promote(workspace, group.name, retire_us=retire_us, at_least=at_least, audit=audit)
+        context,
+        workspace,
+        group,
+        lambda: ledger.promote(workspace, group.name, retire_us=retire_us, at_least=at_least, audit=audit),
     )
     log.info("%s workspace=%s group=%s at=%d old=%s", audit.action, workspace, group.name, done.position, done.demoted)
     context.groups(workspace, fresh=True)
     return done
 
 
-def _once_caught_up(context: Context, change: Callable[[], T]) -> T:
-    """Do what a lag forbids, once a lag of a moment is over."""
+def _once_caught_up(context: Context, workspace: str, group: Group, change: Callable[[], T]) -> T:
+    """Do what a lag forbids, once a lag of a moment is over, unless something has begun meanwhile that blocks it.
+
+    The change itself refuses an erasure, a halt and a pause that came before its transaction; then it is asked here
+    again, so that the refusal names the criterion.
+    """
     deadline = time.monotonic() + CATCH_UP_S
     while True:
         try:
@@ -302,6 +312,10 @@ def _once_caught_up(context: Context, change: Callable[[], T]) -> T:
             if time.monotonic() > deadline or lag.position - lag.watermark > context.settings.fold.batch_events:
                 raise
             time.sleep(_LOOK_S)
+        except VersionConflict:
+            _refuse_blocked(context, workspace, group)
+            raise
+        _refuse_blocked(context, workspace, group)
 
 
 def _demoted(context: Context, workspace: str, name: str, version: str | None) -> Group:
@@ -416,7 +430,8 @@ def replace_declared(
 
     Raises
     ------
-    NotCaughtUp : what it replaces has folded on meanwhile. VersionConflict : slots have changed meanwhile.
+    NotCaughtUp : what it replaces has folded on meanwhile. VersionConflict : slots have changed meanwhile, or something
+    has begun that stands in its way.
     """
     if blocked := [*blockers(context, workspace, group), *_splits_it_would_end(context, workspace, group)]:
         return [replace(rule, undecided=True) for rule in blocked]
@@ -432,11 +447,9 @@ def replace_declared(
     retire_us = context.clock.now_us() + int(context.settings.rollback_window_s * US)
 
     def change() -> Promoted:
-        if revision is not None and ledger.slots_revision(workspace) != revision:
-            raise VersionConflict(f"{group.name}: slots changed while the gate was asked")
-        return ledger.promote(workspace, group.name, retire_us=retire_us, audit=audit)
+        return ledger.promote(workspace, group.name, retire_us=retire_us, revision=revision, audit=audit)
 
-    _swapped(context, workspace, _once_caught_up(context, change) if wait else change())
+    _swapped(context, workspace, _once_caught_up(context, workspace, group, change) if wait else change())
     return []
 
 

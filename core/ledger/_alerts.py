@@ -24,6 +24,9 @@ class AlertMixin(Base):
         rows = self._select(select(*columns).where(c.workspace == workspace).order_by(c.position, c.alert_id))
         return [Alert(**row._asdict()) for row in rows]
 
+    def alerting_workspaces(self) -> list[str]:
+        return [str(row[0]) for row in self._all("select distinct workspace from alerts order by workspace")]
+
     def move_alert(self, workspace: str, alert: Alert, *, attempts: int, due_us: int) -> bool:
         sql = """update alerts set attempts = ?, due_us = ?
             where workspace = ? and alert_id = ? and attempts = ? and due_us = ?"""

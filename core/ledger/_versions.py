@@ -46,9 +46,7 @@ class VersionMixin(Base):
             values (?, ?, ?, ?, ?, ?)"""
 
         def job(tx: Tx) -> list[Instance]:
-            before = slots_changed(tx, workspace) - 1
-            if revision is not None and before != revision:
-                raise VersionConflict(f"instances or slots changed meanwhile (revision {before}, not {revision})")
+            _require_revision(slots_changed(tx, workspace) - 1, revision)
             have = _instances(tx, workspace)
             if unless_exists and any(i.group == base or i.group.startswith(f"{base}.") for i in have):
                 return []
@@ -74,16 +72,27 @@ class VersionMixin(Base):
         crash.point("versions.add.after")
         return made
 
-    def promote(self, workspace: str, group: str, *, retire_us: int, at_least: int = 0, audit: AuditEntry) -> Promoted:
+    def promote(
+        self,
+        workspace: str,
+        group: str,
+        *,
+        retire_us: int,
+        at_least: int = 0,
+        revision: int | None = None,
+        audit: AuditEntry,
+    ) -> Promoted:
         demote = "update fold_groups set retire_us = ?, auto = ? where workspace = ? and grp = ?"
 
         def job(tx: Tx) -> Promoted:
-            slots_changed(tx, workspace)
+            _require_revision(slots_changed(tx, workspace) - 1, revision)
             have = _instances(tx, workspace)
             _require_shadow(have, group)
             names = {i.name for i in have if i.group == group}
             demoted = sorted({i.group for i in have if i.slot == "live" and i.name in names})
             marks = _lock(tx, workspace, [group, *demoted])
+            _require_running(tx, workspace, group)
+            _require_forgotten(tx, workspace, group)
             position = max([at_least, *(marks[name] for name in demoted)])
             _require_position(group, marks[group], position)
             for name in demoted:
@@ -126,12 +135,21 @@ class VersionMixin(Base):
             if others := sorted(_splits(tx, workspace) & near - {group}):
                 raise VersionConflict(f"group {others[0]} is in a split already: end it first, with share 0")
             marks = _lock(tx, workspace, [group, *live])
+            _require_running(tx, workspace, group)
+            _require_forgotten(tx, workspace, group)
             _require_position(group, marks[group], max(marks[name] for name in live))
             _set_slot(tx, workspace, group, "shadow")  # who answers goes at no rate
             tx.run(change, (share_ppm, experiment, weighted, workspace, group))
             add_audit(tx, workspace, audit)
 
         self._write(job)
+
+    def taking_over(self) -> list[tuple[str, str]]:
+        sql = """select distinct g.workspace, g.grp, i.generation from fold_groups g
+            join instances i on i.workspace = g.workspace and i.grp = g.grp
+            where g.auto = ? and i.slot = 'shadow' order by g.workspace, g.grp"""
+        rows = self._all(sql, (True,))
+        return [(workspace, group.removesuffix(f".{generation}")) for workspace, group, generation in rows]
 
     def splits(self, workspace: str) -> set[str]:
         return {str(group) for (group,) in self._all(_SPLITS, (workspace,))}
@@ -152,6 +170,7 @@ class VersionMixin(Base):
             if slot == "retired":
                 raise VersionConflict(f"group {group} has nothing to replace: {old} was retired meanwhile")
             marks = _lock(tx, workspace, [group, old])
+            _require_forgotten(tx, workspace, group)
             _require_position(group, marks[group], marks[old])
             if slot == "live":
                 _make_live(tx, workspace, group, marks[old])
@@ -244,6 +263,30 @@ def _lock(tx: Tx, workspace: str, groups: Sequence[str]) -> dict[str, int]:
     """Lock groups against commits, in the order of their names; return their watermarks."""
     sql = "update fold_groups set paused = paused where workspace = ? and grp = ? returning watermark"
     return {group: int(tx.all(sql, (workspace, group))[0][0]) for group in sorted(set(groups))}
+
+
+def _require_revision(before: int, planned_for: int | None) -> None:
+    if planned_for is not None and before != planned_for:
+        raise VersionConflict(f"instances or slots changed meanwhile (revision {before}, not {planned_for})")
+
+
+def _require_running(tx: Tx, workspace: str, group: str) -> None:
+    """Of a locked group: whoever asked before may have asked too early (see ``core/fold/versions.py``, blockers)."""
+    [[halted, paused]] = tx.all(
+        "select halted, paused from fold_groups where workspace = ? and grp = ?", (workspace, group)
+    )
+    if halted is not None or paused:
+        raise VersionConflict(f"group {group} is {'paused' if halted is None else 'halted'}: it cannot take over")
+
+
+def _require_forgotten(tx: Tx, workspace: str, group: str) -> None:
+    """No erasure that is logged by now is of something that the group's state may hold."""
+    pending = """select e.position from erasures e where e.workspace = ? and e.completed_us = 0 and e.id <> ''
+        and not exists (select 1 from erasure_groups g where g.workspace = e.workspace and g.position = e.position
+            and g.grp = ? and g.state = 'done')
+        order by e.position limit 1"""
+    if (found := tx.one(pending, (workspace, group))) is not None:
+        raise VersionConflict(f"group {group} may still hold what erasure {found[0]} removes: it cannot take over")
 
 
 def _require_shadow(have: Sequence[Instance], group: str) -> None:

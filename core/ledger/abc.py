@@ -526,11 +526,21 @@ class Ledger(Protocol):
         ``revision``: raises ``VersionConflict`` when :meth:`slots_revision` is another one by now.
         """
 
-    def promote(self, workspace: str, group: str, *, retire_us: int, at_least: int = 0, audit: AuditEntry) -> Promoted:
+    def promote(
+        self,
+        workspace: str,
+        group: str,
+        *,
+        retire_us: int,
+        at_least: int = 0,
+        revision: int | None = None,
+        audit: AuditEntry,
+    ) -> Promoted:
         """Make a shadow live and demote the live groups of the same names to shadows that are retired at ``retire_us``,
         in one transaction at one position: the demoted groups' watermark, or ``at_least``.
 
-        Raises ``VersionConflict`` when the group is not a shadow, ``NotCaughtUp`` when it has not reached the position.
+        Raises ``VersionConflict`` when the group is not a shadow, is halted or paused, or may hold what an erasure
+        removes, or slots have changed since ``revision``; ``NotCaughtUp`` when it has not reached the position.
         """
 
     def split(
@@ -542,9 +552,14 @@ class Ledger(Protocol):
         It ends by itself when who answers changes: by a promotion or a retirement of anything of the same names. A
         rebuilt group goes on for the one that it replaces.
 
-        Raises ``VersionConflict`` when the group is no shadow, nothing of its names is live, another split of one of
-        them runs or, to end it, none does; ``NotCaughtUp`` when it has not folded as far as what is live.
+        Raises ``VersionConflict`` when the group is no shadow, is halted or paused, may hold what an erasure removes,
+        nothing of its names is live, another split of one of them runs or, to end it, none does; ``NotCaughtUp`` when
+        it has not folded as far as what is live.
         """
+
+    def taking_over(self) -> list[tuple[str, str]]:
+        """The shadows of all workspaces that are to take over by themselves: each one's workspace, and its group's name
+        without the generation."""
 
     def splits(self, workspace: str) -> set[str]:
         """The groups that answer a share of the users."""
@@ -552,7 +567,7 @@ class Ledger(Protocol):
     def replace_group(self, workspace: str, group: str, *, audit: AuditEntry) -> Promoted:
         """Let a rebuilt group take the slot of the one it ``replaces``, which is retired, in one transaction.
 
-        Raises as ``promote`` does.
+        Raises as ``promote`` does, but for a halt or a pause.
         """
 
     def retire(self, workspace: str, group: str, *, audit: AuditEntry, due_us: int | None = None) -> None:
@@ -854,6 +869,9 @@ class Ledger(Protocol):
     # -- alerts ------------------------------------------------------------------------------------------------
     def alerts(self, workspace: str) -> list[Alert]:
         """Those that are not delivered, in order of their positions."""
+
+    def alerting_workspaces(self) -> list[str]:
+        """The workspaces with alerts that are not delivered."""
 
     def move_alert(self, workspace: str, alert: Alert, *, attempts: int, due_us: int) -> bool:
         """Say when an alert is due next, if it stands as it was read; False: somebody else moved or ended it."""

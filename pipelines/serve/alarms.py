@@ -7,6 +7,7 @@ more than a day ago are not raised again: those of a policy that is folded afres
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from hashlib import blake2b
 
 from prometheus_client import CollectorRegistry, Counter
@@ -16,7 +17,7 @@ from streamfold.core.watching import Alarm, Watcher
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve.logs import logger
 from streamfold.pipelines.serve.own_events import OwnEvents, own_event
-from streamfold.pipelines.serve.rounds import Rounds
+from streamfold.pipelines.serve.rounds import Rounds, open_views
 
 SOURCE = "streamfold:watch"
 """``source`` of the events."""
@@ -46,7 +47,7 @@ class AlarmLog:
         self._count = Counter(
             "streamfold_drift_alarms", "Alarms of drift", ["workspace", "policy", "detector"], registry=registry
         )
-        self._rounds = Rounds("alarms", node, self._look, every_s=_LOOK_S)
+        self._rounds = Rounds("alarms", partial(open_views, node), self._look, every_s=_LOOK_S)
 
     def close(self) -> None:
         self._rounds.close()

@@ -5,12 +5,13 @@ Who promotes by hand, who looks, and a changed declaration that is to take over 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from streamfold.core.gate import GateLimits, judge
 from streamfold.core.hooks import GateRule
-from streamfold.core.quality import QualityReport
+from streamfold.core.quality import Measured, QualityReport, Scored, ScoredReport
 from streamfold.core.settings import GateSettings
 from streamfold.core.views import GroupView, MemberView, WorkspaceView
 from streamfold.pipelines.serve.gate_costs import GateCosts
@@ -24,7 +25,8 @@ class Scores:
 
     rules: list[GateRule]
     candidate: GroupView
-    live: GroupView
+    live: Sequence[GroupView]
+    """All that it would replace."""
 
 
 class Gate:
@@ -47,22 +49,18 @@ class Gate:
             pairs = [(one, live) for one in mine if (live := _live(view, one)) is not None]
             if not pairs:
                 return None
-            candidate, lives = pairs[0][0][0], {live[0].group.name: live[0] for _, live in pairs}
-            with view.reading([candidate, *lives.values()]):
-                measured = [
-                    (one.runtime.instance.name, one.server.measured(), live.server.measured())
-                    for (_, one), (_, live) in pairs
-                ]
-                size, live_size = (
-                    sum(one.stores.state_bytes() for one in side) for side in ([candidate], lives.values())
-                )
+            candidate = pairs[0][0][0]
+            replaced = _replaced(view, candidate)
+            with view.reading([candidate, *replaced]):
+                taken = [(one.runtime.instance.name, _taken(one), _taken(other)) for (_, one), (_, other) in pairs]
+                size, live_size = (sum(one.stores.state_bytes() for one in side) for side in ([candidate], replaced))
         rules: list[GateRule] = []
-        for name, one, live_one in measured:
-            found = judge(one.scored(), live_one.scored(), self.limits, candidate_bytes=size, live_bytes=live_size)
-            if len(measured) > 1:
+        for name, scored, live_scored in taken:
+            found = judge(scored(), live_scored(), self.limits, candidate_bytes=size, live_bytes=live_size)
+            if len(taken) > 1:
                 found = [r if r.rule == "bytes" else replace(r, detail=f"{name}: {r.detail}") for r in found]
             rules += [rule for rule in found if rule not in rules]  # bytes are the groups', hence counted once
-        return Scores(rules=rules, candidate=candidate, live=pairs[0][1][0])
+        return Scores(rules=rules, candidate=candidate, live=replaced)
 
     def costs(self, view: WorkspaceView, scores: Scores) -> Future[list[GateRule]]:
         """Time both, in a thread of its own: some tenths of a second, or what was found some seconds ago."""
@@ -81,6 +79,25 @@ def reports(view: WorkspaceView) -> list[Served]:
         for group in view.groups.values()
         for member in group.members.values()
         if isinstance(member.server, QualityReport)
+    ]
+
+
+def _taken(member: MemberView) -> Callable[[], Scored]:
+    """Take a report's scores while its view stands still; what can be worked out later is, when they are asked for."""
+    server = member.server
+    if member.serves(ScoredReport):
+        found: Scored = server.scored()
+        return lambda: found
+    measured: Measured = server.measured()
+    return measured.scored
+
+
+def _replaced(view: WorkspaceView, candidate: GroupView) -> list[GroupView]:
+    """The live groups that a promotion would demote; none whose code is gone: it stands still."""
+    return [
+        one
+        for one in view.live()
+        if one is not candidate and not one.outdated and one.group.names & candidate.group.names
     ]
 
 

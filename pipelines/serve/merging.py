@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -20,7 +21,7 @@ from streamfold.core.views import GroupView, MemberView, WorkspaceView
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve.logs import logger
 from streamfold.pipelines.serve.own_events import OwnEvents, own_event
-from streamfold.pipelines.serve.rounds import Rounds
+from streamfold.pipelines.serve.rounds import Rounds, open_views
 
 SOURCE = "/streamfold/merges"
 INTAKE = "merges:"
@@ -50,7 +51,7 @@ class Merging:
         self._log = logger()
         self._at: dict[tuple[str, str], tuple[int, int | None]] = {}
         """By workspace and intake: up to where the log was looked at, and what of that is stored."""
-        self._rounds = Rounds("merging", node, self._all, every_s=_LOOK_S, failed_s=_FAILED_S)
+        self._rounds = Rounds("merging", partial(open_views, node), self._all, every_s=_LOOK_S, failed_s=_FAILED_S)
 
     def close(self) -> None:
         self._rounds.close()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -31,7 +32,7 @@ from streamfold.core.views import WorkspaceView
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve.logs import logger
 from streamfold.pipelines.serve.own_events import OwnEvents, own_event
-from streamfold.pipelines.serve.rounds import Rounds
+from streamfold.pipelines.serve.rounds import Rounds, open_views
 from streamfold.pipelines.serve.webhooks import Webhooks, url_of
 
 SOURCE = "streamfold:rules"
@@ -83,7 +84,11 @@ class Rules:
         self._webhooks = Webhooks(node, self._rules, registry)
         for rule in self._rules:
             self._check(rule, node.registry)
-        self._rounds = Rounds("rules", node, self._look, every_s=_LOOK_S, failed_s=_FAILED_S) if self._rules else None
+        self._rounds = (
+            Rounds("rules", partial(open_views, node), self._look, every_s=_LOOK_S, failed_s=_FAILED_S)
+            if self._rules
+            else None
+        )
 
     def close(self) -> None:
         if self._rounds is not None:

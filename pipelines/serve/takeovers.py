@@ -11,7 +11,7 @@ verdict, whichever process judges; rules may alert on it).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve.gate import Gate
 from streamfold.pipelines.serve.logs import logger
 from streamfold.pipelines.serve.own_events import OwnEvents, own_event
-from streamfold.pipelines.serve.rounds import Rounds
+from streamfold.pipelines.serve.rounds import Rounds, open_views
 
 SOURCE = "streamfold:gate"
 """``source`` of the events."""
@@ -36,6 +36,8 @@ _LOOK_S = 0.5
 _FAILED_S = 10.0
 _EVERY_S, _QUIET_S = 5.0, 60.0
 """How often a shadow is judged that has folded something since; that has not."""
+_OPEN_S = 5.0
+"""How often a view is opened of a workspace in which a shadow waits, and which nobody asks here."""
 _SHARE = 20
 """After a judgement that took long it is not judged again for so many times as long."""
 _MOST_ID = 256
@@ -84,7 +86,10 @@ class Takeovers:
             ["workspace", "group", "verdict"], registry=registry,
         )  # fmt: skip
         is_asked = node.settings.on_change != "manual"
-        self._rounds = Rounds("takeovers", node, self._look, every_s=_LOOK_S, failed_s=_FAILED_S) if is_asked else None
+        self._open_at, self._opened_last = 0.0, ""
+        self._rounds = (
+            Rounds("takeovers", self._views, self._look, every_s=_LOOK_S, failed_s=_FAILED_S) if is_asked else None
+        )
 
     def held(self, workspace: str, group: str) -> Held | None:
         """What keeps a group from taking over by itself, as it was found last; None: nothing, or it is not to."""
@@ -95,6 +100,28 @@ class Takeovers:
             self._rounds.close()
 
     # -- looking ------------------------------------------------------------------------------------------------------
+    def _views(self) -> Iterator[WorkspaceView]:
+        """The open views; now and then one more, of a workspace that nobody asks and in which a shadow waits.
+
+        In turns, so that many such workspaces only pass through: what is closed for them was asked longest ago.
+        """
+        yield from open_views(self._node)
+        views, started = self._node.views, time.monotonic()
+        if views is None or started < self._open_at:
+            return
+        self._open_at = started + _OPEN_S
+        if name := self._unopened({view.name for view in views.opened()}):
+            self._opened_last = name
+            with views.using(name) as view:
+                self._open_at = max(self._open_at, _again(started))
+                yield view
+
+    def _unopened(self, opened: Set[str]) -> str | None:
+        """The next workspace that is not open, by name, of those that wait for a takeover of what is declared."""
+        declared = self._node.context.declared_stacks()
+        found = {workspace for workspace, stack in self._node.ledger.taking_over() if stack in declared} - opened
+        return min(found, key=lambda name: (name <= self._opened_last, name), default=None)
+
     def _look(self, view: WorkspaceView) -> None:
         there = set()
         for group in self._waiting(view):

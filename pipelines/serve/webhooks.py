@@ -23,7 +23,6 @@ from streamfold.core import crash
 from streamfold.core.clock import US
 from streamfold.core.ledger.abc import Alert
 from streamfold.core.settings import RuleSettings
-from streamfold.core.views import WorkspaceView
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve.logs import logger
 from streamfold.pipelines.serve.rounds import Rounds
@@ -54,15 +53,19 @@ class Webhooks:
     def __init__(self, node: Node, rules: Sequence[RuleSettings], registry: CollectorRegistry) -> None:
         self._node = node
         self._rules = {rule.name: rule for rule in rules if rule.do == "alert" and url_of(rule)}
-        self._next: dict[str, float] = {}
-        """By workspace: when to look for its alerts."""
+        self._others_at = 0.0
+        """When to look for what another process has left."""
+        self._woken: set[str] = set()
+        """Workspaces in which an alert was kept here, or waits."""
+        self._orphans: set[tuple[str, str]] = set()
+        """Workspaces and rules that are gone, of which was said that their alerts wait."""
         self._log = logger()
         self._count = Counter(
             "streamfold_alerts", "Alerts of rules by what became of them", ["workspace", "rule", "outcome"],
             registry=registry,
         )  # fmt: skip
         every_s = _LOOK_S if self._rules else _GONE_S
-        self._rounds = Rounds("alerts", node, self._look, every_s=every_s, failed_s=_FAILED_S)
+        self._rounds = Rounds("alerts", self._due, self._look, every_s=every_s, failed_s=_FAILED_S)
 
     def takes(self, workspace: str, rule: RuleSettings) -> bool:
         """Whether an alert of a rule is to be kept for delivery: it has a URL, and not too many wait."""
@@ -75,28 +78,34 @@ class Webhooks:
 
     def wake(self, workspace: str) -> None:
         """An alert was kept."""
-        self._next.pop(workspace, None)
+        self._woken.add(workspace)
 
     def close(self) -> None:
         """End, after the attempt under way; what waits is delivered by whoever serves next."""
         self._rounds.close()
 
     # -- what is due --------------------------------------------------------------------------------------------------
-    def _look(self, view: WorkspaceView) -> None:
-        if time.monotonic() < self._next.get(view.name, 0.0):
-            return
-        self._next[view.name] = time.monotonic() + _OTHERS_S  # an alert that is kept from here on has it looked again
+    def _due(self) -> list[str]:
+        """The workspaces to look at, whether a view of them is open here or not."""
+        now = time.monotonic()
+        due, self._woken = self._woken, set()  # an alert that is kept from here on has it looked at again
+        if now >= self._others_at:
+            self._others_at = now + _OTHERS_S
+            due.update(self._node.ledger.alerting_workspaces())
+        return sorted(due)
+
+    def _look(self, workspace: str) -> None:
         waiting: set[str] = set()
         """Rules of which an alert waits: later ones wait behind it."""
-        for alert in self._node.ledger.alerts(view.name):
+        for alert in self._node.ledger.alerts(workspace):
             if self._rounds.stopped():
                 return
             if alert.rule not in self._rules:
-                self._end_old(view.name, alert)
-            elif alert.rule not in waiting and not self._done(view.name, alert):
+                self._look_at_orphan(workspace, alert)
+            elif alert.rule not in waiting and not self._done(workspace, alert):
                 waiting.add(alert.rule)
         if waiting:
-            self._next[view.name] = 0.0
+            self._woken.add(workspace)
 
     def _done(self, workspace: str, alert: Alert) -> bool:
         """Try an alert if it is due and nobody else does; False: it waits."""
@@ -117,10 +126,16 @@ class Webhooks:
             return False
         return self._end(workspace, alert, "failed" if error else "delivered", error)
 
-    def _end_old(self, workspace: str, alert: Alert) -> None:
-        """Give up an alert whose rule is not known here, once it is old: another process may have the rule still."""
+    def _look_at_orphan(self, workspace: str, alert: Alert) -> None:
+        """Give up an alert whose rule is not known here, or posts nowhere any more, once it is old.
+
+        Until then it waits: another process may have the rule still, or this one again.
+        """
         if self._node.context.clock.now_us() > alert.made_us + _GIVE_UP_S * US:
             self._end(workspace, alert, "failed", "its rule is gone")
+        elif (workspace, alert.rule) not in self._orphans:
+            self._orphans.add((workspace, alert.rule))
+            self._log.warning("alert_without_rule", workspace=workspace, rule=alert.rule, given_up_after_s=_GIVE_UP_S)
 
     def _end(self, workspace: str, alert: Alert, outcome: str, error: str) -> bool:
         self._node.ledger.end_alert(workspace, alert.alert_id)

@@ -26,6 +26,8 @@ def test_an_alert_is_kept_with_the_move_that_made_it_or_not_at_all(ledger: Ledge
     ledger.append(WORKSPACE, [], recorded_us=1, moves=[move(3, 9, second)])
     assert ledger.alerts(WORKSPACE) == [first, second], "in order of their positions"
     assert ledger.alerts("another") == []
+    ledger.ensure_workspace("another")
+    assert ledger.alerting_workspaces() == [WORKSPACE]
 
 
 def test_who_moves_an_alert_has_it_and_its_end_is_the_end(ledger: Ledger) -> None:
@@ -40,4 +42,5 @@ def test_who_moves_an_alert_has_it_and_its_end_is_the_end(ledger: Ledger) -> Non
     assert ledger.alerts(WORKSPACE) == [tried]
     ledger.end_alert(WORKSPACE, "a")
     assert ledger.alerts(WORKSPACE) == []
+    assert ledger.alerting_workspaces() == []
     assert not ledger.move_alert(WORKSPACE, tried, attempts=2, due_us=70)

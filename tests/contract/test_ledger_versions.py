@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from streamfold.core.errors import Fenced, NotCaughtUp, VersionConflict
-from streamfold.core.ledger.abc import AuditEntry, DeadLetter, Instance, Lease, Ledger
+from streamfold.core.events.model import Subject
+from streamfold.core.ledger.abc import AuditEntry, DeadLetter, ErasedGroup, Instance, Lease, Ledger
 from streamfold.core.testing.ledger_contract import TTL_US, WORKSPACE, make_event, make_events, make_instance
 
 
@@ -118,6 +119,64 @@ def test_a_rollback_is_a_promotion_of_what_was_demoted(ledger: Ledger) -> None:
     assert [g.retire_us for g in ledger.groups(WORKSPACE)] == [0, 77]
 
 
+def erase(ledger: Ledger) -> int:
+    """Log an erasure of somebody."""
+    erasing = replace(
+        make_event("gone"), subjects=(Subject("user", "ann"),), subject=Subject("user", "ann"), erases=True
+    )
+    return ledger.append(WORKSPACE, [erasing], recorded_us=1).positions[0]
+
+
+def test_what_stands_still_or_may_hold_the_erased_does_not_take_over(ledger: Ledger) -> None:
+    """Whoever asked just before it began has asked too early: the transaction itself looks."""
+    add(ledger, 1, at=10)
+    add(ledger, 2, slot="shadow", at=10)
+    name = "memory@2-c"
+
+    def refused(why: str) -> None:
+        with pytest.raises(VersionConflict, match=why):
+            ledger.promote(WORKSPACE, name, retire_us=99, audit=entry())
+        with pytest.raises(VersionConflict, match=why):
+            split(ledger, name)
+
+    ledger.set_halted(WORKSPACE, name, "it broke")
+    refused("halted")
+    ledger.set_halted(WORKSPACE, name, None)
+    ledger.set_paused(WORKSPACE, name, True)
+    refused("paused")
+    ledger.set_paused(WORKSPACE, name, False)
+    position = erase(ledger)
+    refused(f"erasure {position}")
+    ledger.note_groups(WORKSPACE, [ErasedGroup(position, name, "rebuild", "rebuild", 1)])
+    refused(f"erasure {position}")
+    assert slots(ledger) == {"memory@1-c": "live", name: "shadow"}
+    assert ledger.audits(WORKSPACE) == []
+    ledger.note_groups(WORKSPACE, [ErasedGroup(position, name, "rebuild", "done", 1)])
+    ledger.promote(WORKSPACE, name, retire_us=99, audit=entry())
+    assert slots(ledger)[name] == "live"
+
+
+def test_a_rebuilt_group_that_may_hold_the_erased_does_not_take_its_place(ledger: Ledger) -> None:
+    add(ledger, 1, at=10)
+    [made] = ledger.add_group(WORKSPACE, [member(slot="shadow")], replaces="memory@1-c")
+    fold_to(ledger, made.group, 10)
+    position = erase(ledger)
+    with pytest.raises(VersionConflict, match=f"erasure {position}"):
+        ledger.replace_group(WORKSPACE, made.group, audit=entry("replace"))
+    ledger.note_groups(WORKSPACE, [ErasedGroup(position, made.group, "exact", "done", 0)])
+    ledger.replace_group(WORKSPACE, made.group, audit=entry("replace"))
+
+
+def test_a_promotion_planned_on_slots_that_have_changed_is_refused(ledger: Ledger) -> None:
+    add(ledger, 1, at=10)
+    add(ledger, 2, slot="shadow", at=10)
+    planned = ledger.slots_revision(WORKSPACE)
+    add(ledger, 3, slot="shadow", at=10)
+    with pytest.raises(VersionConflict, match="changed meanwhile"):
+        ledger.promote(WORKSPACE, "memory@2-c", retire_us=99, revision=planned, audit=entry())
+    ledger.promote(WORKSPACE, "memory@2-c", retire_us=99, revision=ledger.slots_revision(WORKSPACE), audit=entry())
+
+
 def test_of_two_promotions_at_once_both_leave_one_live(ledger: Ledger) -> None:
     add(ledger, 1, at=10)
     add(ledger, 2, slot="shadow", at=10)
@@ -165,6 +224,19 @@ def test_a_rebuilt_group_takes_the_slot_of_the_old_one(ledger: Ledger) -> None:
     assert (state.replaces, state.live_from) == (None, 10)
     with pytest.raises(VersionConflict):
         ledger.replace_group(WORKSPACE, made.group, audit=entry("replace"))
+
+
+def test_the_shadows_that_are_to_take_over_by_themselves_are_those_of_all_workspaces(ledger: Ledger) -> None:
+    ledger.ensure_workspace("another")
+    assert ledger.taking_over() == []
+    add(ledger, 1, at=10)
+    for workspace, auto in ((WORKSPACE, True), (WORKSPACE, True), ("another", True), ("another", False)):
+        ledger.add_group(workspace, [member(2, slot="shadow")], auto=auto)
+    assert set(ledger.taking_over()) == {(WORKSPACE, "memory@2-c"), ("another", "memory@2-c")}
+    for name in ("memory@2-c", "memory@2-c.1"):
+        fold_to(ledger, name, 10)
+        ledger.promote(WORKSPACE, name, retire_us=99, audit=entry())
+    assert ledger.taking_over() == [("another", "memory@2-c")]
 
 
 def test_a_rebuilt_shadow_stays_a_shadow(ledger: Ledger) -> None:

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,18 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
-from streamfold.core import Backend, Candidates, Event, Policy, Stores, Table, View, hookimpl
+from streamfold.core import (
+    Backend,
+    Candidates,
+    Event,
+    GateRule,
+    NeedsRebuild,
+    Policy,
+    Stores,
+    Table,
+    View,
+    hookimpl,
+)
 from streamfold.core.settings import Settings
 from streamfold.pipelines.node import Node
 from streamfold.plugins import builtin
@@ -109,6 +120,43 @@ def top(client: httpx.Client, **params: Any) -> dict[str, Any]:
 
 def scores(body: dict[str, Any]) -> dict[str, float]:
     return {item["item_id"]: round(item["score"], 6) for item in body["items"]}
+
+
+class ErasedMeanwhile:
+    """A plugin in whose rule of the gate somebody is erased, whom nobody has forgotten before the answer."""
+
+    def __init__(self) -> None:
+        self.erase: Callable[[], object] = lambda: None
+
+    @hookimpl
+    def promotion_gate(self) -> list[GateRule]:
+        self.erase()
+        return []
+
+
+def test_an_erasure_that_begins_while_a_promotion_is_asked_for_refuses_it_by_its_criterion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, forgets = ErasedMeanwhile(), threading.Event()
+
+    def forget(*_: Any) -> None:
+        assert forgets.wait(60)
+        raise NeedsRebuild("it cannot")
+
+    monkeypatch.setattr(First, "forget", forget)
+    settings = Settings(backends=BACKENDS, data=tmp_path, policies={"shop": {"use": "first"}})
+    with serving(settings, Node(settings, plugins=[asked])) as client:
+        send(client, 0, 9)
+        added = add(client)
+        wait_job(client, added["job_id"])
+        erasing = {"specversion": "1.0", "id": "gone", "source": "/t", "type": "user.erased", "data": {"user_id": "u"}}
+        asked.erase = lambda: client.post("/v1/events", json=erasing).raise_for_status()
+        try:
+            body = is_problem(act(client, "promote", force=True), 409, "policy-conflict")
+            assert [rule["rule"] for rule in body["gate"]] == ["not_erased_from"]
+            assert lines(client)[added["policy"]]["slot"] == "shadow"
+        finally:
+            forgets.set()
 
 
 def test_a_shadow_is_estimated_folded_asked_promoted_and_rolled_back(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from streamfold.core import Candidates, Event, Policy, Stores, Table, View
 from streamfold.core.fold import versions
 from streamfold.core.settings import GateSettings, Settings
 from streamfold.core.testing import World, plugin
+from streamfold.pipelines.serve import takeovers as takeovers_module
 from streamfold.pipelines.serve.call import Call
 from streamfold.pipelines.serve.gate import Gate
 from streamfold.pipelines.serve.own_events import OwnEvents
@@ -103,23 +106,71 @@ class Untold(Policy):
         return Candidates(lambda request: [])
 
 
-def untold(folder: Path, step: int) -> World:
-    return World(folder, [plugin([Untold]), builtin], {"untold": {"step": step}, "activity": {}})
+def untold(folder: Path, step: int, **more: Any) -> World:
+    return World(folder, [plugin([Untold]), builtin], {"untold": {"step": step}, "activity": {}}, **more)
+
+
+@contextmanager
+def looking(world: World) -> Iterator[Takeovers]:
+    """Who looks after takeovers, when the test says so."""
+    gate = Gate(GateSettings())
+    events = OwnEvents(
+        lambda _, raws: [world.acceptor.accept(raw) for raw in raws],
+        lambda view, new, moves: world.ledger.append(view.name, new, recorded_us=world.clock.now_us()),
+    )
+    node = SimpleNamespace(
+        settings=Settings(on_change="manual"), views=world.views, ledger=world.ledger, context=world.context
+    )
+    yield Takeovers(cast(Any, node), gate, events, CollectorRegistry())
+    gate.close()
 
 
 def test_what_this_process_cannot_compare_is_held_by_a_rule_that_says_so(tmp_path: Path) -> None:
     with untold(tmp_path, 1) as world:
         world.fold()
     with untold(tmp_path, 2) as world:
-        name, gate = shadow(world), Gate(GateSettings())
-        events = OwnEvents(
-            lambda _, raws: [world.acceptor.accept(raw) for raw in raws],
-            lambda view, new, moves: world.ledger.append(view.name, new, recorded_us=world.clock.now_us()),
-        )
-        node = cast(Any, SimpleNamespace(settings=Settings(on_change="manual")))  # it looks when the test says so
-        takeovers = Takeovers(node, gate, events, CollectorRegistry())
-        takeovers._look(world.view)
-        gate.close()
+        name = shadow(world)
+        with looking(world) as takeovers:
+            takeovers._look(world.view)
         held = takeovers.held(world.workspace, name)
         assert held is not None
         assert (held.verdict, [rule.rule for rule in held.rules]) == ("undecided", ["measured_here"])
+
+
+def test_what_waits_in_a_workspace_that_nobody_asks_is_judged(tmp_path: Path) -> None:
+    with untold(tmp_path, 1) as world:
+        world.fold()
+    with untold(tmp_path, 2) as world:
+        name = shadow(world)
+        assert not world.views.opened()
+        with looking(world) as takeovers:
+            for view in takeovers._views():
+                takeovers._look(view)
+            assert list(takeovers._views()) == world.views.opened(), "one at a time, and not all the time"
+        assert takeovers.held(world.workspace, name) is not None
+
+
+def test_workspaces_that_nobody_asks_are_opened_in_turns_within_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeovers_module, "_OPEN_S", 0.0)
+    monkeypatch.setattr(takeovers_module, "_EVERY_S", 0.0)
+    monkeypatch.setattr(takeovers_module, "_SHARE", 0)
+    for step in (1, 2):
+        with untold(tmp_path, step, settings={"serve": {"max_open_workspaces": 2}}) as world:
+            for name in ("a", "b", "c"):
+                world.context.pin(name)
+            if step == 2:
+                world.ledger.ensure_workspace("calm")
+                with looking(world) as takeovers:
+                    passed = [[view.name for view in takeovers._views()][-1] for _ in range(5)]
+                assert passed == ["a", "b", "c", "default", "a"]
+                assert len(world.views.opened()) == 2
+
+
+def test_a_shadow_that_nobody_declares_any_more_has_no_view_opened(tmp_path: Path) -> None:
+    for step, waits in ((1, False), (2, True), (1, False)):
+        with untold(tmp_path, step) as world, looking(world) as takeovers:
+            assert bool(list(takeovers._views())) == waits
+            shadows = len(world.ledger.taking_over())
+    assert shadows == 1

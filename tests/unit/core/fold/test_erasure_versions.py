@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from streamfold.core import CandidateRequest, Candidates, Event, Policy, Stores, Subject, Table, View
+from streamfold.core import (
+    CandidateRequest,
+    Candidates,
+    Event,
+    GateRule,
+    Policy,
+    Stores,
+    Subject,
+    Table,
+    View,
+    hookimpl,
+)
 from streamfold.core.context import Group
 from streamfold.core.errors import VersionConflict
 from streamfold.core.fold import LANES, Eraser, FoldRunner, versions
@@ -166,6 +179,45 @@ def test_what_still_holds_the_erased_is_neither_promoted_nor_rolled_back_to(worl
     promote(world, beside)
     assert users(world, beside.name) == {"u0", "u1"}
     assert old.name in world.view.groups
+
+
+class WhileAsked:
+    """A plugin's rule of the gate that passes, after something has happened."""
+
+    def __init__(self) -> None:
+        self.happens: Callable[[], object] = lambda: None
+
+    @hookimpl
+    def promotion_gate(self) -> list[GateRule]:
+        self.happens()
+        return []
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["caught_up", "behind"])
+def test_an_erasure_that_begins_while_a_promotion_is_under_way_refuses_it(tmp_path: Path, waits: bool) -> None:
+    """Past the first look at what blocks; of one that waits for the shadow, while it waits."""
+    gate, waiting = WhileAsked(), threading.Event()
+    with World(tmp_path / "w", [plugin([Seen]), gate], {"seen": {}}) as world:
+        world.send(*click("i", SECRET))
+        old, new = world.group("seen"), add(world, "seen", 1)
+        world.fold()
+        if waits:
+            world.send(*click("i", "u0"))
+            world.runner._turn(WORKSPACE, old)  # not the shadow: it is behind
+        gate.happens = waiting.set if waits else lambda: erased(world)
+        with ThreadPoolExecutor(1) as pool:
+            promoting = pool.submit(promote, world, new)
+            if waits:
+                assert waiting.wait(60)
+                erased(world)
+            with pytest.raises(VersionConflict, match="may still hold what erasure") as refused:
+                promoting.result()
+        assert [rule["rule"] for rule in refused.value.rules] == ["not_erased_from"]
+        assert world.group("seen").name == old.name
+        gate.happens = lambda: None
+        world.erase()
+        promote(world, new)
+        assert users(world, new.name) == ({"u0"} if waits else set())
 
 
 def test_a_rebuilt_version_takes_over_once_it_has_forgotten(world: World) -> None:

@@ -358,7 +358,7 @@ def test_a_changed_declaration_that_is_measured_is_left_to_whoever_asks_the_gate
         Gate.passed = True
         before = world.ledger.slots_revision(workspace)
         add(world, "count")  # somebody changes slots while the gate is asked
-        with pytest.raises(VersionConflict, match="slots changed while the gate was asked"):
+        with pytest.raises(VersionConflict, match="slots changed meanwhile"):
             versions.replace_declared(context, workspace, shadow, revision=before)
         assert slots(world)[shadow.name] == "shadow"
         passed = replace(worse, passed=True, detail="pass: 812 users")
