@@ -84,7 +84,7 @@ async def quality(call: Call) -> Response:
         outcomes += measured.arms() if isinstance(measured, ArmsReport) else []
         limits = call.service.settings.gate
         arms = experiments(outcomes, alpha=limits.alpha, min_users=limits.min_users)
-        asked = {"from_us": from_us, "to_us": to_us, "slice_": slice_}
+        asked: dict[str, Any] = {"from_us": from_us, "to_us": to_us, "slice_": slice_}
         series = [_shown(one) for one in measured.series(**asked, stretch_us=stretch_us)]
         total = [_shown(one) | {"at": series[0]["at"]} for one in measured.series(**asked, stretch_us=_EVER_US)]
         ranking = None

@@ -19,7 +19,9 @@ def test_arrays_of_a_fixed_size_are_counted_once(tmp_path: Path) -> None:
             ("interaction.observed", {"user_id": user, "item_id": item, "action": "rating", "value": value})
             for user, item, value in rated
         )
-        rows = versions.plan(world.context, world.workspace, name="count_stack", use="count_stack", values={"rate": 0.03})
+        rows = versions.plan(
+            world.context, world.workspace, name="count_stack", use="count_stack", values={"rate": 0.03}
+        )
         found = estimate(world.context, world.workspace, rows)
         assert found.events == 600
         [group] = world.view.live()
