@@ -110,8 +110,8 @@ class Scored:
 class Measured(Protocol):
     """Measurements as they stood; reading them needs no view."""
 
-    def series(self, *, from_us: int, to_us: int, slice_: str) -> list[QualityPoint]:
-        """How good scores were, by stretches of time."""
+    def series(self, *, from_us: int, to_us: int, slice_: str, stretch_us: int = 0) -> list[QualityPoint]:
+        """How good scores were, by stretches of time of ``stretch_us``; 0, or less than what is kept apart: of that."""
         ...
 
     def scored(self) -> Scored:

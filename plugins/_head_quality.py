@@ -59,17 +59,18 @@ class MeasuredLabels(ABC):
     def tested(self, head: str | None) -> Iterable[Tested]:
         """What was expected, of one head or of all."""
 
-    def series(self, *, from_us: int, to_us: int, slice_: str) -> list[QualityPoint]:
-        """By hour of the labels' times."""
+    def series(self, *, from_us: int, to_us: int, slice_: str, stretch_us: int = 0) -> list[QualityPoint]:
+        """By hour of the labels' times, or longer stretches."""
+        size_us = max(stretch_us, _STRETCH_US)
         by_stretch: dict[int, list[Tested]] = {}
         for one in self.tested(None if slice_ == "all" else slice_):
-            by_stretch.setdefault(one.at_us // _STRETCH_US, []).append(one)
+            by_stretch.setdefault(one.at_us // size_us, []).append(one)
         best: dict[tuple[str, str], float] = {}
         points = []
         for number, rows in sorted(by_stretch.items()):
-            at_us = number * _STRETCH_US
+            at_us = number * size_us
             point = _point(at_us, rows, best)
-            if at_us + _STRETCH_US > from_us and at_us < to_us:
+            if at_us + size_us > from_us and at_us < to_us:
                 points.append(point)
         return points
 

@@ -121,18 +121,19 @@ class SumsAndRing:
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
 
-    def series(self, *, from_us: int, to_us: int, slice_: str) -> list[QualityPoint]:
+    def series(self, *, from_us: int, to_us: int, slice_: str, stretch_us: int = 0) -> list[QualityPoint]:
         """Sums of stretches of time."""
         kept = self._kept
         rows = self._rows(from_us, to_us, slice_)
-        buckets, place = np.unique(rows[:, BUCKET], return_inverse=True)
-        sums = np.zeros((len(buckets), rows.shape[1]))
+        size_us = max(stretch_us, kept.bucket_us)
+        stretches, place = np.unique((rows[:, BUCKET] - 1) * kept.bucket_us // size_us, return_inverse=True)
+        sums = np.zeros((len(stretches), rows.shape[1]))
         np.add.at(sums, place, rows)
         lists = kept.rankings if slice_ == "all" else kept.rankings[:0]
-        of_lists = times(lists) // kept.bucket_us + 1
+        of_lists = times(lists) // kept.bucket_us * kept.bucket_us // size_us
         return [
-            _point(int((bucket - 1) * kept.bucket_us), one, lists[of_lists == bucket])
-            for bucket, one in zip(buckets, sums, strict=True)
+            _point(int(stretch * size_us), one, lists[of_lists == stretch])
+            for stretch, one in zip(stretches, sums, strict=True)
         ]
 
     def _rows(self, from_us: int, to_us: int, slice_: str) -> npt.NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamfold.core.context import Context, Group, backend_identities
 from streamfold.core.fold.extract import passage_hash
@@ -43,12 +43,13 @@ def estimate(context: Context, workspace: str, rows: Sequence[Instance]) -> Esti
     """Fold a hundred of the newest events into stores of no consequence, and scale up.
 
     The backend results of the sample are kept, as the backfill will need them; nothing else is written. State is an
-    upper bound: it takes every event to add as much as those of the sample did.
+    upper bound: it takes every event to add as much as those of the sample's second half did. What the first half
+    brings about (arrays of a fixed size) is there once.
     """
     group = context.make_group(rows)
     head, start = context.ledger.head(workspace), group.start_seq
     events = _count(context, workspace, group, start, head) + context.history.count(workspace, group.handles, start)
-    seconds_each, bytes_each, sampled, note = _sample(context, workspace, group, head)
+    seconds_each, size, sampled, note = _sample(context, workspace, group, head)
     rate = rows[0].rate
     speeds = [speed for speed in (1 / seconds_each if seconds_each else None, rate or None) if speed]
     speed = min(speeds, default=None)
@@ -57,7 +58,7 @@ def estimate(context: Context, workspace: str, rows: Sequence[Instance]) -> Esti
         positions=head - start,
         seconds=0.0 if not events else round(events / speed, 3) if speed else None,
         events_per_s=None if speed is None else round(speed, 1),
-        state_bytes=None if bytes_each is None else round(bytes_each * events),
+        state_bytes=None if size is None else round(size.bytes + size.each * max(0, events - sampled)),
         sampled_events=sampled,
         note=note,
         **_asking(context, workspace, group, head),
@@ -116,18 +117,29 @@ def _count(context: Context, workspace: str, group: Group, start: int, head: int
     return round(found * span / counted) if counted else 0
 
 
-def _sample(context: Context, workspace: str, group: Group, head: int) -> tuple[float | None, float | None, int, str]:
-    """Seconds and bytes per event, of how many events, and why they are not known if so."""
+class _Size(NamedTuple):
+    """Bytes after the sample, and how many more each event adds."""
+
+    bytes: int
+    each: float
+
+
+def _sample(context: Context, workspace: str, group: Group, head: int) -> tuple[float | None, _Size | None, int, str]:
+    """Seconds per event and the size of the state, of how many events, and why they are not known if so."""
     after = max(group.start_seq, head - _SAMPLE_SPAN)
     rows = context.ledger.read(workspace, after, _SAMPLE_EVENTS, types=sorted(group.handles)).rows
     if not rows:
         return None, None, 0, "no recent event that it handles: speed and size are not known"
     stores = GroupStores(context, group, side="both")
     try:
+        middle = rows[len(rows) // 2 - 1].seq if len(rows) > 1 else after
         started = time.perf_counter()
-        count = refold(context, workspace, group, stores, after=after, upto=rows[-1].seq)
-        took_s = time.perf_counter() - started
-        return took_s / count, stores.state_bytes() / count, count, ""
+        first = refold(context, workspace, group, stores, after=after, upto=middle) if middle > after else 0
+        half_s, half_bytes = time.perf_counter() - started, stores.state_bytes()
+        started = time.perf_counter()
+        rest = refold(context, workspace, group, stores, after=middle, upto=rows[-1].seq)
+        count, took_s, size = first + rest, half_s + time.perf_counter() - started, stores.state_bytes()
+        return took_s / count, _Size(size, max(0, size - half_bytes) / rest), count, ""
     except Exception as error:  # a policy on trial may raise anything; the backfill will halt and say where
         return None, None, 0, f"the sample could not be folded: {error!r}"[:500]
     finally:

@@ -130,9 +130,12 @@ class Client:
         *,
         wait_ms: int = 0,
         retry_for_s: float = 60.0,
+        away_for_s: float | None = None,
         on_retry: Callable[[str], None] = lambda reason: None,
     ) -> Mapping[str, Any]:
         """Send structured events, one JSON a line, until they are taken or ``retry_for_s`` have passed in vain.
+
+        Who cannot be reached at all is tried for ``away_for_s``, if it is given.
 
         A batch of which every event was refused is an answer like any other: its body is returned.
         """
@@ -148,16 +151,21 @@ class Client:
                 raise
             return body if isinstance(body, dict) else {}
 
-        return self._patiently(send, retry_for_s, on_retry)
+        return self._patiently(send, retry_for_s, on_retry, away_for_s)
 
     def get_patiently(self, path: str, *, retry_for_s: float = 60.0, **params: Any) -> Any:
         """Read one of many: what may pass is waited for."""
         return self._patiently(lambda: self.get(path, **params), retry_for_s)
 
     def _patiently(
-        self, ask: Callable[[], T], retry_for_s: float, on_retry: Callable[[str], None] = lambda reason: None
+        self,
+        ask: Callable[[], T],
+        retry_for_s: float,
+        on_retry: Callable[[str], None] = lambda reason: None,
+        away_for_s: float | None = None,
     ) -> T:
         give_up = time.monotonic() + retry_for_s
+        come_back = give_up if away_for_s is None else time.monotonic() + away_for_s
         backoff_s = FIRST_BACKOFF_S
         while True:
             try:
@@ -168,7 +176,7 @@ class Client:
                 on_retry(problem.code)
                 pause_s = problem.retry_after_s if problem.retry_after_s is not None else backoff_s
             except Unreachable as error:
-                if time.monotonic() > give_up:
+                if time.monotonic() >= come_back:
                     raise
                 on_retry(str(error).partition(";")[0])
                 pause_s = backoff_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,8 @@ TITLES = {
     "accuracy": "accuracy", "min_accuracy": "worst class", "forgetting": "forgetting",
     "calibration_error": "calibration", "catalogue_ndcg_at_10": "NDCG@10 of all", "coverage": "coverage",
 }  # fmt: skip
+_POINTS = 60
+_LENGTHS_S = (*(hours * 3600 for hours in (1, 3, 6, 12)), *(days * 86_400 for days in (1, 2, 7, 30, 91, 365)))
 _DRAWN = (
     ("auc", "logloss", "calibration_error", "catalogue_ndcg_at_10", "coverage"),
     ("accuracy", "logloss", "min_accuracy"),
@@ -47,6 +50,15 @@ def quality(
     slice_: Annotated[str, typer.Option("--slice", help="As new_user, item_decile_1, or a head; all by default.")] = "",
     from_: Annotated[str, typer.Option("--from", metavar="TIME", help="As 2026-01-31T12:00:00Z.")] = "",
     to: Annotated[str, typer.Option(metavar="TIME", help="Before this time.")] = "",
+    stretch_s: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds in a stretch of time, as 86400. [default: of the table as kept, an "
+            "hour; of the plot whatever gives it at most 60]",
+            show_default=False,
+        ),
+    ] = 0.0,
     last: Annotated[int, typer.Option(min=1, help="Stretches of time in the table, the newest.")] = 24,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw all stretches of time.")] = None,
 ) -> None:
@@ -55,23 +67,27 @@ def quality(
 
     options: Globals = ctx.obj
     check_plot(plot)
-    given = {"slice": slice_, "from": from_, "to": to}
+    given = {"slice": slice_, "from": from_, "to": to, "stretch_s": stretch_s}
     with options.client() as client:
         asked = {key: value for key, value in given.items() if value}
-        body = client.get(f"/v1/policies/{segment(name)}/quality", **asked)
-    series = body["series"]
+        path = f"/v1/policies/{segment(name)}/quality"
+        body = client.get(path, **asked)
+        drawn = series = body["series"]
+        if plot is not None and not stretch_s and (longer := _readable(series)):
+            drawn = client.get(path, **asked, stretch_s=longer)["series"]
     if plot is not None:
         from streamfold.pipelines.evaluate.plot import draw_series
 
-        if not series:
+        if not drawn:
             raise CliError(f"nothing of {name} was measured yet: there is nothing to draw", USAGE)
-        write_plot(plot, draw_series(name, series, {one: TITLES[one] for one in _drawn(series)}))
+        write_plot(plot, draw_series(name, drawn, {one: TITLES[one] for one in _drawn(drawn)}))
         options.note(f"drawn: {plot}")
     if options.json:
         options.print("", body)
         return
     out = console()
-    out.print(_series(name, series[-last:], body["slice"]) if series else f"{name}: nothing was measured yet")
+    table = _series(name, series[-last:], body.get("total"), body["slice"]) if series else ""
+    out.print(table or f"{name}: nothing was measured yet")
     if len(series) > last:
         out.print(f"{len(series) - last} earlier ones: --last, --json")
     if body["ranking"] is not None:
@@ -86,15 +102,25 @@ def _drawn(series: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return drawn[:3] + tuple(key for key in drawn[3:] if any(one[key] is not None for one in series))
 
 
-def _series(name: str, series: Sequence[Mapping[str, Any]], slice_: str) -> Any:
-    """One row a stretch of time, with the measures that there are."""
+def _readable(series: Sequence[Mapping[str, Any]]) -> int:
+    """Seconds that a stretch must have for a plot of at most ``_POINTS``; 0: as they are."""
+    if len(series) <= _POINTS:
+        return 0
+    at_s = [datetime.fromisoformat(one["at"]).timestamp() for one in series]
+    return next((s for s in _LENGTHS_S if len({at // s for at in at_s}) <= _POINTS), _LENGTHS_S[-1])
+
+
+def _series(name: str, series: Sequence[Mapping[str, Any]], total: Mapping[str, Any] | None, slice_: str) -> Any:
+    """One row a stretch of time, with the measures that there are, and one of all that was asked for."""
     from rich.table import Table
 
-    there = [key for key in TITLES if any(one.get(key) is not None for one in series)]
+    rows = [*series, total] if total else series
+    there = [key for key in TITLES if any(one.get(key) is not None for one in rows)]
     table = Table("from", "events", *(TITLES[key] for key in there), title=plain(f"{name}, {slice_}"))
-    for one in series:
+    for one in rows:
         cells = ("–" if one[key] is None else f"{one[key]:.4f}" for key in there)
-        table.add_row(one["at"][:16].replace("T", " "), f"{one['events']:,}", *cells)
+        at = "all the time" if one is total else one["at"][:16].replace("T", " ")
+        table.add_row(at, f"{one['events']:,}", *cells, end_section=one is series[-1])
     return table
 
 

@@ -34,6 +34,10 @@ Examples:
   streamfold similar lamp-9 -n 5
 """
 _FEATURES = 4
+_FALLBACKS = {
+    "popular": "nothing is known of whom it is for: what is popular stands in",
+    "content": "for nobody in particular: what goes with the items that were given",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -106,7 +110,7 @@ def _show(options: Globals, answer: Mapping[str, Any], *, explain: bool) -> None
         return
     parts = [footing(answer)]
     if answer.get("fallback"):
-        parts.append(f"nothing is known of the user: what is {answer['fallback']} stands in")
+        parts.append(_FALLBACKS.get(answer["fallback"], f"fallback {answer['fallback']}"))
     if answer.get("exposure_id"):
         parts.append(f"exposure {answer['exposure_id']}")
     options.note(" · ".join(parts))
@@ -115,10 +119,12 @@ def _show(options: Globals, answer: Mapping[str, Any], *, explain: bool) -> None
 def _table(items: list[Mapping[str, Any]], *, explain: bool) -> Any:
     from rich.table import Table
 
-    names = ["rank", "item", "score", "proposed by", *(["base", "correction", "because of"] if explain else [])]
-    table = Table(*names, box=None, header_style="dim")
+    proposed = any(item.get("sources") for item in items)  # what was given to be ranked nobody proposed
+    names = ["rank", "item", "score", *(["proposed by"] if proposed else [])]
+    table = Table(*names, *(["base", "correction", "because of"] if explain else []), box=None, header_style="dim")
     for item in items:
-        row = [str(item["rank"]), item["item_id"], f"{item['score']:.3f}", ", ".join(item.get("sources") or ())]
+        row = [str(item["rank"]), item["item_id"], f"{item['score']:.3f}"]
+        row += [", ".join(item.get("sources") or ())] if proposed else []
         if explain and (why := item.get("explain")):
             shown = [f"{one['name']} {one['contribution']:+.2f}" for one in why["features"][:_FEATURES]]
             row += [f"{why['base_score'] or 0:.3f}", f"{why['correction']:+.3f}", ", ".join(shown)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streamfold.pipelines.cli.order import Order
 from streamfold.pipelines.cli.state import SOME_REJECTED, TIMED_OUT, USAGE, CliError, Globals
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ def send_all(
     started = time.monotonic()
     sent = 0
     answered = False
+    order = Order()
     with Progress(*columns, console=console(stderr=True), disable=options.quiet, transient=True) as progress:
         task = progress.add_task("sending", total=size)
         for batch in _batches(lines, tally):
@@ -188,17 +190,21 @@ def send_all(
             answer = client.send_lines(
                 [line.event for line in batch],
                 wait_ms=0,
-                retry_for_s=retry_for_s if answered else 0,  # a wrong address is said at once
+                retry_for_s=retry_for_s,
+                away_for_s=None if answered else 0,  # a wrong address is said at once
                 on_retry=lambda reason: options.note(f"retrying: {reason}"),
             )
             answered = True
             tally.add(answer, batch)
+            order.add(line.event for line in batch)
             sent += len(batch)
             done = f"{tally.accepted} accepted, {tally.duplicates} duplicates, {tally.rejected} rejected"
             progress.update(task, completed=batch[-1].bytes_read, description=done)
         if wait and answered:
             progress.update(task, description="waiting until answers show it")
             tally.visible = wait_visible(client, tally.position, WAIT_MS / 1000, patient=patient)
+    if order.said:
+        options.note(order.said)
 
 
 def wait_visible(client: Client, position: int, timeout_s: float, *, patient: bool = False) -> bool:

@@ -227,6 +227,19 @@ QUALITY = {
             "lists": 40,
         }
     ],
+    "total": {
+        "at": "2026-01-31T12:00:00.000000Z",
+        "events": 48_000,
+        "auc": 0.781,
+        "user_auc": 0.719,
+        "logloss": 0.563,
+        "ndcg_at_10": 0.3,
+        "calibration_error": 0.009,
+        "catalogue_ndcg_at_10": 0.058,
+        "ranked": 820,
+        "coverage": 0.31,
+        "lists": 2710,
+    },
     "slice": "all",
     "ranking": {"positives": 820, "ndcg_at_10": 0.058, "lists": 2710, "items": 9400, "coverage": 0.31, "why": None},
     "gate": [

@@ -25,6 +25,7 @@ from streamfold.pipelines.serve.problems import Problem, at
 from streamfold.pipelines.serve.reading import wait_fresh
 
 _EVER_US = 2**62
+_LONGEST_S = 1e11
 
 
 def _report(call: Call, view: WorkspaceView) -> Served:
@@ -66,6 +67,7 @@ async def quality(call: Call) -> Response:
     """How good its scores were, and what the gate says of it."""
     view = call.view
     from_us, to_us = _time(call, "from", 0), _time(call, "to", _EVER_US)
+    stretch_us = _stretch(call)
     group, member = _report(call, view)
     slices: Sequence[str] = member.server.slices
     slice_ = call.query.get("slice", slices[0])
@@ -82,12 +84,14 @@ async def quality(call: Call) -> Response:
         outcomes += measured.arms() if isinstance(measured, ArmsReport) else []
         limits = call.service.settings.gate
         arms = experiments(outcomes, alpha=limits.alpha, min_users=limits.min_users)
-        series = [_shown(one) for one in measured.series(from_us=from_us, to_us=to_us, slice_=slice_)]
+        asked: dict[str, Any] = {"from_us": from_us, "to_us": to_us, "slice_": slice_}
+        series = [_shown(one) for one in measured.series(**asked, stretch_us=stretch_us)]
+        total = [_shown(one) | {"at": series[0]["at"]} for one in measured.series(**asked, stretch_us=_EVER_US)]
         ranking = None
         if isinstance(measured, RankedReport):
-            ranking = _ranking(measured.ranked(from_us=from_us, to_us=to_us, slice_=slice_))
-        told = [_told(one) for one in arms]
-        return {"series": series, "slice": slice_, "ranking": ranking, "arms": told, "version": cut.as_json()}
+            ranking = _ranking(measured.ranked(**asked))
+        told = {"arms": [_told(one) for one in arms], "version": cut.as_json()}
+        return {"series": series, "total": total[0] if total else None, "slice": slice_, "ranking": ranking, **told}
 
     found = await call.ask(view.asked, work)
     rules = await _gate(call, view, group.group.name)
@@ -124,6 +128,18 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
+def _stretch(call: Call) -> int:
+    """How long the stretches of time are to be, at least; 0: as they are kept."""
+    value = call.query.get("stretch_s")
+    try:
+        seconds = float(value or 0)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= _LONGEST_S:
+        raise at("/stretch_s", "invalid-value", f"stretch_s must be seconds, as 86400, not {str(value)[:40]!r}")
+    return round(seconds * US)
+
+
 def _time(call: Call, name: str, default: int) -> int:
     value = call.query.get(name)
     if value is None:
@@ -141,6 +157,6 @@ ENDPOINTS = [
     Endpoint(
         method="GET", path="/v1/policies/{name}/quality", run=quality, tag="operate",
         summary="How good a version's scores are, and whether it may take over", scope="query",
-        params=("from", "to", "slice", *READ_PARAMS), returns=examples.QUALITY, errors=(404, 422, 503),
+        params=("from", "to", "slice", "stretch_s", *READ_PARAMS), returns=examples.QUALITY, errors=(404, 422, 503),
     ),
 ]  # fmt: skip

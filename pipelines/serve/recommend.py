@@ -8,7 +8,7 @@ without a catalogue every item may be shown. Whoever is not known gets what fits
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from starlette.responses import Response
 from streamfold.core.errors import InvalidEvent, nearest
 from streamfold.core.events import Subject, check_text
 from streamfold.core.events.fields import Flat
+from streamfold.core.events.types import ACTIONS
 from streamfold.core.policy import CandidateRequest, CandidateSource
 from streamfold.core.recommending import Catalogue, Feature, Ranker, Ranking, RankRequest, SimilarItems, user_key
 from streamfold.core.views import Answering, Cut, GroupView, MemberView, WorkspaceView
@@ -154,10 +155,19 @@ async def recommend(call: Call) -> Response:
     return answer(await recommended(call, body))
 
 
+def _check_actions(actions: Sequence[str], known: Set[str]) -> None:
+    """Refuse what no interaction can say: that would leave nothing out."""
+    for number, one in enumerate(actions):
+        if one not in known:
+            detail = f"/exclude_seen/{number} '{one[:64]}' is not a known action{nearest(one[:64], known)}"
+            raise at(f"/exclude_seen/{number}", "invalid-value", detail)
+
+
 async def recommended(call: Call, body: Recommend, *, offset: int = 0) -> dict[str, Any]:
     """Recommend as a body says; the first ``offset`` items are left out of the answer and of its exposure."""
     view = call.view
     _check_ids(body.user_id, body.session_id, body.item_ids)
+    _check_actions(body.exclude_seen or (), {*ACTIONS, *call.service.settings.limits.actions})
     matches = None if body.filter is None else compile_filter(body.filter)
     stack = stack_of(view, body.policy, body.user_id)
     if not stack.sources:

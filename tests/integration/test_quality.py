@@ -98,6 +98,17 @@ def test_the_series_says_how_good_it_is(shop: EmbeddedService) -> None:
         assert one["slice"] == name
         parts[name] = sum(point["events"] for point in one["series"])
     assert sum(parts.values()) == 4000
+    total = found["total"]
+    assert (total["events"], total["at"]) == (4000, found["series"][0]["at"])
+    longer = shop.get("/v1/policies/count_stack/quality", stretch_s=7 * 86_400)
+    assert sum(point["events"] for point in longer["series"]) == 4000
+    assert len(longer["series"]) < len(found["series"])
+    assert longer["total"] | {"at": total["at"]} == total
+    [whole_time] = shop.get("/v1/policies/count_stack/quality", stretch_s=1e11)["series"]
+    assert whole_time | {"at": total["at"]} == total
+    losses = [point["logloss"] * point["events"] for point in found["series"]]
+    assert total["logloss"] == pytest.approx(sum(losses) / 4000)
+    assert shop.client.get("/v1/policies/count_stack/quality", params={"stretch_s": "day"}).status_code == 422
     whole = found["ranking"]
     assert 50 < whole["positives"] == sum(point["ranked"] for point in found["series"])
     assert (whole["items"], whole["why"]) == (40, None)

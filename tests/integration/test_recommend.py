@@ -77,6 +77,10 @@ def test_what_may_not_be_shown_never_is(shop: EmbeddedService) -> None:
     assert {"desk", "chair", "lamp", "candle"} <= set(everything)
     assert "desk" not in listed(ask(shop, "recommend", user_id="ann", n=100, exclude_seen=["purchase"]))
     assert "desk" in listed(ask(shop, "recommend", user_id="ann", n=100, exclude_seen=["click"]))
+    typo = shop.client.post("/v1/recommend", json={"user_id": "ann", "exclude_seen": ["click", "purchased"]})
+    assert typo.status_code == 422, "it would leave nothing out"
+    [error] = typo.json()["errors"]
+    assert (error["pointer"], "did you mean 'purchase'" in error["message"]) == ("/exclude_seen/1", True)
     assert "chair" not in listed(ask(shop, "recommend", user_id="ann", n=100, exclude_item_ids=["chair"]))
     cheap = {"field": "properties.price", "op": "lt", "value": 50}
     assert set(listed(ask(shop, "recommend", user_id="ann", n=100, filter=cheap))) == {"lamp", "candle"}

@@ -79,6 +79,14 @@ def test_key_and_workspace_are_sent() -> None:
     assert request.url.query == b"from=3"
 
 
+def test_a_service_that_recovers_is_waited_for_though_one_that_is_away_is_not() -> None:
+    recovers = httpx.Response(503, json={"code": "store-unavailable", "detail": "the views are being recovered"})
+    taken = httpx.Response(202, json={"accepted": 1, "position": 1})
+    assert Script(recovers, recovers, taken).client().send_lines([b"{}"], away_for_s=0)["accepted"] == 1
+    with pytest.raises(Unreachable):
+        Script(httpx.ConnectError("gone"), taken).client().send_lines([b"{}"], away_for_s=0)
+
+
 def test_sending_is_retried_until_it_is_taken_and_heeds_retry_after() -> None:
     script = Script(
         httpx.ConnectError("gone"),
