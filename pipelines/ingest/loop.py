@@ -81,7 +81,7 @@ class Ingest:
             for topic, table in settings.kafka.topics.items()
         }
         self._places: dict[Any, Place] = {}
-        self.lag = LagWatch(node, lambda: connect(settings.kafka), self._stands)
+        self.lag = LagWatch(node, self._connect, self._stands)
         self.metrics = IntakeMetrics(self, registry or CollectorRegistry())
         self._uncommitted: dict[Any, int] = {}
         self._committed_at = self._looked_at = self._checked_at = 0.0
@@ -92,26 +92,22 @@ class Ingest:
         """Take records until ``stopping`` is set; Kafka or the database being down is waited out."""
         quiet_logs()
         backoff_s = 0.2
-        self.lag.start()
-        try:
-            while not self.stopping.is_set():
-                started = time.monotonic()
-                try:
-                    self._retry(self._ensure_workspaces)
-                    self._session()
-                except (KafkaError, LedgerError, OSError) as error:
-                    backoff_s = 0.2 if time.monotonic() - started > 30 else min(backoff_s * 2, 5.0)
-                    log.warning("kafka_unavailable retry_s=%.1f error=%r", backoff_s, error)
-                    self.stopping.wait(backoff_s)
-        finally:
-            self.lag.stop()
+        while not self.stopping.is_set():
+            started = time.monotonic()
+            try:
+                self._retry(self._ensure_workspaces)
+                self._session()
+            except (KafkaError, LedgerError, OSError) as error:
+                backoff_s = 0.2 if time.monotonic() - started > 30 else min(backoff_s * 2, 5.0)
+                log.warning("kafka_unavailable retry_s=%.1f error=%r", backoff_s, error)
+                self.stopping.wait(backoff_s)
 
     def _ensure_workspaces(self) -> None:
         for intake in self._topics.values():
             self.node.ledger.ensure_workspace(intake.workspace)
 
     def _session(self) -> None:
-        consumer = connect(self.node.settings.kafka)
+        consumer = self._connect()
         self._places.clear()
         self._looked_at = 0.0
         try:
@@ -121,6 +117,9 @@ class Ingest:
             self._commit(consumer, wait=True)
         finally:
             consumer.close(autocommit=False, timeout_ms=2000)
+
+    def _connect(self) -> Any:
+        return connect(self.node.settings.kafka)
 
     def step(self, consumer: Any) -> None:
         """Look around if it is time, poll once, append what came."""
@@ -378,7 +377,11 @@ def run(settings: Settings, *, share: Share | None = None) -> None:
 
             ingest = Ingest(node, share=share, wake=wake, registry=registry)
             ingest.stopping = stopping
-            ingest.run()
+            ingest.lag.start()
+            try:
+                ingest.run()
+            finally:
+                ingest.lag.stop()
             log.info("ingest_stopped records=%d accepted=%d", ingest.stats.records, ingest.stats.accepted)
         finally:
             tasks.flush(settings, timeout_s=1.0)
