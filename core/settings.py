@@ -233,6 +233,16 @@ class VectorSettings(_Section):
     """Search copies of the large segments on a GPU (needs a faiss-gpu build in place of faiss-cpu)."""
 
 
+class MetricsSettings(_Section):
+    """Where ingest and worker processes answer `GET /metrics`; `serve` does where it serves."""
+
+    host: str = "127.0.0.1"
+    """Address to bind. No keys are asked for here: whoever reaches it may read it."""
+    port: int | None = Field(default=None, ge=0, le=65535)
+    """Unset: nowhere; 0: any free one, named in the log. Each process of a host needs its own: `--metrics-port`, or
+    the environment."""
+
+
 class LimitSettings(_Section):
     """Request and event limits."""
 
@@ -297,6 +307,8 @@ class Settings(BaseSettings):
     """What is done about alarms, ``[[rules]]``; see [classify](../how-to/classify.md)."""
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    """Where ingest and worker processes answer `GET /metrics`; see [monitor](../how-to/monitor.md)."""
 
     @pydantic.field_validator("backends")
     @classmethod

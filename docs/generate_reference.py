@@ -16,6 +16,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
 import msgspec
@@ -25,7 +26,7 @@ from pydantic_core import PydanticUndefined
 
 from streamfold.core.events import EventTypes, builtin_types
 from streamfold.core.hooks import Hooks
-from streamfold.core.settings import Settings
+from streamfold.core.settings import KafkaSettings, Settings, TopicSettings
 
 REFERENCE = Path(__file__).parent / "reference"
 _MADE = "<!-- Made by docs/generate_reference.py from the code. Change the code, then run it again. -->\n"
@@ -157,6 +158,8 @@ def _kind(kind: Any) -> str:
         arguments = get_args(kind)
         if str(kind).startswith("typing.Literal"):
             return " \\| ".join(json.dumps(a) for a in arguments)
+        if get_origin(kind) is UnionType:
+            return " \\| ".join(_kind(a) for a in arguments if a is not NoneType)
         if get_origin(kind) is tuple:
             return f"list of {_kind(arguments[0])}"
         return "table"
@@ -467,13 +470,46 @@ def _range(schema: Mapping[str, Any]) -> str:
     return shown + (f", default {schema['default']}" if "default" in schema else "")
 
 
-def metrics() -> list[tuple[str, str, str]]:
-    """Return (name, type, help) of every metric, as a scrape shows them."""
+Metric = tuple[str, str, str]
+"""Name, type and help."""
+
+
+def metrics() -> list[Metric]:
+    """Return every metric of a serving process, as a scrape shows them."""
     app, close = _app()
     try:
-        text = app.state.service.metrics.text().decode()
+        return _metrics(app.state.service.metrics.text().decode())
     finally:
         close()
+
+
+def other_metrics() -> dict[str, list[Metric]]:
+    """Return the metrics of ``ingest`` and ``worker``."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from streamfold.pipelines.ingest import Ingest
+    from streamfold.pipelines.logged_errors import LoggedErrors
+    from streamfold.pipelines.node import Node
+    from streamfold.pipelines.worker import Worker
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        node = Node(Settings(data=Path(folder), kafka=KafkaSettings(bootstrap="-", topics={"t": TopicSettings()})))
+        try:
+            for name in ("ingest", "worker"):
+                registry = CollectorRegistry()
+                if name == "ingest":
+                    Ingest(node, registry=registry)
+                else:
+                    Worker(node, "all", 1, registry=registry)
+                LoggedErrors(registry)
+                found[name] = _metrics(generate_latest(registry).decode())
+        finally:
+            node.close()
+    return found
+
+
+def _metrics(text: str) -> list[Metric]:
     helps, kinds = {}, {}
     for line in text.splitlines():
         if line.startswith("# HELP "):
@@ -507,23 +543,54 @@ _LABELS = {
         "workspace, policy, store",
     ),
     "streamfold_ledger_bytes": "part",
+    "streamfold_intake_records_total": "workspace, topic",
+    "streamfold_intake_dead_letters_total": "workspace, topic, code",
+    "streamfold_intake_lag_events": "workspace, topic, partition",
+    "streamfold_intake_paused": "workspace, reason",
+    "streamfold_append_seconds": "workspace",
+    "streamfold_prepared_events_total": "workspace",
+    "streamfold_skipped_events": "workspace, group",
+    "streamfold_state_bytes": "workspace, group",
+    "streamfold_errors_total": "error",
+    "streamfold_last_error_timestamp_seconds": "error",
 }
 
 
 def metrics_page() -> str:
     """Make metrics.md."""
+    others = other_metrics()
     lines = [
         "# Metrics\n",
         "`GET /metrics` of each serving process, in Prometheus' text form (with keys: scope `admin`; an "
         "operator's key sees all workspaces, others their own). Counters and histograms are of the answering "
-        "process: folding in workers is not counted here (`streamfold_commit_seconds` and "
+        "process: workers count what they fold themselves, see below (here `streamfold_commit_seconds` and "
         "`streamfold_folded_events_total` stay empty in a process that does not fold). Gauges are read from the "
         "ledger and the views at each scrape.\n",
-        "| metric | type | labels | meaning |",
-        "|---|---|---|---|",
-        *(f"| `{name}` | {kind} | {_LABELS.get(name, '')} | {meaning} |" for name, kind, meaning in metrics()),
+        *_metrics_table(metrics()),
+        "\nIngest and worker processes answer where `metrics.port` or `--metrics-port` says, and nowhere without it "
+        "([monitor](../how-to/monitor.md)).",
+        *(
+            line
+            for process, meaning in _PROCESSES.items()
+            for line in (f"\n## {process}\n", meaning, *_metrics_table(others[process]))
+        ),
     ]
     return _page(lines)
+
+
+_PROCESSES = {
+    "ingest": "Kafka's lag is counted in offsets, up to the last stable one, every few seconds.\n",
+    "worker": "Gauges of groups are read from the ledger at each scrape: of those whose lease this worker had last, so "
+    "that each group is told of by one worker.\n",
+}
+
+
+def _metrics_table(found: Iterable[Metric]) -> list[str]:
+    return [
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+        *(f"| `{name}` | {kind} | {_LABELS.get(name, '')} | {meaning} |" for name, kind, meaning in found),
+    ]
 
 
 # -- command line ---------------------------------------------------------------------------------------------------

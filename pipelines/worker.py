@@ -19,14 +19,18 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+from prometheus_client import CollectorRegistry
+
 from streamfold.core.caches import Erasures
 from streamfold.core.context import Context
 from streamfold.core.errors import ConfigError, LedgerError, LedgerUnavailable
 from streamfold.core.fold import LANES, Eraser, Extracting, FoldRunner, Keeper, LedgerPrepared, Preparer
 from streamfold.core.settings import Settings, load_settings
 from streamfold.pipelines import tasks
+from streamfold.pipelines.exporter import exporting
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve.logs import configure_logs
+from streamfold.pipelines.worker_metrics import WorkerMetrics
 
 log = logging.getLogger("streamfold.worker")
 
@@ -172,7 +176,7 @@ class Sweep:
 class Worker:
     """What one worker process does, wired together; usable without Celery (tests, no broker)."""
 
-    def __init__(self, node: Node, role: Role, concurrency: int) -> None:
+    def __init__(self, node: Node, role: Role, concurrency: int, *, registry: CollectorRegistry | None = None) -> None:
         self.node = node
         self.role: Role = role
         self.concurrency = concurrency
@@ -188,6 +192,9 @@ class Worker:
         self.backfill = FoldRunner(context, prepared, lane=backfill)
         self.preparer = Preparer(context, prepared)
         self.backfill_preparer = Preparer(context, prepared)
+        self.metrics = WorkerMetrics(
+            node, lambda: self.runner.warm() | self.backfill.warm(), registry or CollectorRegistry()
+        )
         self.folds = Turns(ledger.head, self._fold)
         self._prepares = Shifts(concurrency, self._prepare)
         self._erasures = Erasures(ledger)
@@ -294,8 +301,10 @@ class Worker:
         _pin(self, workspace)
         while not self.stopping.is_set():
             marks = self.node.ledger.watermarks(workspace)
-            if self.preparer.run(workspace, marks, lane=self.runner.lane) == 0:
+            done = self.preparer.run(workspace, marks, lane=self.runner.lane)
+            if done == 0:
                 return
+            self.metrics.prepared(workspace, done)
             tasks.publish_fold(self.node.settings, workspace)
             if "fold" in self._sweeps:
                 self._sweeps["fold"].nudge(workspace)
@@ -310,8 +319,10 @@ class Worker:
         _pin(self, workspace)
         while not self.stopping.is_set() and self.backfill.prepares(workspace):
             marks = self.node.ledger.watermarks(workspace)
-            if self.backfill_preparer.run(workspace, marks, lane=self.backfill.lane) == 0:
+            done = self.backfill_preparer.run(workspace, marks, lane=self.backfill.lane)
+            if done == 0:
                 return
+            self.metrics.prepared(workspace, done)
 
     # -- extraction -----------------------------------------------------------------------------------------------
     def _extract(self, workspace: str) -> None:
@@ -429,22 +440,23 @@ def run(settings: Settings, role: Role = "all", concurrency: int = 2) -> None:
         )
     stopped = threading.Event()
     _stop_on_signals(stopped)
-    tasks.warm_up(settings)
-    node = tasks.open_node(settings, stopped)
-    if node is None:
-        return
-    worker = Worker(node, role, concurrency)
-    try:
-        worker.start()
-        log.info("worker_started role=%s concurrency=%d owner=%s", role, concurrency, node.context.owner)
-        if settings.broker.url:
-            _follow_broker(settings, worker, stopped)
-        stopped.wait()
-    finally:
-        worker.stop()
-        log.info("worker_stopped fold_runs=%d coalesced=%d", worker.folds.runs, worker.folds.skipped)
-        tasks.flush(settings, timeout_s=0.5)
-        node.close()
+    with exporting(settings.metrics) as registry:
+        tasks.warm_up(settings)
+        node = tasks.open_node(settings, stopped)
+        if node is None:
+            return
+        worker = Worker(node, role, concurrency, registry=registry)
+        try:
+            worker.start()
+            log.info("worker_started role=%s concurrency=%d owner=%s", role, concurrency, node.context.owner)
+            if settings.broker.url:
+                _follow_broker(settings, worker, stopped)
+            stopped.wait()
+        finally:
+            worker.stop()
+            log.info("worker_stopped fold_runs=%d coalesced=%d", worker.folds.runs, worker.folds.skipped)
+            tasks.flush(settings, timeout_s=0.5)
+            node.close()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax, softmax
+import scipy
 
 from streamfold.plugins._sums import Floats
 
@@ -59,11 +59,11 @@ def fit_bias(scores: Floats, codes: Codes, new: Flags) -> tuple[float, float]:
 
     def loss(theta: Floats) -> float:
         shifted = np.where(new, theta[0] * scores + theta[1], scores)
-        told = log_softmax(shifted, axis=1)[np.arange(len(codes)), codes]
+        told = scipy.special.log_softmax(shifted, axis=1)[np.arange(len(codes)), codes]
         return float(-told.mean() + pull / 2 * ((theta - [1, 0]) ** 2).sum())
 
     for _ in range(_NEWTON):
-        chances = softmax(np.where(new, theta[0] * scores + theta[1], scores), axis=1)
+        chances = scipy.special.softmax(np.where(new, theta[0] * scores + theta[1], scores), axis=1)
         parts = np.stack([np.where(new, scores, 0.0), np.broadcast_to(new.astype(float), scores.shape)], axis=2)
         expected = np.einsum("nc,ncp->np", chances, parts)
         slope = (expected - parts[np.arange(len(codes)), codes]).mean(axis=0) + pull * (theta - [1, 0])
@@ -141,7 +141,7 @@ def _go_on(weights: Floats, x: Floats, y: Codes) -> Floats:
         logits = x @ w.T
         logits[:, others] = -np.inf  # a class of which nothing is known here is left as it is
         scale = np.linalg.norm(logits[:, classes], axis=1, keepdims=True) / np.sqrt(len(classes))
-        away = softmax(logits / np.maximum(scale, 1e-3), axis=1)
+        away = scipy.special.softmax(logits / np.maximum(scale, 1e-3), axis=1)
         away[np.arange(len(y)), y] -= 1
         w -= _RATE * (share[:, None] * away).T @ x
     return w

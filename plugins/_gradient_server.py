@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logsumexp
+import scipy
 
 from streamfold.core import View, WrongTarget, merged_into
 from streamfold.plugins import _alignment, _gradient
@@ -70,7 +70,8 @@ class Linear:
         raw = phi.astype(np.float64) @ self._weights.T.astype(np.float64)
         raw = np.where(self._new, self._bias[0] * raw + self._bias[1], raw)
         found: Floats = np.stack(
-            [logsumexp(raw[:, self._groups == group], axis=1) for group in range(self._groups.max() + 1)], axis=1
+            [scipy.special.logsumexp(raw[:, self._groups == group], axis=1) for group in range(self._groups.max() + 1)],
+            axis=1,
         )
         return found
 

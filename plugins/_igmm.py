@@ -27,7 +27,7 @@ from typing import Self
 
 import msgspec
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+import scipy
 
 from streamfold.plugins._detectors import Fired
 from streamfold.plugins._sums import Floats
@@ -123,8 +123,8 @@ class Mixture(msgspec.Struct):
         for one in self.components:
             mean, cov = one.arrays()
             share = max(len(x) / (one.mass + len(x)), _FLOOR)
-            factor = cho_factor(((1 - share) * cov + share * prior) * (1 + 1 / one.mass), lower=True)
-            squared = float((x - mean) @ cho_solve(factor, x - mean))
+            factor = scipy.linalg.cho_factor(((1 - share) * cov + share * prior) * (1 + 1 / one.mass), lower=True)
+            squared = float((x - mean) @ scipy.linalg.cho_solve(factor, x - mean))
             found.append((squared, -squared / 2 - float(np.log(np.diag(factor[0])).sum())))
         both = np.array(found).reshape(-1, 2)
         return both[:, 0], both[:, 1]
@@ -170,9 +170,7 @@ def _spread(rows: Floats) -> Floats:
 @lru_cache(64)
 def reach_of(dim: int, chance: float) -> float:
     """Return the squared distance that a share ``chance`` of a Gaussian's inputs exceeds: a quantile of χ²."""
-    from scipy.special import chdtri
-
-    return float(chdtri(dim, chance))
+    return float(scipy.special.chdtri(dim, chance))
 
 
 @lru_cache(16)

@@ -23,8 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cholesky, solve_triangular
-from scipy.special import softmax
+import scipy
 
 from streamfold.plugins._sums import Floats
 
@@ -78,15 +77,15 @@ class Filter:
         across = phi @ self.cov
         labels = both * (across @ phi.T) + prior * (since - both) * (phi @ phi.T)
         labels.flat[:: n + 1] += noise
-        factor = cholesky(labels, lower=True, overwrite_a=True, check_finite=False)
+        factor = scipy.linalg.cholesky(labels, lower=True, overwrite_a=True, check_finite=False)
         targets = np.zeros((n, classes))
         targets[np.arange(n), codes] = 1.0
-        error = solve_triangular(
+        error = scipy.linalg.solve_triangular(
             factor, targets - down[:, None] * (phi @ self.mean), lower=True, check_finite=False, overwrite_b=True
         )
         last = down[-1]
         reach = (last * down)[:, None] * across + (prior * (since[-1] - last * down))[:, None] * phi
-        gain = solve_triangular(factor, reach, lower=True, check_finite=False, overwrite_b=True)
+        gain = scipy.linalg.solve_triangular(factor, reach, lower=True, check_finite=False, overwrite_b=True)
         self.mean = last * self.mean + gain.T @ error
         cov = last * last * self.cov - gain.T @ gain
         cov.flat[:: len(cov) + 1] += (1 - last * last) * prior
@@ -149,13 +148,13 @@ class Filters:
         for row, one in zip(before, likelihoods, strict=True):
             row[:] = self._evidence
             self._evidence = _KEPT * self._evidence + one
-        found: Floats = softmax(before, axis=1)
+        found: Floats = scipy.special.softmax(before, axis=1)
         return found
 
     @property
     def shares(self) -> Floats:
         """Weights of the filters now."""
-        found: Floats = softmax(self._evidence)
+        found: Floats = scipy.special.softmax(self._evidence)
         return found
 
     @property

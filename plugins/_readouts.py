@@ -24,7 +24,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
+import scipy
 
 from streamfold.plugins._sums import Floats, Sums
 
@@ -53,7 +53,9 @@ class Means:
 
     def __init__(self, n: Floats, means: Floats, covariance: Floats | None = None) -> None:
         self._n, self._means = n, means
-        self._factor = None if covariance is None else cho_factor(covariance, lower=True, check_finite=False)
+        self._factor = (
+            None if covariance is None else scipy.linalg.cho_factor(covariance, lower=True, check_finite=False)
+        )
         self._coef = self._precise(means)
         self._norms = np.einsum("cd,cd->c", means, self._coef)
         self._priors = np.zeros(len(n)) if covariance is None else np.log(n / n.sum())
@@ -61,7 +63,7 @@ class Means:
     def _precise(self, rows: Floats) -> Floats:
         if self._factor is None:
             return rows
-        solved: Floats = cho_solve(self._factor, rows.T, check_finite=False).T
+        solved: Floats = scipy.linalg.cho_solve(self._factor, rows.T, check_finite=False).T
         return solved
 
     def of(self, phi: Floats) -> Floats:
@@ -97,8 +99,10 @@ class Ridge:
         a = gram.copy()
         a.flat[:: len(a) + 1] += gamma
         self._targets = targets
-        self._factor = cho_factor(a, lower=True, overwrite_a=True, check_finite=False)
-        self.weights: Floats = cho_solve(self._factor, s.T if targets is None else s.T @ targets, check_finite=False)
+        self._factor = scipy.linalg.cho_factor(a, lower=True, overwrite_a=True, check_finite=False)
+        self.weights: Floats = scipy.linalg.cho_solve(
+            self._factor, s.T if targets is None else s.T @ targets, check_finite=False
+        )
         """``(d, C)``."""
 
     def of(self, phi: Floats) -> Floats:
@@ -107,7 +111,9 @@ class Ridge:
 
     def left_out(self, phi: Floats, codes: Codes, weights: Floats) -> Floats:
         """Scores of rows, each as if it had not been added."""
-        leverage = weights * np.einsum("nd,nd->n", phi, cho_solve(self._factor, phi.T, check_finite=False).T)
+        leverage = weights * np.einsum(
+            "nd,nd->n", phi, scipy.linalg.cho_solve(self._factor, phi.T, check_finite=False).T
+        )
         targets = (np.eye(self.weights.shape[1]) if self._targets is None else self._targets)[codes]
         left: Floats = (self.of(phi) - leverage[:, None] * targets) / np.maximum(1 - leverage, 1e-12)[:, None]
         return left

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.blas import dsyrk
-from scipy.sparse import csr_matrix
+import scipy
 
 Floats = npt.NDArray[np.float64]
 _ROWS = 4
@@ -147,7 +146,7 @@ class Sums:
         starts = np.flatnonzero(np.r_[True, ends[1:] != ends[:-1]])
         touched = ends[starts]
         bounds = np.r_[starts, len(codes)]
-        by_class = csr_matrix((weights[order], order, bounds), shape=(len(starts), len(codes)))
+        by_class = scipy.sparse.csr_matrix((weights[order], order, bounds), shape=(len(starts), len(codes)))
         self._count[touched] += sign * np.diff(bounds)
         self._n[touched] += sign * np.add.reduceat(weights[order], starts)
         self._s[touched] += sign * (by_class @ phi)
@@ -159,7 +158,7 @@ class Sums:
     def _add_product(self, rows: Floats, sign: int) -> None:
         """Add ``± rowsᵀ rows`` to G, in place and to one half of it: half the work."""
         # To BLAS rows are columns: its lower triangle is our upper one.
-        self._g = dsyrk(float(sign), rows.T, beta=1.0, c=self._g.T, lower=1, overwrite_c=1).T
+        self._g = scipy.linalg.blas.dsyrk(float(sign), rows.T, beta=1.0, c=self._g.T, lower=1, overwrite_c=1).T
         self._mirrored = False
 
     def _row(self, label: str) -> int:

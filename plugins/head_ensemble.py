@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from scipy.special import logsumexp
+import scipy
 
 from streamfold.core import (
     Batch,
@@ -166,7 +166,7 @@ def rewarded(logs: Floats, likelihoods: Floats, share: float) -> Floats:
     [0.75, 0.25]
     """
     joint = logs + np.log(likelihoods)
-    found: Floats = joint - logsumexp(joint)
+    found: Floats = joint - scipy.special.logsumexp(joint)
     if share:
         found = np.logaddexp(found + math.log1p(-share), math.log(share / len(logs)))
     return found

@@ -10,9 +10,11 @@ from sqlalchemy import func, select
 from streamfold.core.ledger import schema as s
 from streamfold.core.ledger._base import LOG_COLUMNS, Base, log_columns, log_rows
 from streamfold.core.ledger._tx import Tx
-from streamfold.core.ledger.abc import IntakeState, LogPage, LogRow, matching
+from streamfold.core.ledger.abc import IntakeEnd, IntakeState, LogPage, LogRow, matching
 
 _ID_BYTES, _SOURCE_BYTES = 10, 6
+_END = "end:"
+"""Rows of ``intakes`` that are named so, and as an intake, say where that one would stand if it had taken all."""
 
 
 class LogMixin(Base):
@@ -141,8 +143,26 @@ class LogMixin(Base):
     def intakes(self, workspace: str) -> list[IntakeState]:
         c = s.intakes.c
         columns = (c.intake, c.topic, c.next_offset, c.events, c.duplicates, c.rejected, c.updated_us)
-        rows = self._select(select(*columns).where(c.workspace == workspace).order_by(c.intake))
-        return [IntakeState(**row._asdict()) for row in rows]
+        query = select(*columns).where(c.workspace == workspace, c.intake.not_like(f"{_END}%")).order_by(c.intake)
+        return [IntakeState(**row._asdict()) for row in self._select(query)]
+
+    def note_ends(self, workspace: str, ends: Sequence[IntakeEnd]) -> None:
+        sql = (
+            "insert into intakes (workspace, intake, topic, next_offset, updated_us) values (?, ?, ?, ?, ?) "
+            "on conflict (workspace, intake) do update set topic = excluded.topic, next_offset = excluded.next_offset, "
+            "updated_us = excluded.updated_us where intakes.updated_us <= excluded.updated_us"
+        )
+        rows = [(workspace, _END + end.intake, end.topic, end.next_offset, end.seen_us) for end in ends]
+        if rows:
+            self._write(lambda tx: tx.many(sql, sorted(rows)), durable=False)  # in one order, against deadlocks
+
+    def intake_ends(self, workspace: str) -> list[IntakeEnd]:
+        c = s.intakes.c
+        query = select(c.intake, c.topic, c.next_offset, c.updated_us).where(
+            c.workspace == workspace, c.intake.like(f"{_END}%")
+        )
+        return [IntakeEnd(intake=name.removeprefix(_END), topic=topic, next_offset=offset, seen_us=at)
+                for name, topic, offset, at in self._select(query.order_by(c.intake))]  # fmt: skip
 
 
 def _hash(text: str) -> bytes:

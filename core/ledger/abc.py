@@ -379,6 +379,19 @@ class IntakeState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IntakeEnd:
+    """Where an intake would stand if it had taken all that its broker has, as its own process saw it.
+
+    ``next_offset`` less that of the intake's :class:`IntakeState` (0 without one) is how far it is behind.
+    """
+
+    intake: str
+    topic: str
+    next_offset: int
+    seen_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
     """A key as the ledger keeps it: what it is allowed, and the SHA-256 of it, never the key."""
 
@@ -494,6 +507,12 @@ class Ledger(Protocol):
         """The counters' values; 0 for one that nothing was added to."""
 
     def intakes(self, workspace: str) -> list[IntakeState]: ...
+
+    def note_ends(self, workspace: str, ends: Sequence[IntakeEnd]) -> None:
+        """Keep how far intakes could be; what was seen earlier than what is kept changes nothing. After a power cut
+        the last may be missing."""
+
+    def intake_ends(self, workspace: str) -> list[IntakeEnd]: ...
 
     # -- instances and groups ----------------------------------------------------------------------------------
     def instances(self, workspace: str) -> list[Instance]: ...

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from streamfold.pipelines.cli.state import FAILED, CliError, Globals, console
+
+if TYPE_CHECKING:
+    from streamfold.core.settings import Settings
 
 INIT_HELP = """Write a commented streamfold.toml and a sample.jsonl to start from; nothing is overwritten.
 
@@ -124,12 +127,26 @@ def serve(
     service.run(settings)
 
 
-def ingest(ctx: typer.Context) -> None:
-    settings = ctx.obj.settings()
+MetricsPort = Annotated[
+    int | None, typer.Option("--metrics-port", min=0, max=65535, help="Answer GET /metrics there; 0: any free port.")
+]
+
+
+def _settings(ctx: typer.Context, metrics_port: int | None) -> Settings:
+    settings: Settings = ctx.obj.settings()
+    if metrics_port is None:
+        return settings
+    return settings.model_copy(update={"metrics": settings.metrics.model_copy(update={"port": metrics_port})})
+
+
+def ingest(ctx: typer.Context, metrics_port: MetricsPort = None) -> None:
+    settings = _settings(ctx, metrics_port)
     if not settings.kafka.bootstrap or not settings.kafka.topics:
         raise CliError("no Kafka intake: set kafka.bootstrap and a table [kafka.topics.NAME] in streamfold.toml")
     from streamfold.pipelines import ingest as intake
+    from streamfold.pipelines.serve.logs import configure_logs
 
+    configure_logs(settings.log)
     intake.run(settings)
 
 
@@ -137,12 +154,15 @@ def worker(
     ctx: typer.Context,
     role: Annotated[Role, typer.Option(help="What it works on.")] = Role.all,
     concurrency: Annotated[int, typer.Option(min=1, help="Threads that prepare; folds scale by processes.")] = 1,
+    metrics_port: MetricsPort = None,
 ) -> None:
-    settings = ctx.obj.settings()
+    settings = _settings(ctx, metrics_port)
     if settings.is_embedded:
         raise CliError("the embedded ledger (SQLite) folds inside `streamfold serve`; a worker needs PostgreSQL")
     from streamfold.pipelines import worker as work
+    from streamfold.pipelines.serve.logs import configure_logs
 
+    configure_logs(settings.log)
     work.run(settings, role=role.value, concurrency=concurrency)
 
 

@@ -89,9 +89,16 @@ def status_table(body: Mapping[str, Any]) -> Any:
         )
     intakes = Table("intake", "kind", "rate/s", "lag", "duplicates", "rejected", box=None)
     for row in body.get("intakes") or ():
-        cells = (row.get("name"), row.get("kind"), f"{row.get('rate_per_s') or 0:.0f}", row.get("lag_events"))
+        cells = (row.get("name"), row.get("kind"), f"{row.get('rate_per_s') or 0:.0f}", _lag(row))
         intakes.add_row(*(str(c) for c in (*cells, row.get("duplicates"), row.get("rejected"))))
     return Group(total, *([intakes] if body.get("intakes") else []), policies)
+
+
+def _lag(row: Mapping[str, Any]) -> str:
+    """How far an intake is behind, as far as anybody knows."""
+    if (lag := row.get("lag_events")) is not None:
+        return str(lag)
+    return f"? since {row['lag_at']}" if row.get("lag_at") else "?" if row.get("kind") == "kafka" else ""
 
 
 def takeover(row: Mapping[str, Any]) -> str:

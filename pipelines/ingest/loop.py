@@ -14,14 +14,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
+from kafka import OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
+from prometheus_client import CollectorRegistry
 
 from streamfold.core import crash
 from streamfold.core.errors import ConfigError, IntakeConflict, LedgerError
 from streamfold.core.ledger.abc import Appended, DeadLetter, IntakeMove
 from streamfold.core.settings import Settings
 from streamfold.pipelines import tasks
+from streamfold.pipelines.exporter import exporting
+from streamfold.pipelines.ingest.consumer import connect, position
+from streamfold.pipelines.ingest.lag import LagWatch, Stand
+from streamfold.pipelines.ingest.metrics import IntakeMetrics
 from streamfold.pipelines.ingest.place import Part, Place, Share, Stats, drop_parked, intake_name, pressure, quiet_logs
 from streamfold.pipelines.ingest.take import TopicIntake
 from streamfold.pipelines.node import Node
@@ -46,9 +51,17 @@ class Ingest:
     node : the process's wiring.
     share : which of the partitions it reads.
     wake : called with (workspace, head, types) after an append that accepted something.
+    registry : where its metrics go.
     """
 
-    def __init__(self, node: Node, *, share: Share | None = None, wake: Wake | None = None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        *,
+        share: Share | None = None,
+        wake: Wake | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
         settings = node.settings
         if not settings.kafka.bootstrap or not settings.kafka.topics:
             raise ConfigError("[kafka] set bootstrap and at least one table [kafka.topics.NAME]")
@@ -68,6 +81,8 @@ class Ingest:
             for topic, table in settings.kafka.topics.items()
         }
         self._places: dict[Any, Place] = {}
+        self.lag = LagWatch(node, self._connect, self._stands)
+        self.metrics = IntakeMetrics(self, registry or CollectorRegistry())
         self._uncommitted: dict[Any, int] = {}
         self._committed_at = self._looked_at = self._checked_at = 0.0
         self._reported = (time.monotonic(), 0)
@@ -104,21 +119,7 @@ class Ingest:
             consumer.close(autocommit=False, timeout_ms=2000)
 
     def _connect(self) -> Any:
-        kafka = self.node.settings.kafka
-        options: dict[str, Any] = {
-            "group_id": kafka.group,
-            "enable_auto_commit": False,
-            "auto_offset_reset": "earliest",
-            "allow_auto_create_topics": False,
-            "max_poll_records": kafka.poll_records,
-            "max_partition_fetch_bytes": 4 << 20,
-            "metadata_max_age_ms": 5000,
-            "reconnect_backoff_max_ms": 2000,
-            "isolation_level": "read_committed",
-            "metrics_enabled": False,
-            "bootstrap_timeout_ms": 10_000,
-        }
-        return KafkaConsumer(bootstrap_servers=kafka.bootstrap.split(","), **{**options, **kafka.security})
+        return connect(self.node.settings.kafka)
 
     def step(self, consumer: Any) -> None:
         """Look around if it is time, poll once, append what came."""
@@ -130,6 +131,8 @@ class Ingest:
             self._checked_at = now
             self._retry(self._check_pressure)
             self._pause(consumer)
+            for tp, place in self._places.items():  # nothing that was polled is waiting here
+                place.reached = position(consumer, tp)
         self._report(now)
         if not self._places:
             self.stopping.wait(0.2)
@@ -175,7 +178,7 @@ class Ingest:
         for tp in partitions:
             place = self._places[tp]
             place.expect = stored.get((self._topics[tp.topic].workspace, place.intake))
-            place.yielded_until = 0.0
+            place.yielded_until, place.reached = 0.0, None
             if place.expect is None:
                 consumer.seek_to_beginning(tp)
             else:
@@ -185,6 +188,20 @@ class Ingest:
     def _stored(self) -> dict[tuple[str, str], int]:
         workspaces = {intake.workspace for intake in self._topics.values()}
         return {(w, state.intake): state.next_offset for w in workspaces for state in self.node.ledger.intakes(w)}
+
+    def _stands(self) -> dict[Any, Stand]:
+        """Where the partitions stand that are not left to another consumer; asked by other threads."""
+        return {
+            tp: Stand(
+                workspace=self._topics[tp.topic].workspace,
+                intake=place.intake,
+                topic=tp.topic,
+                taken=place.expect or 0,
+                next=place.next,
+            )
+            for tp, place in list(self._places.items())
+            if not place.yielded_until
+        }
 
     # -- taking ---------------------------------------------------------------------------------------------------
     def take(self, consumer: Any, polled: Mapping[Any, Sequence[Any]]) -> None:
@@ -196,7 +213,7 @@ class Ingest:
             if place is None or place.yielded_until or (place.expect is not None and records[0].offset < place.expect):
                 continue
             intake = self._topics[tp.topic]
-            part = Part(tp, place, records[-1].offset + 1, intake.take(records, now_us))
+            part = Part(tp, place, records[-1].offset + 1, len(records), intake.take(records, now_us))
             by_workspace.setdefault(intake.workspace, []).append(part)
             self.stats.records += len(records)
         for workspace, parts in by_workspace.items():
@@ -220,7 +237,7 @@ class Ingest:
             )
             for part in parts
         ]
-        ledger = self.node.ledger
+        ledger, started = self.node.ledger, time.perf_counter()
         try:
             done = self._retry(lambda: ledger.append(workspace, events, recorded_us=now_us, moves=moves, dead=dead))
         except IntakeConflict as error:
@@ -232,6 +249,7 @@ class Ingest:
         for part in parts:
             part.place.expect = part.next
             self._uncommitted[part.partition] = part.next
+        self.metrics.appended(workspace, parts, done, time.perf_counter() - started)
         self._appended(workspace, parts, done, now_us)
         if len(events) >= self.node.settings.kafka.poll_records or time.monotonic() - self._committed_at > 0.5:
             self._commit(consumer)
@@ -249,7 +267,9 @@ class Ingest:
                     event, intake = part.taken.events[i], self._topics[part.partition.topic]
                     detail = f"source {event.source!r} and id {event.id!r} came before with another content"
                     record = part.taken.records[i]
-                    reused.append(intake.letter(record, "validate", "event-id-reused", detail, event.id, now_us))
+                    letter = intake.letter(record, "validate", "event-id-reused", detail, event.id, now_us)
+                    reused.append(letter)
+                    self.metrics.dead(workspace, intake.topic, [letter])
             self._retry(lambda: self.node.ledger.append(workspace, [], recorded_us=now_us, dead=reused))
         self.stats.accepted += accepted
         self.stats.rejected += len(reused) + sum(len(part.taken.dead) for part in parts)
@@ -344,20 +364,25 @@ def run(settings: Settings, *, share: Share | None = None) -> None:
         signal.signal(name, lambda *_: stopping.set())
     if not settings.kafka.bootstrap or not settings.kafka.topics:
         raise ConfigError("[kafka] set bootstrap and at least one table [kafka.topics.NAME]")
-    tasks.warm_up(settings)
-    node = tasks.open_node(settings, stopping)
-    if node is None:
-        return
-    try:
-        preparing = tasks.preparing_types(node.registry)
+    with exporting(settings.metrics) as registry:
+        tasks.warm_up(settings)
+        node = tasks.open_node(settings, stopping)
+        if node is None:
+            return
+        try:
+            preparing = tasks.preparing_types(node.registry)
 
-        def wake(workspace: str, head: int, types: Sequence[str]) -> None:
-            tasks.publish_wake(settings, workspace, head, types, preparing=preparing)
+            def wake(workspace: str, head: int, types: Sequence[str]) -> None:
+                tasks.publish_wake(settings, workspace, head, types, preparing=preparing)
 
-        ingest = Ingest(node, share=share, wake=wake)
-        ingest.stopping = stopping
-        ingest.run()
-        log.info("ingest_stopped records=%d accepted=%d", ingest.stats.records, ingest.stats.accepted)
-    finally:
-        tasks.flush(settings, timeout_s=1.0)
-        node.close()
+            ingest = Ingest(node, share=share, wake=wake, registry=registry)
+            ingest.stopping = stopping
+            ingest.lag.start()
+            try:
+                ingest.run()
+            finally:
+                ingest.lag.stop()
+            log.info("ingest_stopped records=%d accepted=%d", ingest.stats.records, ingest.stats.accepted)
+        finally:
+            tasks.flush(settings, timeout_s=1.0)
+            node.close()

@@ -41,11 +41,17 @@ class Stats:
 
 @dataclass(slots=True)
 class Place:
-    """Where a partition stands: its intake's name, and what the ledger is expected to hold."""
+    """Where a partition stands: its intake's name, what the ledger should hold, and how far the consumer got."""
 
     intake: str
     expect: int | None
     yielded_until: float = 0.0
+    reached: int | None = None
+
+    @property
+    def next(self) -> int | None:
+        """The offset of the next record to take, as far as it is known."""
+        return max((at for at in (self.expect, self.reached) if at is not None), default=None)
 
 
 @dataclass(slots=True)
@@ -55,6 +61,7 @@ class Part:
     partition: Any
     place: Place
     next: int
+    records: int
     taken: Taken
 
 

@@ -13,13 +13,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from streamfold.core.errors import LedgerError
-from streamfold.core.hooks import hookimpl
 from streamfold.core.ledger.abc import Appended
 from streamfold.core.stores import LiveVectors
+from streamfold.pipelines.fold_metrics import SECONDS, FoldMetrics
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve.pressure import live_lag
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _RATE_S = 10.0
 _VECTOR_GAUGES = (
     ("recall", "Recall of the last probed queries against exact search; NaN before there are any"),
@@ -41,35 +40,27 @@ class Metrics:
         self.events = Counter("streamfold_events", "Events by what became of them", ["workspace", "outcome"], **make)
         self.requests = Counter("streamfold_http_requests", "HTTP requests", ["method", "route", "status"], **make)
         self.request_seconds = Histogram(
-            "streamfold_http_seconds", "Time to answer", ["route"], buckets=_SECONDS, **make
+            "streamfold_http_seconds", "Time to answer", ["route"], buckets=SECONDS, **make
         )
         self.visible_seconds = Histogram(
             "streamfold_visible_seconds",
             "From an event's arrival to its being visible in this process",
             ["workspace"],
-            buckets=_SECONDS,
+            buckets=SECONDS,
             **make,
         )
-        self.commit_seconds = Histogram(
-            "streamfold_commit_seconds", "Time of a group's commit", ["workspace", "group"], buckets=_SECONDS, **make
-        )
-        self.folded = Counter("streamfold_folded_events", "Events folded", ["workspace", "group"], **make)
+        self._folds = FoldMetrics(self.registry)
         self.registry.register(_Gauges(node))
         self._recent: dict[str, deque[tuple[float, int]]] = {}
         self._totals: dict[str, Tally[str]] = {}
-        node.registry.manager.register(self, name="streamfold-metrics")
+        node.registry.manager.register(self._folds, name="streamfold-metrics")
 
     def close(self) -> None:
-        self._node.registry.manager.unregister(self)
+        self._node.registry.manager.unregister(self._folds)
 
     def saw(self, workspace: str, seconds: float) -> None:
         """An event became visible (the views' ``samples``)."""
         self.visible_seconds.labels(workspace).observe(seconds)
-
-    @hookimpl
-    def committed(self, workspace: str, group: str, events: int, seconds: float) -> None:
-        self.folded.labels(workspace, group).inc(events)
-        self.commit_seconds.labels(workspace, group).observe(seconds)
 
     def took(self, workspace: str, done: Appended) -> None:
         """Count what an append did."""

@@ -13,11 +13,12 @@ from streamfold.core.arms import MILLION
 from streamfold.core.errors import InvalidEvent
 from streamfold.core.fold.extract import INTAKE
 from streamfold.core.hooks import PROJECT
-from streamfold.core.ledger.abc import ERASED, GroupState, Instance
+from streamfold.core.ledger.abc import ERASED, GroupState, Instance, IntakeEnd
 from streamfold.core.policy import Budget
 from streamfold.core.spending import Spending
 from streamfold.pipelines.serve import examples
 from streamfold.pipelines.serve.call import Call, Endpoint, answer, page, rfc3339
+from streamfold.pipelines.serve.intake_lag import lag
 from streamfold.pipelines.serve.merging import INTAKE as MERGES
 from streamfold.pipelines.serve.problems import Problem
 from streamfold.pipelines.serve.rules import INTAKE as RULES
@@ -48,27 +49,15 @@ _OWN = {INTAKE: "extract", MERGES: "merge", RULES: "rule"}
 
 
 def _kafka(call: Call) -> list[dict[str, Any]]:
-    """Return the Kafka intakes, one line per topic, and how far extraction and merging are.
-
-    The broker's end offsets are known to the intake process only.
-    """
-    topics: dict[str, dict[str, Any]] = {}
-    for state in call.service.node.ledger.intakes(call.workspace):
+    """Return the Kafka intakes, one line per topic, and how far extraction and merging are."""
+    node, topics = call.service.node, dict[str, dict[str, Any]]()
+    states, ends = node.ledger.intakes(call.workspace), dict[str, list[IntakeEnd]]()
+    for end in node.ledger.intake_ends(call.workspace):
+        topics.setdefault(end.topic, _line(end.topic))
+        ends.setdefault(end.topic, []).append(end)
+    for state in states:
         name = state.topic or state.intake.rpartition(":")[0]
-        line = topics.setdefault(
-            name,
-            {
-                "name": name,
-                "kind": next((kind for prefix, kind in _OWN.items() if name.startswith(prefix)), "kafka"),
-                "offsets": {},
-                "lag_events": None,
-                "rate_per_s": None,
-                "events": 0,
-                "duplicates": 0,
-                "rejected": 0,
-                "updated_at": None,
-            },
-        )
+        line = topics.setdefault(name, _line(name))
         if line["kind"] == "extract":
             line["spent"] = _spent(call)
         line["offsets"][state.intake.rpartition(":")[2]] = state.next_offset
@@ -76,7 +65,26 @@ def _kafka(call: Call) -> list[dict[str, Any]]:
         line["duplicates"] += state.duplicates
         line["rejected"] += state.rejected
         line["updated_at"] = max(line["updated_at"] or "", rfc3339(state.updated_us) or "") or None
+    offsets = {state.intake: state.next_offset for state in states}
+    for name, line in topics.items():
+        line["lag_events"], at_us = lag(ends.get(name, ()), offsets, node.context.clock.now_us())
+        line["lag_at"] = rfc3339(at_us)
     return list(topics.values())
+
+
+def _line(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": next((kind for prefix, kind in _OWN.items() if name.startswith(prefix)), "kafka"),
+        "offsets": {},
+        "lag_events": None,
+        "lag_at": None,
+        "rate_per_s": None,
+        "events": 0,
+        "duplicates": 0,
+        "rejected": 0,
+        "updated_at": None,
+    }
 
 
 def _spent(call: Call) -> dict[str, int]:

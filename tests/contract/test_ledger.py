@@ -16,7 +16,7 @@ from streamfold.core.clock import ManualClock
 from streamfold.core.errors import ConfigError, IntakeConflict, LedgerBusy, LedgerError, LedgerUnavailable
 from streamfold.core.events import Acceptor, EventTypes, builtin_types
 from streamfold.core.ledger import check_migrations, open_ledger
-from streamfold.core.ledger.abc import NORMAL, SUPERSEDED, DeadLetter, IntakeMove, Ledger
+from streamfold.core.ledger.abc import NORMAL, SUPERSEDED, DeadLetter, IntakeEnd, IntakeMove, Ledger
 from streamfold.core.testing.ledger_contract import WORKSPACE, make_event, make_events
 
 
@@ -135,6 +135,22 @@ def test_a_stale_intake_position_writes_nothing(ledger: Ledger) -> None:
     (state,) = ledger.intakes(WORKSPACE)
     assert (state.topic, state.next_offset, state.updated_us) == ("ratings", 20, 3)
     assert (state.events, state.duplicates, state.rejected) == (3, 3, 1)
+
+
+def test_how_far_an_intake_could_be_is_kept_beside_where_it_stands(ledger: Ledger) -> None:
+    def end(intake: str, offset: int, seen_us: int) -> IntakeEnd:
+        return IntakeEnd(intake=intake, topic="ratings", next_offset=offset, seen_us=seen_us)
+
+    ledger.note_ends(WORKSPACE, [])
+    ledger.note_ends(WORKSPACE, [end("kafka:c:t:1", 5, 10), end("kafka:c:t:0", 7, 10)])
+    assert ledger.intakes(WORKSPACE) == []  # it is not where the intake stands: the first move expects nothing there
+    move = IntakeMove(intake="kafka:c:t:0", expect=None, next=3, topic="ratings")
+    ledger.append(WORKSPACE, make_events("a"), recorded_us=11, moves=[move])
+    ledger.note_ends(WORKSPACE, [end("kafka:c:t:0", 9, 20), end("kafka:c:t:1", 4, 9)])  # the second was seen earlier
+    ledger.ensure_workspace("other")
+    ledger.note_ends("other", [end("kafka:c:t:2", 1, 1)])
+    assert [(state.intake, state.next_offset) for state in ledger.intakes(WORKSPACE)] == [("kafka:c:t:0", 3)]
+    assert ledger.intake_ends(WORKSPACE) == [end("kafka:c:t:0", 9, 20), end("kafka:c:t:1", 5, 10)]
 
 
 def test_several_moves_share_the_batch_by_what_they_took(ledger: Ledger) -> None:

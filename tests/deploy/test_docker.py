@@ -137,7 +137,10 @@ def test_the_addresses_name_services_and_their_ports() -> None:
     assert found["STREAMFOLD_KAFKA__BOOTSTRAP"] in SERVICES["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
     hosts = [re.search(r"(?:@|//)(\w+):\d+", found[f"STREAMFOLD_{name}__URL"]) for name in ("LEDGER", "BROKER")]
     assert [host and host[1] for host in hosts] == ["postgres", "redis"]
-    [scrape] = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]
+    scrape, processes = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]
+    [names] = processes["dns_sd_configs"]
+    assert set(names["names"]) == OURS.keys() - {"api"}
+    assert str(names["port"]) == found["STREAMFOLD_METRICS__PORT"]
     [target] = scrape["static_configs"][0]["targets"]
     assert target == "api:8080"
     assert scrape["authorization"]["credentials_file"] == "/run/secrets/metrics_key"
@@ -226,6 +229,7 @@ def stand(postgres_database: str, kafka_url: str, redis_url: str) -> Iterator[St
             STREAMFOLD_LEDGER__URL=postgres_database,
             STREAMFOLD_BROKER__URL=redis_url,
             STREAMFOLD_KAFKA__BOOTSTRAP=kafka_url,
+            STREAMFOLD_METRICS__PORT="0",  # they share a host here
         )
         yield made
         made.close()
@@ -269,6 +273,12 @@ def test_the_services_work_together_as_the_compose_file_starts_them(stand: Stand
         scraped = httpx.get(f"{client.base_url}/metrics", headers={"Authorization": f"Bearer {scraper}"})
     assert scraped.status_code == 200
     known = samples(scraped.text)
+    for name in OURS.keys() - {"api"}:
+        at = re.search(r"metrics_at url=http://[^ :]+:(\d+)", stand.log(name).read_text())
+        assert at is not None, name
+        text = httpx.get(f"http://127.0.0.1:{at[1]}/metrics").raise_for_status().text
+        for metric, of in samples(text).items():
+            known.setdefault(metric, set()).update(of)
     for expression in expressions():
         names = set(re.findall(r"\bstreamfold_\w+", expression))
         assert names

@@ -99,7 +99,11 @@ def test_every_metric_is_documented(generator: Any) -> None:
     found, page = generator.metrics(), _page("metrics.md")
     assert found
     assert [name for name, _, _ in found if f"| `{name}` |" not in page] == []
-    assert set(generator._LABELS) <= {name for name, _, _ in found}
+    others = generator.other_metrics()
+    for process, of in others.items():
+        section = page.partition(f"\n## {process}\n")[2].partition("\n## ")[0]
+        assert [name for name, _, _ in of if f"| `{name}` |" not in section] == []
+    assert set(generator._LABELS) <= {name for name, _, _ in [*found, *(one for of in others.values() for one in of)]}
 
 
 def test_every_command_and_option_is_documented(generator: Any) -> None:

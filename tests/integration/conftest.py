@@ -11,6 +11,7 @@ import pytest
 
 from streamfold.pipelines.cli import main
 from streamfold.pipelines.cli.subservice import SubService
+from tests.stand import Stand
 
 Run = Callable[..., tuple[int, Any, str]]
 
@@ -37,3 +38,10 @@ def run(
         return code, json.loads(said.out) if said.out else None, said.err
 
     return run
+
+
+@pytest.fixture
+def stand(tmp_path: Path, kafka_url: str, postgres_database: str, redis_url: str) -> Iterator[Stand]:
+    made = Stand(tmp_path, kafka_url, postgres_database, redis_url)
+    yield made
+    made.close()

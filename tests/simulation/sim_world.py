@@ -654,6 +654,7 @@ class World:
             patch.object(view_module, "_FEED_BYTES", 150),
             patch.object(ingest_module, "intake_name", lambda consumer, tp: "kafka:sim:events:0"),
             patch.object(ingest_module, "drop_parked", lambda consumer, tp: None),
+            patch.object(ingest_module, "position", lambda consumer, tp: consumer._at),
             patch.object(LiveTable, "save", _save_with_little_room(kernel, LiveTable.save)),
             patch.object(Counts, "trouble", staticmethod(self._trouble)),
         ]

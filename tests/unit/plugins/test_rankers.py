@@ -612,8 +612,11 @@ def test_wrong_settings_are_refused(kind: Any, bad: dict[str, Any]) -> None:
         kind(**bad)
 
 
-def test_who_declares_no_ranker_pays_for_no_compiler() -> None:
+def test_who_declares_no_ranker_or_head_pays_for_no_compiler_and_no_linear_algebra() -> None:
+    """``import scipy`` costs little; its parts are imported when the first of their functions is used."""
+    heavy = "{'numba', 'scipy.linalg', 'scipy.sparse', 'scipy.special'}"
     told = (
-        "import sys; from streamfold.plugins import builtin; builtin.register_policies(); print('numba' in sys.modules)"
+        "import sys; from streamfold.plugins import builtin; builtin.register_policies(); "
+        f"print({heavy} & sys.modules.keys())"
     )
-    assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True).stdout.strip() == "False"
+    assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True).stdout.strip() == "set()"
