@@ -51,7 +51,8 @@ def test_what_is_not_positive_definite_or_does_not_fit_is_refused() -> None:
         cholesky_factor(np.diag([1.0, -1.0]))
     with pytest.raises(ValueError, match="solves nothing"):
         cholesky_solve(np.eye(3), np.ones((2, 1)))
-    for gram in (np.eye(2), np.eye(6)[::2, ::2], np.eye(3, dtype=np.float32)):
+    wrong: list[Any] = [np.eye(2), np.eye(6)[::2, ::2], np.eye(3, dtype=np.float32)]
+    for gram in wrong:
         with pytest.raises(ValueError, match="takes no products"):
             add_gram(gram, np.ones((4, 3)), 1.0)
 
