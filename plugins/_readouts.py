@@ -24,8 +24,8 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import scipy
 
+from streamfold.plugins._lapack import cholesky_factor, cholesky_solve
 from streamfold.plugins._sums import Floats, Sums
 
 Codes = npt.NDArray[np.int64]
@@ -53,9 +53,7 @@ class Means:
 
     def __init__(self, n: Floats, means: Floats, covariance: Floats | None = None) -> None:
         self._n, self._means = n, means
-        self._factor = (
-            None if covariance is None else scipy.linalg.cho_factor(covariance, lower=True, check_finite=False)
-        )
+        self._factor = None if covariance is None else cholesky_factor(covariance)
         self._coef = self._precise(means)
         self._norms = np.einsum("cd,cd->c", means, self._coef)
         self._priors = np.zeros(len(n)) if covariance is None else np.log(n / n.sum())
@@ -63,7 +61,7 @@ class Means:
     def _precise(self, rows: Floats) -> Floats:
         if self._factor is None:
             return rows
-        solved: Floats = scipy.linalg.cho_solve(self._factor, rows.T, check_finite=False).T
+        solved: Floats = cholesky_solve(self._factor, rows.T).T
         return solved
 
     def of(self, phi: Floats) -> Floats:
@@ -99,10 +97,8 @@ class Ridge:
         a = gram.copy()
         a.flat[:: len(a) + 1] += gamma
         self._targets = targets
-        self._factor = scipy.linalg.cho_factor(a, lower=True, overwrite_a=True, check_finite=False)
-        self.weights: Floats = scipy.linalg.cho_solve(
-            self._factor, s.T if targets is None else s.T @ targets, check_finite=False
-        )
+        self._factor = cholesky_factor(a)
+        self.weights: Floats = cholesky_solve(self._factor, s.T if targets is None else s.T @ targets)
         """``(d, C)``."""
 
     def of(self, phi: Floats) -> Floats:
@@ -111,9 +107,7 @@ class Ridge:
 
     def left_out(self, phi: Floats, codes: Codes, weights: Floats) -> Floats:
         """Scores of rows, each as if it had not been added."""
-        leverage = weights * np.einsum(
-            "nd,nd->n", phi, scipy.linalg.cho_solve(self._factor, phi.T, check_finite=False).T
-        )
+        leverage = weights * np.einsum("nd,nd->n", phi, cholesky_solve(self._factor, phi.T).T)
         targets = (np.eye(self.weights.shape[1]) if self._targets is None else self._targets)[codes]
         left: Floats = (self.of(phi) - leverage[:, None] * targets) / np.maximum(1 - leverage, 1e-12)[:, None]
         return left

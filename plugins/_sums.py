@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
+from streamfold.plugins._lapack import add_gram
+
 Floats = npt.NDArray[np.float64]
 _ROWS = 4
 _TILE = 64
@@ -140,7 +142,7 @@ class Sums:
         codes = np.array([known[label] if label in known else self._row(label) for label in labels], np.int64)
         if self._g.size:
             scaled = phi if (weights == 1.0).all() else phi * np.sqrt(weights)[:, None]
-            self._add_product(np.ascontiguousarray(scaled), sign)
+            self._add_product(scaled, sign)
         order = np.argsort(codes, kind="stable")
         ends = codes[order]
         starts = np.flatnonzero(np.r_[True, ends[1:] != ends[:-1]])
@@ -157,8 +159,7 @@ class Sums:
 
     def _add_product(self, rows: Floats, sign: int) -> None:
         """Add ``± rowsᵀ rows`` to G, in place and to one half of it: half the work."""
-        # To BLAS rows are columns: its lower triangle is our upper one.
-        self._g = scipy.linalg.blas.dsyrk(float(sign), rows.T, beta=1.0, c=self._g.T, lower=1, overwrite_c=1).T
+        add_gram(self._g, rows, float(sign))
         self._mirrored = False
 
     def _row(self, label: str) -> int:

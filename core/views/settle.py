@@ -42,6 +42,8 @@ class Settling:
         self._servers, self._lock, self._reached, self._told = servers, lock, reached, told
         self._state = threading.Lock()
         self._target = 0
+        self._changed = False
+        """Whether the stores changed after the thread had read them."""
         self._runs = False
         self._closed = threading.Event()
 
@@ -51,11 +53,19 @@ class Settling:
         with self._state:
             self._target = max(self._target, position)
             if self._runs:
+                self._changed = True
                 return
             if any(unsettled):
                 threading.Thread(target=self._run, name="settle", daemon=True).start()
                 self._runs = True
             else:
+                self._reached(self._target)
+
+    def passed(self, position: int) -> None:
+        """The stores, as they are, are at a position now: whatever is being worked out is of this position, too."""
+        with self._state:
+            self._target = max(self._target, position)
+            if not self._runs:
                 self._reached(self._target)
 
     def close(self) -> None:
@@ -70,7 +80,7 @@ class Settling:
                 with self._state:
                     if self._closed.is_set():
                         return
-                    target = self._target
+                    target, self._changed = self._target, False
                 work = [_guarded(server.look) for server in self._servers]
             for one in work:
                 if one is not None:
@@ -78,8 +88,8 @@ class Settling:
             with self._state:
                 if self._closed.is_set():
                     return
-                self._reached(target)
-                self._runs = again = self._target > target
+                self._runs = again = self._changed
+                self._reached(target if again else self._target)
             _guarded(self._told)
             if not again:
                 return

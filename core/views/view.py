@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeVar
 
 from streamfold.core.context import Context, Group, Runtime
@@ -27,6 +28,8 @@ log = logging.getLogger("streamfold.views")
 T = TypeVar("T")
 _FEED_BYTES, _BACKFILL_BYTES = 8_000_000, 1_000_000
 """Most of the feed that is applied in one go; what is live does not wait for what stands beside it."""
+_POSITIONS = 8
+"""Groups are at different ones."""
 _KEEP_GONE_S = 60.0
 """A retired group's stores stay open so long for requests that had chosen it."""
 
@@ -141,8 +144,11 @@ class GroupView:
             log.error("checkpoint_corrupt group=%s: %s; folding afresh from the log", self.group.name, error)
             ledger.reset_group(name, self.group.name, watermark=self.group.start_seq)
 
-    def apply(self, commits: Iterable[Any], mark: int) -> None:
+    def apply(self, commits: Sequence[Commit], mark: int) -> None:
         """Apply commits in order, then move the watermark to ``mark`` when everything up to it is applied."""
+        if not commits:  # nothing that answers are made of changes: nobody has to wait
+            (self._reach if self._settling is None else self._settling.passed)(mark)
+            return
         with self.lock.write():
             for commit in commits:
                 if commit.commit_no <= self.commit_no:
@@ -153,10 +159,7 @@ class GroupView:
                     )
                 self.stores.apply(commit)
                 self.commit_no, mark = commit.commit_no, max(commit.watermark, mark)
-            if self._settling is None:
-                self._reach(mark)
-            else:
-                self._settling.moved(mark)
+            (self._reach if self._settling is None else self._settling.moved)(mark)
 
     def _let_settle(self) -> None:
         """Have the servers of new stores work off the requests' path."""
@@ -211,6 +214,9 @@ class WorkspaceView:
         self._gone: deque[tuple[float, GroupView]] = deque()
         self._lock = threading.Lock()
         self.closed = False
+        self._logged_after: dict[int, int] = {}
+        """When what follows a position was logged: read once for all who ask there. Newest first; replaced, never
+        changed."""
         self.accepted: deque[tuple[int, float, frozenset[str]]] = deque(maxlen=20_000)
         """(position, monotonic time, types) of what this process appended, to measure event → visible."""
         context.pin(name)
@@ -579,10 +585,14 @@ class WorkspaceView:
         since = int((time.monotonic() - self.followed_at) * 1000)
         if position >= self.head:
             return max(0, since - self.context.settings.fold.view_poll_ms * 2)
-        rows = self.context.ledger.read(self.name, position, 1).rows
-        if not rows:
-            return since
-        return max(since, (self.context.clock.now_us() - rows[0].recorded_us) // 1000)
+        logged_us = self._logged_after.get(position)
+        if logged_us is None:
+            rows = self.context.ledger.read(self.name, position, 1).rows
+            if not rows:
+                return since
+            logged_us = rows[0].recorded_us
+            self._logged_after = {position: logged_us, **dict(islice(self._logged_after.items(), _POSITIONS - 1))}
+        return max(since, (self.context.clock.now_us() - logged_us) // 1000)
 
     @property
     def hides_upto(self) -> int:

@@ -77,6 +77,36 @@ def test_a_position_is_reached_when_its_work_is_done_and_what_came_meanwhile_is_
     assert group.positions == [3, 6, 7]
 
 
+def test_positions_that_are_only_passed_wait_for_what_is_worked_out_and_for_nothing_more() -> None:
+    group = Group()
+    group.settling.passed(2)
+    assert group.positions == [2]
+    group.server.changed = True
+    group.apply(3)
+    group.server.begun.acquire()
+    group.settling.passed(5)
+    assert group.positions == [2]
+    group.server.go.release()
+    group.told.acquire()
+    assert group.positions == [2, 5]
+    assert group.server.looks == 1
+
+
+def test_a_position_that_is_passed_after_a_change_waits_for_the_work_on_that_change() -> None:
+    group = Group()
+    group.server.changed = True
+    group.apply(3)
+    group.server.begun.acquire()
+    group.apply(4)
+    group.settling.passed(6)
+    group.server.go.release()
+    group.told.acquire()
+    assert group.positions == [3]
+    group.server.go.release()
+    group.told.acquire()
+    assert group.positions == [3, 6]
+
+
 def test_work_that_fails_keeps_no_position_back() -> None:
     group = Group()
     group.server.changed, group.server.fails = True, True
