@@ -197,9 +197,9 @@ def table_learn(values, rows, at_s, rate, prior, label, stored, swaps, counts): 
 
 
 @numba.njit(cache=True)
-def _table_step(
+def _table_step(  # type: ignore[no-untyped-def]
     values, rows, log_weights, lambdas, share, at_s, label, swaps, counts, base, served, rate, prior, terms
-):  # type: ignore[no-untyped-def]
+):
     """Learn one example, ``base (1,)``; return its corrected score from before it."""
     _terms(values, rows, at_s, rate, prior, terms[0])
     score = mixed(log_weights, lambdas, base, terms, True)[0]
