@@ -176,6 +176,31 @@ def coded_whole(examples: Sequence[Example]) -> Coded:
     return pairs
 
 
+def coded_of_user(
+    user: str, items: Sequence[str], user_tokens: tuple[str, ...], item_tokens: Sequence[tuple[str, ...]]
+) -> tuple[np.uint64, Codes, Codes, Ends, int]:
+    """Code pairs of one user, with every token there is: a pair's are its item's, then the user's.
+
+    Returns the user, items, tokens of pairs one after the other, where each pair's end, and how many are the user's.
+    """
+    own = _ALL_USER_TOKENS[user_tokens] if user_tokens else b""
+    parts = [_ALL_ITEM_TOKENS[one] + own for one in item_tokens]
+    ends = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)) >> 3, out=ends[1:])
+    return _USERS.of((user,))[0], _ITEMS.of(items), _array(parts), ends, len(own) >> 3
+
+
+def coded_pair(example: Example) -> tuple[Codes, Codes, Codes, int]:
+    """Code one example's pair as :func:`coded_of_user` does: user ``(1,)``, item ``(1,)``, tokens, the user's among
+    them. What an example alone is made of is kept as arrays."""
+    of_user, of_item = example.user_tokens, example.item_tokens
+    tokens = _tokens_alone("item_token", of_item, max(_MOST_ITEM_TOKENS, len(of_item)))[0]
+    if of_user:
+        own = _tokens_alone("user_token", of_user, max(_MOST_USER_TOKENS, len(of_user)))[0]
+        tokens = np.concatenate((tokens, own))
+    return _id_alone("user", example.user), _id_alone("item", example.item), tokens, len(of_user)
+
+
 def taken(examples: Sequence[Example]) -> tuple[Coded, Outcomes]:
     """Take examples apart: :func:`coded_examples` and :func:`outcomes`."""
     global _last

@@ -125,6 +125,12 @@ def table_rows(user, item, tokens, own, rows):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
+def table_rows_alone(users, items, tokens, own, rows):  # type: ignore[no-untyped-def]
+    """As :func:`table_rows`; arrays of one code each are passed faster than the codes."""
+    return table_rows(users[0], items[0], tokens, own, rows)
+
+
+@numba.njit(cache=True)
 def rows_of_table(pairs, rows):  # type: ignore[no-untyped-def]
     """Return the rows of pairs of several users, one pair's after the other's, and where each ends."""
     users, items, of_users, user_ends, of_items, item_ends = pairs
@@ -191,18 +197,38 @@ def table_learn(values, rows, at_s, rate, prior, label, stored, swaps, counts): 
 
 
 @numba.njit(cache=True)
+def _table_step(  # type: ignore[no-untyped-def]
+    values, rows, log_weights, lambdas, share, at_s, label, swaps, counts, base, served, rate, prior, terms
+):
+    """Learn one example, ``base (1,)``; return its corrected score from before it."""
+    _terms(values, rows, at_s, rate, prior, terms[0])
+    score = mixed(log_weights, lambdas, base, terms, True)[0]
+    if not swaps:
+        rewarded(log_weights, lambdas, base[0], terms[0], True, label, counts, share)
+    table_learn(values, rows, at_s, rate, prior, label, base_of(served, base[0], score), swaps, counts)
+    return score
+
+
+@numba.njit(cache=True)
 def table_learn_all(values, rows, ends, log_weights, lambdas, share, shown, rate, prior):  # type: ignore[no-untyped-def]
     """Learn examples in order: first λ, then their rows; return each one's corrected score from before it."""
     at_s, labels, swaps, counts, base, served = shown
     scores, terms = np.empty(len(labels)), np.empty((1, 3))
     for j in range(len(labels)):
-        own = rows[ends[j] : ends[j + 1]]
-        _terms(values, own, at_s[j], rate, prior, terms[0])
-        scores[j] = mixed(log_weights, lambdas, base[j : j + 1], terms, True)[0]
-        if not swaps[j]:
-            rewarded(log_weights, lambdas, base[j], terms[0], True, labels[j], counts[j], share)
-        stored = base_of(served[j], base[j], scores[j])
-        table_learn(values, own, at_s[j], rate, prior, labels[j], stored, swaps[j], counts[j])
+        scores[j] = _table_step(
+            values, rows[ends[j] : ends[j + 1]], log_weights, lambdas, share, at_s[j], labels[j], swaps[j], counts[j],
+            base[j : j + 1], served[j], rate, prior, terms,
+        )  # fmt: skip
+    return scores
+
+
+@numba.njit(cache=True)
+def table_learn_alone(values, rows, log_weights, lambdas, share, at_s, label, swaps, counts, served, base, rate, prior):  # type: ignore[no-untyped-def]
+    """As :func:`table_learn_all`, of one example."""
+    scores, terms = np.empty(1), np.empty((1, 3))
+    scores[0] = _table_step(
+        values, rows, log_weights, lambdas, share, at_s, label, swaps, counts, base, served, rate, prior, terms
+    )
     return scores
 
 
@@ -230,6 +256,12 @@ def sketch_rows(user, item, tokens, arrays, bits):  # type: ignore[no-untyped-de
             bucket = 2 * bucket + (side > 0.0)
         found[k] = (k << bits) + bucket
     return found
+
+
+@numba.njit(cache=True)
+def sketch_rows_alone(users, items, tokens, arrays, bits):  # type: ignore[no-untyped-def]
+    """As :func:`sketch_rows`; arrays of one code each are passed faster than the codes."""
+    return sketch_rows(users[0], items[0], tokens, arrays, bits)
 
 
 @numba.njit(cache=True)
@@ -284,18 +316,37 @@ def sketch_learn(values, rows, prior, label, stored, swaps, counts):  # type: ig
 
 
 @numba.njit(cache=True)
+def _sketch_step(values, rows, log_weights, lambdas, share, label, swaps, counts, base, served, prior, terms):  # type: ignore[no-untyped-def]
+    """Learn one example, ``base (1,)``; return its corrected score from before it."""
+    for view in range(VIEWS):
+        terms[0, view] = _view_term(values, rows, view, prior)
+    score = mixed(log_weights, lambdas, base, terms, False)[0]
+    if not swaps:
+        rewarded(log_weights, lambdas, base[0], terms[0], False, label, counts, share)
+    sketch_learn(values, rows, prior, label, base_of(served, base[0], score), swaps, counts)
+    return score
+
+
+@numba.njit(cache=True)
 def sketch_learn_all(values, rows, log_weights, lambdas, share, shown, prior):  # type: ignore[no-untyped-def]
     """Learn examples in order: first λ, then their buckets; return each one's corrected score from before it."""
     _, labels, swaps, counts, base, served = shown
     scores, terms = np.empty(len(labels)), np.empty((1, VIEWS))
     for j in range(len(labels)):
-        for view in range(VIEWS):
-            terms[0, view] = _view_term(values, rows[j], view, prior)
-        scores[j] = mixed(log_weights, lambdas, base[j : j + 1], terms, False)[0]
-        if not swaps[j]:
-            rewarded(log_weights, lambdas, base[j], terms[0], False, labels[j], counts[j], share)
-        stored = base_of(served[j], base[j], scores[j])
-        sketch_learn(values, rows[j], prior, labels[j], stored, swaps[j], counts[j])
+        scores[j] = _sketch_step(
+            values, rows[j], log_weights, lambdas, share, labels[j], swaps[j], counts[j], base[j : j + 1], served[j],
+            prior, terms,
+        )  # fmt: skip
+    return scores
+
+
+@numba.njit(cache=True)
+def sketch_learn_alone(values, rows, log_weights, lambdas, share, label, swaps, counts, served, base, prior):  # type: ignore[no-untyped-def]
+    """As :func:`sketch_learn_all`, of one example."""
+    scores, terms = np.empty(1), np.empty((1, VIEWS))
+    scores[0] = _sketch_step(
+        values, rows, log_weights, lambdas, share, label, swaps, counts, base, served, prior, terms
+    )
     return scores
 
 
@@ -319,54 +370,58 @@ def token_bits(tokens):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _similarities(keys, held, user, item, bits, into):  # type: ignore[no-untyped-def]
-    """Fill in the cosine of a key with each sample's."""
-    own = 0.2 * _INVERSE_ROOT[ones(bits)]
-    for slot in range(held):
-        of_sample = np.uint64(keys[slot, 2])
-        tokens = own * ones(of_sample & bits) * _INVERSE_ROOT[ones(of_sample)]
-        into[slot] = 0.4 * (keys[slot, 0] == user) + 0.4 * (keys[slot, 1] == item) + tokens
-
-
-@numba.njit(cache=True)
-def _before(scores, ages, one, other):  # type: ignore[no-untyped-def]
-    """Whether a neighbour goes before another: it is less similar, or as similar and older."""
-    return scores[one] < scores[other] or (scores[one] == scores[other] and ages[one] > ages[other])
-
-
-@numba.njit(cache=True)
-def _swap(scores, ages, one, other):  # type: ignore[no-untyped-def]
-    scores[one], scores[other] = scores[other], scores[one]
-    ages[one], ages[other] = ages[other], ages[one]
-
-
-@numba.njit(cache=True)
-def _nearest(keys, written, user, item, bits, scores, ages):  # type: ignore[no-untyped-def]
-    """Fill a heap with the most similar samples, of equal ones the newest, by their ages; returns how many."""
-    kept, held = 0, min(written, len(keys))
-    similarities = np.empty(held)
-    _similarities(keys, held, user, item, bits, similarities)
+def _newest_first(keys, written, user):  # type: ignore[no-untyped-def]
+    """Take a ring's samples apart, newest first: similarity by the user, items, tokens, inverse roots of how many."""
+    held = min(written, len(keys))
+    by_user, items = np.empty(held), np.empty(held, np.int64)
+    tokens, roots = np.empty(held, np.uint64), np.empty(held)
     slot = written % len(keys)
     for age in range(held):
         slot = slot - 1 if slot > 0 else len(keys) - 1  # a remainder would cost more than the rest
-        score = similarities[slot]
-        if kept < len(scores):
-            at = kept
-            kept += 1
-            scores[at], ages[at] = score, age
-            while at > 0 and _before(scores, ages, at, (at - 1) // 2):
-                _swap(scores, ages, at, (at - 1) // 2)
-                at = (at - 1) // 2
-        elif score > scores[0]:
-            scores[0], ages[0] = score, age
-            at, child = 0, 1
-            while child < kept:
-                if child + 1 < kept and _before(scores, ages, child + 1, child):
-                    child += 1
-                if not _before(scores, ages, child, at):
-                    break
-                _swap(scores, ages, at, child)
-                at, child = child, 2 * child + 1
+        by_user[age], items[age] = 0.4 * (keys[slot, 0] == user), keys[slot, 1]
+        tokens[age] = np.uint64(keys[slot, 2])
+        roots[age] = _INVERSE_ROOT[ones(tokens[age])]
+    return by_user, items, tokens, roots
+
+
+@numba.njit(cache=True)
+def _similarities(samples, item, bits, into):  # type: ignore[no-untyped-def]
+    """Fill in the cosine of a key with each sample's."""
+    by_user, items, tokens, roots = samples
+    own = 0.2 * _INVERSE_ROOT[ones(bits)]
+    for age in range(len(into)):
+        into[age] = by_user[age] + 0.4 * (items[age] == item) + own * ones(tokens[age] & bits) * roots[age]
+
+
+@numba.njit(cache=True)
+def _nearest(similarities, scores, ages):  # type: ignore[no-untyped-def]
+    """Fill a heap with the greatest similarities, of equal ones the newest, and their ages; return how many.
+
+    The first is the least of them. Its order decides the last bits of what is summed over it, and what was folded
+    rests on these: another heap is another version of the policy.
+    """
+    most = len(scores)
+    kept = min(most, len(similarities))
+    for age in range(kept):
+        score, at = similarities[age], age
+        while at > 0 and score <= scores[(at - 1) // 2]:  # of equal ones the older goes up, and each is older
+            scores[at], ages[at] = scores[(at - 1) // 2], ages[(at - 1) // 2]
+            at = (at - 1) // 2
+        scores[at], ages[at] = score, age
+    for age in range(kept, len(similarities)):
+        score = similarities[age]
+        if score <= scores[0]:
+            continue
+        at, child = 0, 1
+        while child < most:
+            if child + 1 < most:  # without a branch that is as often wrong as right
+                tie = (scores[child + 1] == scores[child]) & (ages[child + 1] > ages[child])
+                child += (scores[child + 1] < scores[child]) | tie
+            if scores[child] >= score:  # what comes is older than all
+                break
+            scores[at], ages[at] = scores[child], ages[child]
+            at, child = child, 2 * child + 1
+        scores[at], ages[at] = score, age
     return kept
 
 
@@ -375,22 +430,62 @@ def ring_terms(keys, numbers, written, user, items, tokens, ends, base, k, tau, 
     """Return ``(n, 1)`` what the neighbours add to the probability, and their slots and attentions ``(n, k)``."""
     n = len(items)
     found, attention, slots = np.zeros((n, 1)), np.zeros((n, k)), np.full((n, k), -1)
+    samples = _newest_first(keys, written, np.int64(user))
+    similarities = np.empty(len(samples[0]))
+    kept = min(k, len(similarities))
+    if not kept:
+        return found, slots, attention
+    same = _same_key(samples[1], items, tokens, ends)
     for j in range(n):
-        scores = attention[j]
-        bits = token_bits(tokens[ends[j] : ends[j + 1]])
-        kept = _nearest(keys, written, np.int64(user), np.int64(items[j]), bits, scores, slots[j])
-        if not kept:
-            continue
-        total, most = 0.0, scores[:kept].max()
+        scores, at = attention[j], slots[j]
+        if same[j] >= 0:
+            scores[:], at[:] = attention[same[j]], slots[same[j]]
+        else:
+            _similarities(samples, np.int64(items[j]), token_bits(tokens[ends[j] : ends[j + 1]]), similarities)
+            _nearest(similarities, scores, at)
+            total, most, said, weight = 0.0, scores[:kept].max(), -1.0, 0.0
+            for i in range(kept):
+                at[i] = (written - 1 - at[i]) % len(keys)
+                if scores[i] != said:  # neighbours are often as similar as the one before
+                    said = scores[i]
+                    weight = np.exp((said - most) / tau)
+                scores[i] = numbers[at[i], 2] * weight
+                total += scores[i]
+            for i in range(kept):
+                scores[i] /= total
         for i in range(kept):
-            slots[j, i] = (written - 1 - slots[j, i]) % len(keys)
-            scores[i] = numbers[slots[j, i], 2] * np.exp((scores[i] - most) / tau)
-            total += scores[i]
-        for i in range(kept):
-            scores[i] /= total
-            label, said = numbers[slots[j, i], 0], numbers[slots[j, i], 1]
+            label, said = numbers[at[i], 0], numbers[at[i], 1]
             found[j, 0] += scores[i] * ((1.0 - gamma) * (label - said) + gamma * (label - base[j]))
     return found, slots, attention
+
+
+@numba.njit(cache=True)
+def _same_key(held, items, tokens, ends):  # type: ignore[no-untyped-def]
+    """Return for each pair an earlier one with the same neighbours, or −1: as many tokens' buckets and the same ones,
+    and both items in no sample."""
+    n = len(items)
+    found = np.full(n, -1)
+    if n == 1:
+        return found
+    met = np.zeros(1 << 16, np.bool_)
+    for item in held:
+        met[item & 0xFFFF] = True
+    size = 1
+    while size < 2 * n:
+        size *= 2
+    first, sets = np.full(size, -1), np.empty(n, np.uint64)
+    for j in range(n):
+        sets[j] = token_bits(tokens[ends[j] : ends[j + 1]])
+        if met[np.int64(items[j]) & 0xFFFF]:  # or an item that looks like one
+            continue
+        at = np.int64(mix(sets[j]) & np.uint64(size - 1))
+        while first[at] >= 0 and sets[first[at]] != sets[j]:
+            at = (at + 1) & (size - 1)
+        if first[at] < 0:
+            first[at] = j
+        else:
+            found[j] = first[at]
+    return found
 
 
 @numba.njit(cache=True)

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfold.core import Array, ConfigError, Example
-from streamfold.plugins._codes import coded_whole
-from streamfold.plugins._error_memory import ErrorMemory, MemoryConfig, Pairs, positive, shown
+from streamfold.plugins._codes import coded_pair, coded_whole
+from streamfold.plugins._error_memory import ErrorMemory, MemoryConfig, Pairs, positive, shown, shown_alone
 from streamfold.plugins._lambda_mixture import Floats, kernels
 
 _VIEWS = 3
@@ -63,22 +63,33 @@ class Reloop2Lsh(ErrorMemory):
     def __init__(self, config: Any = None) -> None:
         config = config or Reloop2LshConfig()
         super().__init__(config, Array("buckets", shape=(config.arrays << config.bits, 3), dtype="float64"))
+        self._prior = float(config.prior)
 
     def correct(self, pairs: Pairs, base: Floats, at_us: int, stores: Any) -> Floats:
         """What the views add, ``(n, 3)``."""
         c: Reloop2LshConfig = self.config
-        terms: Floats = kernels().sketch_terms(stores["buckets"].values, *pairs[:4], c.arrays, c.bits, float(c.prior))
+        terms: Floats = kernels().sketch_terms(stores["buckets"].values, *pairs[:4], c.arrays, c.bits, self._prior)
         return terms
 
     def remember(self, examples: Sequence[Example], base: Floats, stores: Any) -> Floats:
         """Count the examples in their buckets."""
         c: Reloop2LshConfig = self.config
-        sketch, experts, loops = stores["buckets"], stores["experts"], kernels()
+        sketch, experts, loops, mixture = stores["buckets"], stores["experts"], kernels(), self.mixture
+        experts.touch_row(0)
+        log_weights, prior = experts.values[0], self._prior
+        scores: Floats
+        if len(examples) == 1:
+            user, item, tokens, _ = coded_pair(examples[0])
+            alone = loops.sketch_rows_alone(user, item, tokens, c.arrays, c.bits)
+            sketch.touch(alone)
+            scores = loops.sketch_learn_alone(
+                sketch.values, alone, log_weights, mixture.lambdas, mixture.share, *shown_alone(examples[0])[1:], base,
+                prior,
+            )  # fmt: skip
+            return scores
         rows = loops.rows_of_sketch(coded_whole(examples), c.arrays, c.bits)
         sketch.touch(rows.reshape(-1))
-        experts.touch_row(0)
-        scores: Floats = loops.sketch_learn_all(
-            sketch.values, rows, experts.values[0], self.mixture.lambdas, self.mixture.share, shown(examples, base),
-            float(c.prior),
-        )  # fmt: skip
+        scores = loops.sketch_learn_all(
+            sketch.values, rows, log_weights, mixture.lambdas, mixture.share, shown(examples, base), prior
+        )
         return scores

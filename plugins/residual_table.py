@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamfold.core import Array, Example
-from streamfold.plugins._codes import coded_whole
-from streamfold.plugins._error_memory import ErrorMemory, MemoryConfig, Pairs, positive, shown
+from streamfold.plugins._codes import coded_pair, coded_whole
+from streamfold.plugins._error_memory import ErrorMemory, MemoryConfig, Pairs, positive, shown, shown_alone
 from streamfold.plugins._lambda_mixture import Floats, kernels
 
 _DAY_S = 86_400.0
@@ -62,23 +62,32 @@ class ResidualTable(ErrorMemory):
     def __init__(self, config: Any = None) -> None:
         config = config or ResidualTableConfig()
         super().__init__(config, Array("residuals", shape=(config.rows, 3), dtype="float64"))
-        self._rate = math.log(2) / (config.half_life_days * _DAY_S)
+        self._rate, self._prior = math.log(2) / (config.half_life_days * _DAY_S), float(config.prior)
 
     def correct(self, pairs: Pairs, base: Floats, at_us: int, stores: Any) -> Floats:
         """Terms of user, item and tokens, ``(n, 3)``."""
-        terms: Floats = kernels().table_terms(
-            stores["residuals"].values, *pairs, at_us / 1e6, self._rate, float(self.config.prior)
-        )
+        terms: Floats = kernels().table_terms(stores["residuals"].values, *pairs, at_us / 1e6, self._rate, self._prior)
         return terms
 
     def remember(self, examples: Sequence[Example], base: Floats, stores: Any) -> Floats:
         """Add the examples' residuals."""
-        table, experts, loops = stores["residuals"], stores["experts"], kernels()
+        table, experts, loops, mixture = stores["residuals"], stores["experts"], kernels(), self.mixture
+        experts.touch_row(0)
+        log_weights, prior = experts.values[0], self._prior
+        scores: Floats
+        if len(examples) == 1:
+            user, item, tokens, own = coded_pair(examples[0])
+            alone = loops.table_rows_alone(user, item, tokens, own, self.config.rows)
+            table.touch(alone)
+            scores = loops.table_learn_alone(
+                table.values, alone, log_weights, mixture.lambdas, mixture.share, *shown_alone(examples[0]), base,
+                self._rate, prior,
+            )  # fmt: skip
+            return scores
         rows, ends = loops.rows_of_table(coded_whole(examples), self.config.rows)
         table.touch(rows)
-        experts.touch_row(0)
-        scores: Floats = loops.table_learn_all(
-            table.values, rows, ends, experts.values[0], self.mixture.lambdas, self.mixture.share,
-            shown(examples, base), self._rate, float(self.config.prior),
+        scores = loops.table_learn_all(
+            table.values, rows, ends, log_weights, mixture.lambdas, mixture.share, shown(examples, base), self._rate,
+            prior,
         )  # fmt: skip
         return scores

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from streamfold.core import RankRequest
 from streamfold.core.clock import US, ManualClock
 from streamfold.core.testing import World
 from streamfold.plugins import _codes, builtin
@@ -26,6 +26,10 @@ POLICIES: dict[str, dict[str, Any]] = {
     "quality": {"ranker": "residual_table", "ring": 64, "rank_budget": 60.0, "max_rankings": 8},
 }
 HASHING = {"encoder": {"use": "hashing"}}
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+STRANGERS = 2000
+ASKED = ("activity", "reloop2_topk", "item_vectors", "cooccurrence", "graph_walk", "diag_linucb", "trending", "newest")
+"""The memory on top asks the other memories, the ensemble and all rankers."""
 Step = tuple[int, str, dict[str, Any]]
 
 
@@ -120,26 +124,24 @@ def test_live_equals_replay_however_it_was_cut(seed: int, tmp_path: Path) -> Non
 
 
 def test_reading_for_endless_strangers_grows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every server of a recommender; ``bench_strangers.py`` does it for a million."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import strangers
+
     monkeypatch.setattr(_codes, "_CACHED", 1000)
-    kept = (
-        *(_codes._USERS, _codes._ITEMS, _codes._USER_TOKENS, _codes._ITEM_TOKENS),
-        *(_codes._ALL_USER_TOKENS, _codes._ALL_ITEM_TOKENS),
-    )
-    for one in kept:
-        one.clear()
-    with opened(tmp_path) as world:
-        told(world, stream(4, 60), random.Random(4), most=60)
-        view, before = world.view, contents(world)
-        size = sum(group.stores.state_bytes() for group in view.groups.values())
-        ranker = view.member("residual_table").server
-        for n in range(200):
-            strange = [f"never{n}-{k}" for k in range(500)]
-            scores = ranker.rank(RankRequest(user=f"u:nobody{n}", item_ids=strange, explain=n == 0)).scores
-            assert ((scores > 0) & (scores < 1)).all()
-        assert contents(world) == before
-        assert sum(group.stores.state_bytes() for group in view.groups.values()) == size
-    caches = (_codes.code, _codes._id_alone, _codes._tokens_alone, _codes._taken_alone)
-    assert all(cache.cache_info().maxsize is not None for cache in caches)
-    assert all(len(one) <= 1000 for one in kept)
-    assert _codes._USERS
-    assert _codes._ITEMS
+    for kept in (_codes._USERS, _codes._ITEMS, _codes._ALL_USER_TOKENS, _codes._ALL_ITEM_TOKENS):
+        kept.clear()
+    small = {name: given for name, given in POLICIES.items() if name in strangers.SERVERS and name != "ensemble"}
+    with strangers.recommender(tmp_path, small, actions=100) as world:
+        view = world.view
+        reads = [strangers.reader(name, view.member(name).server) for name in ASKED]
+        before, size, caches = strangers.held(view), strangers.state_bytes(view), strangers.caches()
+        for n in range(STRANGERS):
+            for read in reads:
+                read(n)
+        assert strangers.held(view) == before
+        assert strangers.state_bytes(view) == size
+        after = strangers.caches()
+        assert strangers.unbounded(caches, after) == []
+        assert any(name.endswith("_Ids(item, )") and entries for name, (entries, _) in after.items())
+    sys.modules.pop("strangers")

@@ -163,3 +163,28 @@ class Samples:
 
     def keep(self, **sample: Any) -> None:
         self.kept = [*self.kept, sample][-self.size :]
+
+
+def heap_of(similarities: Sequence[float], k: int) -> list[tuple[float, int]]:
+    """The k greatest as a binary heap by swaps, (similarity, age), of equal ones the oldest first: its order counts."""
+    heap: list[tuple[float, int]] = []
+
+    def before(one: int, other: int) -> bool:
+        return (heap[one][0], -heap[one][1]) < (heap[other][0], -heap[other][1])
+
+    for age, score in enumerate(similarities):
+        if len(heap) < k:
+            heap.append((score, age))
+            at = len(heap) - 1
+            while at and before(at, (at - 1) // 2):
+                heap[at], heap[(at - 1) // 2] = heap[(at - 1) // 2], heap[at]
+                at = (at - 1) // 2
+        elif score > heap[0][0]:
+            heap[0], at = (score, age), 0
+            while children := [one for one in (2 * at + 1, 2 * at + 2) if one < k]:
+                child = children[-1] if before(children[-1], children[0]) else children[0]
+                if not before(child, at):
+                    break
+                heap[at], heap[child] = heap[child], heap[at]
+                at = child
+    return heap

@@ -143,6 +143,47 @@ def test_nearest_samples_equal_the_formula_past_the_ring_s_end(direct: Any, gamm
     assert memory.bench.stores["written"].values[0, 0] > 64, "the ring was written more than once around"
 
 
+@pytest.mark.parametrize("k", [1, 2, 7, 30, 200])
+def test_neighbours_lie_in_the_order_of_a_heap_that_swaps(k: int) -> None:
+    """Sums over them have been folded in that order: another one would differ in the last bits."""
+    rng = random.Random(k)
+    for levels in (2, 5, 1000):
+        similarities = np.array([rng.randrange(levels) / levels for _ in range(150)])
+        scores, ages = np.zeros(k), np.zeros(k, np.int64)
+        kept = kernels._nearest(similarities, scores, ages)
+        found = list(zip(scores[:kept].tolist(), ages[:kept].tolist(), strict=True))
+        assert found == twins.heap_of(similarities.tolist(), k)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.4])
+def test_candidates_asked_about_together_are_what_each_is_alone(direct: Any, gamma: float) -> None:
+    memory = direct(MADE["topk"](gamma=gamma))
+    for example, base in stream(60):
+        memory.learn(example, base)
+    items = [f"i{n}" for n in range(60)]  # nine of them in samples, and the others share few sets of tokens
+    tokens = [TOKENS[: n % 5] for n in range(60)]
+    base = np.linspace(0.1, 0.9, 60)
+    together = memory.policy._neighbours(pairs_of("u:1", items, ("age=3",), tokens), base, memory.bench.stores)
+    for n in range(60):
+        one = pairs_of("u:1", items[n : n + 1], ("age=3",), tokens[n : n + 1])
+        alone = memory.policy._neighbours(one, base[n : n + 1], memory.bench.stores)
+        for many, single in zip(together, alone, strict=True):
+            assert many[n].tobytes() == single[0].tobytes()
+
+
+@pytest.mark.parametrize("name", ["table", "lsh"])
+def test_examples_learned_one_by_one_leave_what_they_leave_together(direct: Any, name: str) -> None:
+    """To the bit: an example alone has a kernel of its own."""
+    alone, together = direct(MADE[name]()), direct(MADE[name]())
+    given = list(stream(80, swaps=True))
+    examples = [one._replace(served=0.3 if n % 3 else None) for n, (one, _) in enumerate(given)]
+    bases = np.array([base for _, base in given])
+    scores = [alone.policy.remember([one], bases[n : n + 1], alone.bench.stores)[0] for n, one in enumerate(examples)]
+    many = together.policy.remember(examples, bases, together.bench.stores)
+    assert many.tolist() == scores
+    assert alone.bench.fingerprint() == together.bench.fingerprint()
+
+
 def test_a_share_of_small_errors_is_kept_that_positions_alone_choose() -> None:
     chosen = [kernels.share_of(seq, n) < 0.25 for seq in range(4000) for n in range(2)]
     assert 0.23 < sum(chosen) / len(chosen) < 0.27
