@@ -252,7 +252,7 @@ def events_page() -> str:
             fields.append(f"`{field.encode_name}`{'*' if field.required else ''}")
         more = _RULES.get(one.name, "")
         if one.erases:
-            more = "Hidden at once like a deletion, then removed from every store and the log ([how](../how-to/operate.md))."
+            more = "Hidden at once like a deletion, then removed from stores and log ([how](../how-to/operate.md))."
         lines.append(f"| `{one.name}` | {', '.join(fields)} | {one.doc}{' ' + more if more else ''} |")
     lines.append("\n## Fields\n")
     for name in types.names():

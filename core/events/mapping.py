@@ -62,7 +62,7 @@ class FieldMapping:
         if not table.get("sep", "|"):
             raise ConfigError(f"mapping: data.{name}.sep is empty")
         if "add" in table and not _can_add(table["add"], table.get("type")):
-            raise ConfigError(f"mapping: data.{name}.add needs type = \"float\" and a number, or \"int\" and an integer")
+            raise ConfigError(f'mapping: data.{name}.add needs type = "float" and a number, or "int" and an integer')
         return cls(**table)
 
 
