@@ -127,15 +127,15 @@ def test_files_are_refused_by_line_unless_their_mapping_shifts_the_scale(
     monkeypatch.setenv("STREAMFOLD_URL", str(client.base_url))
     Path("stars.csv").write_text("user,item,stars\nzoe,jazz,-5\nzoe,rock,2.5\n")
     mapping = """type = "interaction.observed"
-source = "/stars"
+source = "/stars%s"
 [data]
 user_id = "user"
 item_id = "item"
 action = { value = "rating" }
 value = { column = "stars", type = "float"%s }
 """
-    Path("as-is.toml").write_text(mapping % "")
-    Path("shifted.toml").write_text(mapping % ", add = 5")
+    Path("as-is.toml").write_text(mapping % ("", ""))
+    Path("shifted.toml").write_text(mapping % ("/shifted", ", add = 5"))
 
     def send(name: str, *more: str) -> tuple[int, Any, str]:
         capsys.readouterr()
