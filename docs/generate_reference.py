@@ -255,7 +255,7 @@ def events_page() -> str:
             fields.append(f"`{field.encode_name}`{'*' if field.required else ''}")
         more = _RULES.get(one.name, "")
         if one.erases:
-            more = "Hidden at once like a deletion; the removal of all traces is not built yet."
+            more = "Hidden at once like a deletion, then removed from stores and log ([how](../how-to/operate.md))."
         lines.append(f"| `{one.name}` | {', '.join(fields)} | {one.doc}{' ' + more if more else ''} |")
     lines.append("\n## Fields\n")
     for name in types.names():
@@ -267,7 +267,8 @@ def events_page() -> str:
 
 _RULES = {
     "interaction.observed": "Needs `user_id` or `session_id`; `action` is one of view, click, like, dislike, skip, "
-    "cart, purchase, rating (which needs `value`) or of the setting `limits.actions`.",
+    "cart, purchase, rating (which needs `value`) or of the setting `limits.actions`. "
+    "`value` is 0 or more: shift a scale that goes below 0, and send what is disliked as `dislike`.",
     "exposure.recorded": "Each of `items` names exactly one of `item_id`, `document_id`, `chunk_id`, `label`.",
     "label.observed": "`target` names exactly one of its fields; `label: null` retracts.",
     "feedback.given": "`value` is in −1…1.",

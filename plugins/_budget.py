@@ -52,3 +52,12 @@ def afford(head: str, grown: int, max_bytes: int, stores: Any) -> None:
             "(max_bytes); retract labels, or add a version with a larger budget, then retry this event",
             code="byte-budget",
         )
+
+
+def admit(what: str, held: int, more: int, most: int, advice: str) -> None:
+    """Check that all heads together may have so many more of something. Raises ``EventError``."""
+    if more > 0 and held + more > most:
+        raise EventError(
+            f"all heads together hold {held:,} {what}, and there is room for {most:,}: {advice}, then retry this event",
+            code=f"too-many-{what}",
+        )

@@ -274,6 +274,17 @@ class GradientHead(LabelStatistics):
                 grown += self._set_aside(phi)
         return grown
 
+    def _admit(self, head: str, old: LabelRow | None, new: LabelRow | None, stores: Stores) -> None:
+        """And that a class of one space has a row of weights."""
+        super()._admit(head, old, new, stores)
+        if new is None or not new.weight or stores["states"].get(f"{head}\0{new.space}\0{new.label}") is not None:
+            return
+        state: ClassState | None = None
+        if old is not None and old.weight:
+            state = stores["states"].get(f"{head}\0{old.space}\0{old.label}")
+        ends = state is not None and state.rows == 1 and not state.prior
+        self._admit_classes("states", 1 - ends, stores)
+
     def _prior_growth(self, key: str, old: bytes, new: bytes, stores: Stores) -> int:
         if old == new:
             return 0
@@ -295,6 +306,9 @@ class GradientHead(LabelStatistics):
         if prepared is not None:
             self._check(TEXT, np.asarray(prepared).tobytes())
         old: ClassRow | None = stores["classes"].get(f"{head}\0{label}")
+        if prepared is not None:
+            begins = f"{head}\0{TEXT}\0{label}" not in stores["states"]
+            self._admit_classes("states", begins, stores)
         super()._class(event, prepared, stores)
         new: ClassRow = stores["classes"].get(f"{head}\0{label}")
         before = old.prior if old is not None else b""

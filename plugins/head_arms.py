@@ -15,12 +15,18 @@ that names the answer. A label that was not among those shown is given what they
 ``window_s`` from the first answer, once; what comes later does not count. Of answers about several targets nobody knows
 whose label is whose: their labels are weighed, and counted as answers alone.
 
+Exposures are written a moment after they are answered, so a label may stand in the log before the answer that it names.
+The first such label waits until the answer is there, and is counted then, as of when it was given. It is not weighed:
+heads have learned it in full by then, so the model of who brings in what is not told of it. How long it waits is
+counted in positions of the log (``_BLOCK``), so a replay does the same.
+
 Heads read this policy (their setting ``arms``) and are folded before it; it needs no vectors, hence prepares nothing.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -52,6 +58,10 @@ MOST_LOSS = 3.0
 """Nats: a worse answer counts as this one, so that a mean of few is bounded."""
 _LEAST_WEIGHT = 1e-3
 _MOST_WORDS = 32
+_MOST_LABEL = 512
+"""Characters of a label that waits; heads take no longer ones."""
+_BLOCK = 1 << 13
+"""A label waits for its answer during the block of so many positions of the log in which it came, and the next one."""
 _US = 1_000_000
 Read = Callable[[str, str], Any]
 
@@ -88,6 +98,17 @@ class ArmUser(msgspec.Struct, frozen=True, array_like=True):
     loss: float = 0.0
 
 
+class Early(msgspec.Struct, frozen=True, array_like=True):
+    """The first of the labels that named an answer and a head before the answer was logged; how many there were, and
+    the positions of the first and the last."""
+
+    label: str
+    at_us: int
+    labels: int
+    first_seq: int
+    seq: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadArmsConfig:
     """How long users count, and bounds; past a bound what was written longest ago goes.
@@ -112,7 +133,7 @@ class HeadArms(Policy):
     """Answers of heads in live A/Bs, and what came of them."""
 
     name = "head_arms"
-    version = 1
+    version = 2
     handles: ClassVar[tuple[str, ...]] = ("exposure.recorded", "label.observed", "feedback.given")
     Config = HeadArmsConfig
 
@@ -124,6 +145,7 @@ class HeadArms(Policy):
             Table("arm_users", key=str, value=ArmUser, max_rows=c.max_users),
             Table("arms_seen", key=str, value=int, max_rows=1),
             _arms.table(),
+            Table("early", key=str, value=Early, max_rows=2 * _BLOCK),
         )
 
     def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
@@ -131,16 +153,25 @@ class HeadArms(Policy):
         if event.type == "exposure.recorded":
             self._answered(event, stores)
             return
-        data = event.data
-        answer: Answer | None = stores["answers"].get(data.exposure_id) if data.exposure_id is not None else None
-        if answer is None or data.head != answer.head:
+        data, label = event.data, _right(event)
+        if label is None:
             return
-        if event.type == "label.observed" and data.label is not None and data.weight != 0:
-            if (by := answer.weighing) is not None:
+        answer: Answer | None = stores["answers"].get(data.exposure_id)
+        if answer is None:
+            self._wait(event, label, stores)
+        elif data.head == answer.head:
+            if event.type == "label.observed" and (by := answer.weighing) is not None:
                 _arms.learn(by.share, _features(by.experiment, data), by.answered, _get(stores), _put(stores))
-            self._told(answer, class_name(data.label), event, stores)
-        elif event.type == "feedback.given" and data.correction is not None:
-            self._told(answer, data.correction, event, stores)
+            self._told(data.exposure_id, answer, label, event.at_us, stores)
+
+    def _wait(self, event: Event, label: str, stores: Stores) -> None:
+        """Keep a label whose answer is not there, and no longer those of two blocks ago. O(1) each."""
+        early = stores["early"]
+        while (first := early.first()) is not None and _block(first[1].seq) < _block(event.seq) - 1:
+            early.delete(first[0])
+        key = _early_key(event.data)
+        old: Early = early.get(key) or Early(label[:_MOST_LABEL], event.at_us, 0, event.seq, event.seq)
+        early.put(key, msgspec.structs.replace(old, labels=old.labels + 1, seq=event.seq))
 
     def _answered(self, event: Event, stores: Stores) -> None:
         data = event.data
@@ -163,9 +194,12 @@ class HeadArms(Policy):
         answer = Answer(head, tuple(shown) if is_one else (), tuple(users), weighing)
         stores["answers"].put(data.exposure_id, answer)
         stores["arms_seen"].put("us", max(event.at_us, stores["arms_seen"].get("us") or 0))
+        early: Early | None = stores["early"].get(f"{data.exposure_id}\x1f{head}")
+        if early is not None and _block(early.seq) >= _block(event.seq) - 1:  # whether others came to let it go or not
+            self._told(data.exposure_id, answer, early.label, early.at_us, stores)
 
-    def _told(self, answer: Answer, label: str, event: Event, stores: Stores) -> None:
-        """Count what was right, once, for a user who still counts."""
+    def _told(self, exposure_id: str, answer: Answer, label: str, at_us: int, stores: Stores) -> None:
+        """Count what was right, once, for a user who still counts when the label was given."""
         if not answer.labels or answer.is_told:
             return
         chances = dict(answer.labels)
@@ -173,18 +207,18 @@ class HeadArms(Policy):
         loss = min(MOST_LOSS, -math.log(min(1.0, max(chance, math.exp(-MOST_LOSS)))))
         for key in answer.users:
             old: ArmUser | None = stores["arm_users"].get(key)
-            if old is not None and self._is_open(old, event.at_us):
+            if old is not None and self._is_open(old, at_us):
                 right = old.right + (answer.labels[0][0] == label)
                 new = msgspec.structs.replace(old, labelled=old.labelled + 1, right=right, loss=old.loss + loss)
                 stores["arm_users"].put(key, new)
-        stores["answers"].put(event.data.exposure_id, msgspec.structs.replace(answer, is_told=True))
+        stores["answers"].put(exposure_id, msgspec.structs.replace(answer, is_told=True))
 
     def _is_open(self, user: ArmUser, at_us: int) -> bool:
         closes_us: float = user.first_us + self.config.window_s * _US
         return at_us < closes_us
 
     def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
-        """What an answer in an arm taught is in the weights of labels after it; others have left nothing."""
+        """What an answer in an arm taught is in the weights of labels after it; of others there is what waits."""
         answers = stores["answers"]
         is_full = len(answers) >= self.config.max_answers  # whose answer has left may have been counted before
         for event, _ in events:
@@ -196,6 +230,24 @@ class HeadArms(Policy):
                 raise NeedsRebuild(
                     f"labels were weighed by answers about {subject.kind} {subject.id!r}: it is done afresh"
                 )
+        self._forget_early([event for event, _ in events if event.type != "exposure.recorded"], stores)
+
+    def _forget_early(self, events: Sequence[Event], stores: Stores) -> None:
+        """Take out what waits for an answer, where nothing of others went or stayed because of it. O(what waits)."""
+        early, mine = stores["early"], Counter[str]()
+        for event in events:
+            if _right(event) is not None:
+                row: Early | None = early.get(key := _early_key(event.data))
+                mine[key] += row is not None and row.first_seq <= event.seq
+        left = [(key, row) for key, row in early.items() if mine[key] < row.labels]
+        if any(mine[key] for key, _ in left):
+            raise NeedsRebuild("others have labelled the same answer, which is not there: it is done afresh")
+        gone = [key for key, labels in mine.items() if labels]
+        newest = max((_block(row.seq) for _, row in early.items()), default=0)
+        if gone and newest > 1 and all(_block(row.seq) < newest for _, row in left):
+            raise NeedsRebuild("labels of others went when the one to forget came: it is done afresh")
+        for key in gone:
+            early.delete(key)
 
     def serve(self, view: View) -> HeadArmsServer:
         """Tell what arms led to, and weights to heads."""
@@ -243,6 +295,25 @@ def _mine(data: Any, stack: str) -> list[Any]:
     if data.kind != "classify" or data.user_id is None:
         return []
     return [one for one in data.arms or () if one.candidate == stack or stack in one.live]
+
+
+def _right(event: Event) -> str | None:
+    """What an event says is the right label of an answer that it names; None: nothing."""
+    data = event.data
+    if event.type == "exposure.recorded" or data.exposure_id is None or data.head is None:
+        return None
+    if event.type == "feedback.given":
+        correction: str | None = data.correction
+        return correction
+    return class_name(data.label) if data.label is not None and data.weight != 0 else None
+
+
+def _early_key(data: Any) -> str:
+    return f"{data.exposure_id}\x1f{data.head}"
+
+
+def _block(seq: int) -> int:
+    return seq // _BLOCK
 
 
 def _get(stores: Any) -> Read:

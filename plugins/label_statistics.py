@@ -41,7 +41,7 @@ from streamfold.core import (
     View,
 )
 from streamfold.plugins._arms_of_heads import check_arms, reads_of, weight_of
-from streamfold.plugins._budget import MAX_BYTES, afford, class_size, label_size
+from streamfold.plugins._budget import MAX_BYTES, admit, afford, class_size, label_size
 from streamfold.plugins._head_quality import RowsServer
 from streamfold.plugins._heads import HeadsServer
 from streamfold.plugins._labels import ClassRow, HeadRow, LabelRow, label_name, mixed
@@ -223,6 +223,7 @@ class LabelStatistics(OfTargets):
     def _replace(self, head: str, key: str, new: LabelRow | None, phi: bytes, stores: Stores) -> None:
         labels = stores["labels"]
         old: LabelRow | None = labels.get(key)
+        self._admit(head, old, new, stores)
         grown = self._growth(head, old, new, len(phi), stores)
         afford(head, grown, self.config.max_bytes, stores)
         mark = 0
@@ -239,6 +240,24 @@ class LabelStatistics(OfTargets):
             labels.delete(key)
         self._keep(key, phi if new is not None else None, stores)
         self._mark(head, (new is not None) - (old is not None), mark, grown, stores)
+
+    def _admit(self, head: str, old: LabelRow | None, new: LabelRow | None, stores: Stores) -> None:
+        """Check the bounds in rows before anything is changed. Raises ``EventError``."""
+        if new is None:
+            return
+        self._admit_head(head, stores)
+        admit("labels", len(stores["labels"]), old is None, self.config.max_labels, "retract some, or raise max_labels")
+        row: ClassRow | None = stores["classes"].get(f"{head}\0{old.label}") if old is not None else None
+        ends = row is not None and row.labels == 1 and not row.seq
+        begins = f"{head}\0{new.label}" not in stores["classes"]
+        self._admit_classes("classes", begins - ends, stores)
+
+    def _admit_head(self, head: str, stores: Stores) -> None:
+        admit("heads", len(stores["heads"]), head not in stores["heads"], _MOST_HEADS, "retract all labels of one")
+
+    def _admit_classes(self, table: str, more: int, stores: Stores) -> None:
+        advice = "retract the labels of one, or raise max_classes"
+        admit("classes", len(stores[table]), more, self.config.max_classes, advice)
 
     def _growth(self, head: str, old: LabelRow | None, new: LabelRow | None, phi: int, stores: Stores) -> int:
         """Bytes by which a head grows when a label with a vector of ``phi`` bytes takes the place of another."""
@@ -286,6 +305,8 @@ class LabelStatistics(OfTargets):
         key = f"{data.head}\0{data.class_}"
         found: ClassRow | None = stores["classes"].get(key)
         old = found or ClassRow()
+        self._admit_head(data.head, stores)
+        self._admit_classes("classes", found is None, stores)
         new = ClassRow(labels=old.labels, seq=event.seq, name=old.name, prior=old.prior, at_us=old.at_us)
         if event.type == "class.upserted":
             prior = packed(prepared) if prepared is not None else b""

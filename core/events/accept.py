@@ -89,9 +89,12 @@ class Acceptor:
         self._encode_data = msgspec.json.Encoder(order="deterministic").encode
         self._encode_body = msgspec.msgpack.Encoder().encode
 
-    def accept(self, raw: CloudEvent) -> NewEvent:
-        """Return the event ready to be appended; raises ``InvalidEvent`` and nothing else."""
-        return self._accept(raw, self._clock.now_us())
+    def accept(self, raw: CloudEvent, *, was_logged: bool = False) -> NewEvent:
+        """Return the event ready to be appended; raises ``InvalidEvent`` and nothing else.
+
+        ``was_logged``: a log has taken it; the check of its type may have become stricter since and is not asked.
+        """
+        return self._accept(raw, self._clock.now_us(), was_logged)
 
     def accept_many(self, raws: Iterable[CloudEvent | InvalidEvent]) -> list[NewEvent | InvalidEvent]:
         """Accept a batch, item by item, at one reading of the clock; rejections stay in their places."""
@@ -132,7 +135,7 @@ class Acceptor:
             )
         )  # fmt: skip
 
-    def _accept(self, raw: CloudEvent, now_us: int) -> NewEvent:
+    def _accept(self, raw: CloudEvent, now_us: int, was_logged: bool = False) -> NewEvent:
         known = self._known.get(raw.type)
         if known is None:
             check_text(raw.type, "/type", code="invalid-event")
@@ -144,7 +147,7 @@ class Acceptor:
         id_ = raw.id
         check_text(id_, "/id", code="invalid-event")
         source_hash = _source_hash(raw.source)
-        data, canonical = self._data(raw, declared, decode)
+        data, canonical = self._data(raw, declared, decode, None if was_logged else declared.check)
         try:
             subjects = declared.subjects(data)
             main = subjects[0]
@@ -175,7 +178,13 @@ class Acceptor:
             time_us=time_us,
         )
 
-    def _data(self, raw: CloudEvent, declared: EventType, decode: Callable[[Any], Any]) -> tuple[Any, bytes]:
+    def _data(
+        self,
+        raw: CloudEvent,
+        declared: EventType,
+        decode: Callable[[Any], Any],
+        check: Callable[[Any], None] | None,
+    ) -> tuple[Any, bytes]:
         """Return the typed data and its canonical JSON."""
         content: msgspec.Raw | bytes = raw.data
         if raw.data_base64 is not None:
@@ -191,8 +200,8 @@ class Acceptor:
             raise InvalidEvent("too-large", detail, "/data")
         try:
             data = decode(content)
-            if declared.check is not None:
-                declared.check(data)
+            if check is not None:
+                check(data)
             canonical = self._encode_data(data)
         except DECODING_ERRORS as error:
             raise problem(error, declared.data, "/data") from error

@@ -8,7 +8,7 @@ A mapping is a table::
     time = { column = "ts", format = "s" }        # s, ms, us or rfc3339
     [data]
     user_id = "customer"                          # a column, or a dotted path in JSON
-    value = { column = "stars", type = "float" }  # str, int, float, bool, list (with sep)
+    value = { column = "stars", type = "float" }  # str, int, float, bool, list (with sep); add = 5 shifts a number
     action = { value = "rating" }                 # a constant
     "context.shop" = { value = "north" }          # a dot nests
 """
@@ -39,24 +39,30 @@ _SLOT = re.compile(r"\{([^{}]+)\}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldMapping:
-    """Where one data field comes from: a ``column`` (converted to ``type`` if given) or a constant ``value``."""
+    """Where one data field comes from: a ``column`` (converted to ``type`` if given) or a constant ``value``.
+
+    ``add`` shifts a number: a scale from -5 to 5 becomes one from 0 to 10.
+    """
 
     column: str | None = None
     type: str | None = None
     sep: str = "|"
+    add: int | float = 0
     value: Any = None
 
     @classmethod
     def parse(cls, name: str, setting: object) -> FieldMapping:
         if isinstance(setting, str):
             return cls(column=setting)
-        table = _table(f"data.{name}", setting, ("column", "type", "sep", "value"))
+        table = _table(f"data.{name}", setting, ("column", "type", "sep", "add", "value"))
         if ("column" in table) == ("value" in table):
             raise ConfigError(f"mapping: data.{name} needs either column or value")
         if table.get("type", "str") not in _TYPES:
             raise ConfigError(f"mapping: data.{name}.type '{table['type']}'{nearest(str(table['type']), _TYPES)}")
         if not table.get("sep", "|"):
             raise ConfigError(f"mapping: data.{name}.sep is empty")
+        if "add" in table and not _can_add(table["add"], table.get("type")):
+            raise ConfigError(f'mapping: data.{name}.add needs type = "float" and a number, or "int" and an integer')
         return cls(**table)
 
 
@@ -94,6 +100,12 @@ class EventMapping:
             time_column=time.get("column"),
             time_format=time.get("format", "rfc3339"),
         )
+
+
+def _can_add(add: object, type_: object) -> bool:
+    if isinstance(add, bool) or not isinstance(add, int | float) or not math.isfinite(add):
+        return False
+    return type_ == "float" or (type_ == "int" and isinstance(add, int))
 
 
 def _table(where: str, value: object, keys: tuple[str, ...] | None) -> dict[str, Any]:
@@ -167,7 +179,7 @@ def _convert(value: Any, field: FieldMapping, pointer: str) -> Any:
             if word not in _TRUE | _FALSE:
                 raise ValueError(f"'{word[:40]}' is not a truth value")
             return word in _TRUE
-        return int(value) if field.type == "int" else _finite(value)
+        return int(value) + field.add if field.type == "int" else _finite(_finite(value) + field.add)
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidEvent("invalid-value", f"{pointer}: column '{field.column}': {error}", pointer) from error
 

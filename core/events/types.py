@@ -32,6 +32,11 @@ from streamfold.core.events.model import EventType, Subject
 
 ACTIONS = ("view", "click", "like", "dislike", "skip", "cart", "purchase", "rating")
 """Actions that need no configuration."""
+NO_NEGATIVE = (
+    "it must not be negative: shift a rating scale that goes below 0 before it is sent or in the mapping (add = 5), "
+    "and send what is disliked as the action 'dislike'"
+)
+"""What to do instead of sending a negative value of an interaction."""
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -301,6 +306,8 @@ def _interaction_check(extra: Iterable[str]) -> Callable[[InteractionObserved], 
             raise InvalidEvent("invalid-event", "/data needs user_id or session_id (or both)", "/data/user_id")
         if data.action == "rating" and data.value is None:
             raise InvalidEvent("invalid-event", "action 'rating' needs a value", "/data/value")
+        if data.value is not None and data.value < 0:
+            raise InvalidEvent("invalid-value", f"/data/value is {data.value:g}: {NO_NEGATIVE}", "/data/value")
 
     return id_check("item_id", "user_id", "session_id", "exposure_id", rest=check)
 

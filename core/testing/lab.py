@@ -263,9 +263,9 @@ class Bench:
         """Fold one event with its prepared value; a skip is undone and told to the policy."""
         return fold_one(runtime, event, value, self.stores(runtime))
 
-    def once(self, runtime: Runtime, change: Callable[[], None]) -> None:
-        """Run a change of the stores as one event: kept, or undone when it raises."""
-        live = tuple(self.live.by_runtime[runtime.key].values())
+    def once(self, runtimes: Sequence[Runtime], change: Callable[[], None]) -> None:
+        """Run a change of the stores of some members as one event: kept, or undone when it raises."""
+        live = [store for runtime in runtimes for store in self.live.by_runtime[runtime.key].values()]
         for store in live:
             store.begin()
         try:
@@ -297,13 +297,22 @@ class Bench:
         return self
 
     def forget(self, subject: Subject, events: Sequence[Event]) -> None:
-        """Let the policy forget a subject, in a commit; ``NeedsRebuild`` passes through."""
-        mine = [event for event in events if event.type in self.runtime.handles]
-        batch = [(e, None if isinstance(v, EventError) else v) for e, v in zip(mine, self.prepare(mine), strict=True)]
-        stores = self.stores()
-        if events:
-            stores.seq, stores.now_us = events[-1].seq + 1, events[-1].recorded_us
-        self.once(self.runtime, lambda: self.policy.forget(subject, batch, stores))
+        """Let the group forget a subject, as core does: each member in turn, in a commit, all of them or none.
+
+        ``NeedsRebuild`` passes through, whichever member asks for it: the whole group is folded afresh then.
+        """
+
+        def change() -> None:
+            for runtime in self.group.runtimes:
+                mine = [event for event in events if event.type in runtime.handles]
+                if mine:
+                    pairs = zip(mine, self.prepare(mine, runtime), strict=True)
+                    batch = [(event, None if isinstance(value, EventError) else value) for event, value in pairs]
+                    stores = self.stores(runtime)
+                    stores.seq, stores.now_us = events[-1].seq + 1, events[-1].recorded_us
+                    runtime.policy.forget(subject, batch, stores)
+
+        self.once(self.group.runtimes, change)
         self.commit()
 
     def contents(self) -> dict[str, dict[Any, Any]]:

@@ -113,7 +113,7 @@ def _row(lab: Lab, given: Input, acceptor: Any, now_us: int) -> LogRow:
     [raw] = decode_http("application/cloudevents+json", {}, given.line)
     if isinstance(raw, InvalidEvent):
         raise raw
-    new = acceptor.accept(raw)
+    new = acceptor.accept(raw, was_logged=bool(given.recorded))
     recorded_us = to_us(datetime.fromisoformat(given.recorded)) if given.recorded else now_us
     return LogRow(given.position, recorded_us, new.type, new.body)
 

@@ -192,7 +192,7 @@ def _of_service(options: Globals, settings: Settings, last: int | None) -> Sourc
         head = min(client.get("/v1/status")["position"], last or 1 << 62)
         for item in client.pages("/v1/events", at_most=head):
             if item["event"] is not None and item["position"] <= head:  # not erased
-                new = acceptor.accept(decode_structured(json.dumps(item["event"]).encode()))
+                new = acceptor.accept(decode_structured(json.dumps(item["event"]).encode()), was_logged=True)
                 recorded_us = to_us(datetime.fromisoformat(item["recordedtime"]))
                 rows.append(LogRow(item["position"], recorded_us, new.type, new.body))
     return Source(rows=rows)

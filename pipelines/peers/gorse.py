@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from streamfold.core.events.types import NO_NEGATIVE
 from streamfold.pipelines.peers.rows import Made, action_of, flat, parse_time, unflat
 
 SOURCE = "streamfold:gorse"
@@ -93,6 +94,8 @@ def feedback_event(row: Feedback, known: Collection[str]) -> Made:
     """Make ``interaction.observed``; ``known``: the actions there are. The type's own name stays in the context."""
     if row.Value is not None and not math.isfinite(row.Value):
         raise ValueError("Value is not a finite number")
+    if row.Value is not None and row.Value < 0:
+        raise ValueError(f"Value is {row.Value:g}: {NO_NEGATIVE}")
     action = action_of(row.FeedbackType, known)
     if action == "rating" and row.Value is None:
         raise ValueError(f"FeedbackType {row.FeedbackType[:64]!r} is a rating and needs a Value")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from streamfold.core.events.types import NO_NEGATIVE
 from streamfold.pipelines.peers.rows import Made, action_of, flat, parse_time
 
 SOURCE = "streamfold:metarank"
@@ -101,6 +102,8 @@ def _interaction(row: Event, known: Collection[str]) -> tuple[str, dict[str, Any
     numbers = [one for key in _VALUES if isinstance(one := told.get(key), int | float) and not isinstance(one, bool)]
     if action == "rating" and not numbers:
         raise ValueError("a rating needs a number in a field named value or rating")
+    if numbers and numbers[0] < 0:
+        raise ValueError(f"the field {' or '.join(_VALUES)} is {numbers[0]:g}: {NO_NEGATIVE}")
     if action != name:
         told["feedback_type"] = name
     who = {"user_id": row.user or None, "session_id": row.session or None}

@@ -210,7 +210,7 @@ def _skipped(call: Call, letter: DeadLetter) -> NewEvent:
         traceparent=envelope.traceparent,
     )
     try:
-        event = call.service.node.acceptor.accept(raw)
+        event = call.service.node.acceptor.accept(raw, was_logged=True)
     except InvalidEvent as error:
         raise of_invalid(error) from error
     body = msgspec.structs.replace(_envelope(event.body), time_us=envelope.time_us)

@@ -307,7 +307,8 @@ def _refusals() -> Iterator[None]:
         yield
     except NotCaughtUp as error:
         lag = error.position - error.watermark
-        extra = {"watermark": error.watermark, "position": error.position, "lag_events": lag}
+        rule = GateRule(rule="caught_up", passed=False, value=lag, detail=str(error))
+        extra = {"watermark": error.watermark, "position": error.position, "lag_events": lag, "gate": [asdict(rule)]}
         raise Problem("not-ready", str(error), extra=extra) from error
     except OutOfReach as error:
         extra = {"rebuildable_from": error.rebuildable_from}

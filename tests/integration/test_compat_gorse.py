@@ -257,6 +257,9 @@ def test_everything_goes_out_and_comes_in_as_lines(gorse: Gorse) -> None:
         ("POST", "/feedback", b'[{"FeedbackType": "like", "UserId": "u", "ItemId": "i", "Timestamp": "soon"}]'),
         ("POST", "/feedback", b'[{"FeedbackType": "like", "UserId": "u", "ItemId": "i", "Timestamp": "2999-01-01"}]'),
         ("POST", "/feedback", b'[{"FeedbackType": "like", "UserId": "u", "ItemId": "i", "Value": NaN}]'),
+        ("POST", "/feedback", b'[{"FeedbackType": "rate", "UserId": "u", "ItemId": "i", "Value": -0.5}]'),
+        ("PUT", "/feedback", b'[{"FeedbackType": "like", "UserId": "u", "ItemId": "i", "Value": -1}]'),
+        ("POST", "/session/recommend", b'[{"FeedbackType": "like", "UserId": "u", "ItemId": "i", "Value": -1}]'),
         ("POST", "/feedback", b'[{"FeedbackType": "like", "UserId": "u", "ItemId": "\\ud800"}]'),
         ("POST", "/item", b'{"ItemId": "i", "Labels": ' + b'{"a":' * 5000 + b"1" + b"}" * 5001),
         ("POST", "/item", b'{"ItemId": "i", "Labels": {"a": 123456789012345678901234567890}}'),
@@ -276,6 +279,8 @@ def test_what_is_not_valid_is_a_400_in_text(gorse: Gorse, method: str, path: str
 def test_one_bad_row_is_named_and_refuses_the_request(gorse: Gorse) -> None:
     rows = [row("like", "hugo", "lamp", Timestamp=AT), row("like", "hugo", "desk", Timestamp="never")]
     assert gorse("POST", "/feedback", 400, json=rows).startswith("row 2: Timestamp is 'never'")
+    rows[1] = row("rate", "hugo", "desk", Value=-2)
+    assert gorse("POST", "/feedback", 400, json=rows).startswith("row 2: Value is -2: it must not be negative")
     assert gorse.logged("interaction.observed", user_id="hugo") == []
 
 

@@ -177,6 +177,11 @@ def test_events_come_alone_as_an_array_and_as_lines(metarank: Metarank) -> None:
         ("/feedback", b'{"event": "ranking", "items": [{"id": "a"}]}'),
         ("/feedback", b'{"event": "interaction", "id": "1", "item": "i", "user": "u"}'),
         ("/feedback", b'{"event": "interaction", "id": "1", "item": "i", "user": "u", "type": "rating"}'),
+        (
+            "/feedback",
+            b'{"event": "interaction", "id": "1", "item": "i", "user": "u", "type": "rating",'
+            b' "fields": [{"name": "rating", "value": -1}]}',
+        ),
         ("/feedback", b'{"event": "interaction", "id": "1", "item": "\\ud800", "user": "u", "type": "click"}'),
         ("/feedback", b'{"event": "user", "user": "' + b"x" * 300 + b'"}'),
         ("/rank/xgboost", b'{"items": []}'),

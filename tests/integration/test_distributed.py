@@ -54,32 +54,34 @@ def test_every_form_of_record_is_logged_folded_and_seen(stand: Stand) -> None:
     reused = click(2, item="other")
     stand.send((None, item, []), (b"vase", None, []), (None, b"{not json", STRUCTURED), reused)
     invalid = click(3, data={"user_id": "u", "item_id": "lamp"})
-    stand.send(invalid)
+    negative = click(4, data={"user_id": "u", "item_id": "lamp", "action": "rating", "value": -1})
+    stand.send(invalid, negative)
     stand.send(
         (None, b'{"document_id":"d1","title":"Lamps","text":"Oil lamps burn oil."}', []), topic=f"{stand.topic}-docs"
     )
     stand.send((None, b'{"n":1,"who":"ada","what":"sofa"}', []), topic=f"{stand.topic}-rows")
 
-    until("all records taken", lambda: next_offset(ledger, stand.topic) == 9, stand)
+    until("all records taken", lambda: next_offset(ledger, stand.topic) == 10, stand)
     until("other topics taken", lambda: ledger.head("default") >= 7, stand)
     until("folded", lambda: folded(ledger, 7), stand)
     assert ledger.head("default") == 7  # 2 clicks, 1 binary, item, its deletion, document, row
 
     found: dict[str, DeadLetter] = {}
 
-    def three_letters() -> bool:
+    def four_letters() -> bool:
         found.update({letter.code: letter for letter in ledger.dead_letters("default")})
-        return len(found) == 3
+        return len(found) == 4
 
-    until("dead letters", three_letters, stand)
+    until("dead letters", four_letters, stand)
     malformed = found["malformed"]
     assert (malformed.stage, malformed.offset, malformed.payload) == ("decode", f"{stand.topic}/0/6", b"{not json")
     assert malformed.source == stand.topic
     assert malformed.headers["content-type"].startswith("application/cloudevents+json")
     assert found["event-id-reused"].offset == f"{stand.topic}/0/7"
-    assert {letter.offset for letter in found.values()} == {f"{stand.topic}/0/{n}" for n in (6, 7, 8)}
+    assert "/data/value is -1: it must not be negative" in found["invalid-value"].detail
+    assert {letter.offset for letter in found.values()} == {f"{stand.topic}/0/{n}" for n in (6, 7, 8, 9)}
     state = next(s for s in ledger.intakes("default") if s.topic == stand.topic)
-    assert (state.events, state.duplicates, state.rejected) == (5, 1, 3)
+    assert (state.events, state.duplicates, state.rejected) == (5, 1, 4)
 
     scores = trending(node)
     assert set(scores) == {"lamp", "sofa"}

@@ -30,15 +30,17 @@ def test_a_gorse_dump_is_imported_once_beside_live_traffic(run: Run, service: Su
     live = httpx.post(f"{service.url}/compat/gorse/api/feedback", json=[sent], trust_env=False)
     assert live.json() == {"RowAffected": 1}
     lines = [json.dumps(row) for row in rows]
+    lines.append(json.dumps(rows[0] | {"FeedbackType": "rate", "Value": -1}))
     (folder / "feedback.jsonl").write_text("\n".join([*lines[:600], "{broken", *lines[600:]]))
     (folder / "items.csv").write_text("item_id,categories\ni,a|b\nj\n" + "x" * 300 + "\n")
     code, told, _ = run("import", "gorse", "dump", "--dry-run")
-    assert (code, told["accepted"], told["rejected"]) == (3, 702, 2)
+    assert (code, told["accepted"], told["rejected"]) == (3, 702, 3)
     assert len(logged(service, "interaction.observed")) == 1
     code, told, said = run("import", "gorse", "dump", "--wait")
-    assert (code, told["accepted"], told["duplicates"], told["rejected"]) == (3, 701, 1, 2)
-    assert sorted(one["file"] for one in told["results"]) == ["feedback.jsonl:601", "items.csv:4"]
+    assert (code, told["accepted"], told["duplicates"], told["rejected"]) == (3, 701, 1, 3)
+    assert sorted(one["file"] for one in told["results"]) == ["feedback.jsonl:601", "feedback.jsonl:702", "items.csv:4"]
     assert "feedback.jsonl:601: malformed" in said
+    assert "Value is -1: it must not be negative" in said
     code, told, _ = run("import", "gorse", "dump")
     assert (told["accepted"], told["duplicates"]) == (0, 702)
     assert {one["data"]["action"] for one in logged(service, "interaction.observed")} == {"like"}

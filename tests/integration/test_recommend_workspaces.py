@@ -211,10 +211,16 @@ RATED = {"user_id": "u", "item_id": "jazz", "action": "rating"}
     [
         ({"type": "interaction.observed", "data": RATED}, "invalid-event", "/data/value"),
         ({"type": "interaction.observed", "data": RATED | {"value": 4.0}, "time": SOON}, "invalid-event", "/time"),
+        ({"type": "interaction.observed", "data": RATED | {"value": -3.0}}, "invalid-value", "/data/value"),
+        (
+            {"type": "interaction.observed", "data": RATED | {"action": "click", "value": -1}},
+            "invalid-value",
+            "/data/value",
+        ),
         ({"type": "feedback.given", "data": {"exposure_id": "x", "value": -1.5}}, "invalid-value", "/data/value"),
         ({"type": "interaction.observed", "data": RATED | {"item_id": ""}}, "invalid-value", "/data/item_id"),
     ],
-    ids=["rating without a value", "future", "below -1", "no item"],
+    ids=["rating without a value", "future", "negative rating", "negative value", "below -1", "no item"],
 )
 def test_bad_events_are_refused_and_named(shops: tuple[Shop, Shop], event: Any, code: str, pointer: str) -> None:
     refused = shops[0].events(event)
@@ -230,7 +236,7 @@ def test_feedback_on_what_nobody_knows_counts_or_not_and_breaks_nothing(shops: t
         ("feedback.given", {"exposure_id": shown, "value": 1, "item_id": "was never shown"}),
         ("feedback.given", {"exposure_id": "was never", "value": -1, "item_id": "folk"}),
         like("zoe", "is not in the catalogue", exposure_id="was never"),
-        ("interaction.observed", RATED | {"user_id": "zoe", "value": -3.0}),  # scales reach below nought: not liked
+        ("interaction.observed", RATED | {"user_id": "zoe", "value": 0.0}),
     )
     assert one.letters() == []
     items = one.ask("/v1/recommend", user_id="zoe", n=100)["items"]

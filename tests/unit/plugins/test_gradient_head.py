@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamfold.core import ClassifyRequest, ConfigError, EventError, NeedsRebuild, StoreFull, Target, WrongTarget
+from streamfold.core import ClassifyRequest, ConfigError, EventError, NeedsRebuild, Target, WrongTarget
 from streamfold.core.testing import parametrize_with_checks
 from streamfold.core.testing.lab import Case
 from streamfold.plugins import _alignment, _averages, _gradient, builtin
@@ -228,10 +228,20 @@ def test_at_a_bound_labels_are_refused_loudly(stream: Any) -> None:
     mail = stream(max_classes=2)
     mail.send(mail.label("a", text="one"), mail.label("b", text="two"))
     held = mail.bench.fingerprint()
-    with pytest.raises(StoreFull, match="'classes' is full"):
-        mail.send(mail.label("c", text="three"))
+    for event in (
+        mail.label("c", text="three"),
+        mail.label("a", features={"x": 1.0}),  # a class of another space has a row of weights of its own
+        mail.event("class.upserted", head="mail", **{"class": "c"}, name="a third one"),
+    ):
+        with pytest.raises(
+            EventError, match=r"hold 2 classes, and there is room for 2: .*raise max_classes"
+        ) as refused:
+            mail.send(event)
+        assert refused.value.code == "too-many-classes"
     mail.bench.commit()
     assert mail.bench.fingerprint() == held
+    mail.send(mail.label("c", text="one"), mail.label("c", features={"x": 1.0}, weight=0.0))
+    assert {label for label, _, _ in mail.ask(text="one").labels} == {"b", "c"}
 
 
 @pytest.mark.parametrize(

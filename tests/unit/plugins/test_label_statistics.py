@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamfold.core import ClassifyRequest, ConfigError, EventError, NeedsRebuild, StoreFull, Target, WrongTarget
+from streamfold.core import ClassifyRequest, ConfigError, EventError, NeedsRebuild, Target, WrongTarget
 from streamfold.plugins._heads import HeadsServer, Row, SpaceState
 from streamfold.plugins._labels import LabelRow
 from streamfold.plugins._readouts import Head
@@ -371,11 +371,17 @@ def test_at_a_bound_labels_are_refused_loudly_and_nothing_is_dropped(
     mail = stream(**bound)
     mail.send(mail.label("a", text="one"), mail.label("b", text="two"))
     held = mail.bench.fingerprint()
-    with pytest.raises(StoreFull, match=f"'{says}' is full"):
+    with pytest.raises(EventError, match=f"hold 2 {says}, and there is room for 2: .*raise max_{says}") as refused:
         mail.send(mail.label("c", text="three"))
+    assert refused.value.code == f"too-many-{says}"
+    if says == "classes":
+        with pytest.raises(EventError, match="raise max_classes"):
+            mail.send(mail.event("class.upserted", head="mail", **{"class": "c"}))
+        with pytest.raises(EventError, match="raise max_classes"):
+            mail.send(mail.label("a", head="another", text="one"))
     mail.bench.commit()
     assert mail.bench.fingerprint() == held
-    mail.send(mail.label("b", text="one"))  # what takes no further room goes on
+    mail.send(mail.label("c", text="one"))  # what takes no further room goes on: "a" has no labels any more
 
 
 def test_features_of_other_names_are_never_mixed_and_a_target_of_them_is_refused(stream: Any) -> None:

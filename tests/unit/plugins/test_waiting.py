@@ -336,11 +336,14 @@ def test_a_label_of_a_thing_that_its_batch_tells_of_is_of_what_is_told(make: Mak
 
 
 @pytest.mark.parametrize("folded", [{}, {"batch_events": 1}])
-def test_a_class_too_many_halts_the_group_whether_or_not_it_went_at_once(make: Make, folded: Any) -> None:
+def test_a_class_too_many_is_a_dead_letter_whether_or_not_it_went_at_once(make: Make, folded: Any) -> None:
     world = make(max_classes=2, folded=folded)
     texts = [("a", 1), ("b", 2), ("c", 3), (None, 3)]
     world.send_many([event_of("text", what, value) for value, what in texts])
     world.fold()
-    halted = world.ledger.group(world.workspace, world.group("heads").name).halted
-    assert halted is not None
-    assert "'classes' is full" in halted
+    assert world.ledger.group(world.workspace, world.group("heads").name).halted is None
+    assert letters(world) == [(3, "too-many-classes")]
+    assert {row.label for _, row in world.store("heads", "labels").items()} == {"a", "b"}
+    send(world, label("c", "d"), ("document.upserted", {"document_id": "d", "text": "a text"}))
+    assert letters(world)[1:] == [(5, "too-many-classes")], "the label that waited, not what it waited for"
+    assert same_when_folded_afresh(world)

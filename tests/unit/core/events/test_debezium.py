@@ -242,6 +242,11 @@ def test_the_intake_passes_over_what_means_nothing() -> None:
 
     settings = TopicSettings(decoder="debezium", options={"tables": TABLES})
     intake = TopicIntake("t", settings, DECODERS, Acceptor(TYPES, SystemClock()))
+    stars = {"id": 7, "user": "u", "sku": "lamp", "stars": -3}
+    rated = fetched(record(change("c", None, stars, "ratings"), offset=6))
+    [letter] = intake.take([rated], 0).dead
+    assert (letter.stage, letter.code) == ("validate", "invalid-value")
+    assert letter.detail.startswith("/data/value is -3: it must not be negative")
     records = [
         fetched(record({"op": "m"}, offset=1)),
         fetched(record(change("c", None, LAMP), offset=2)),

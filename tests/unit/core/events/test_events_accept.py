@@ -39,12 +39,13 @@ VIEW = {"user_id": "u", "item_id": "i", "action": "view"}
 ids = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=64)
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 numbers = st.floats(allow_nan=False, allow_infinity=False)
+positive = st.floats(min_value=0, allow_infinity=False)
 integers = st.integers(-(2**63), 2**63 - 1)
 values = st.none() | st.booleans() | integers | numbers | texts | st.lists(texts, max_size=3)
 flat = st.dictionaries(texts, values, max_size=6)
 interactions = st.fixed_dictionaries(
     {"item_id": ids, "action": st.sampled_from(["view", "click", "dwell"]), "user_id": ids},
-    optional={"session_id": ids, "value": numbers, "exposure_id": ids, "rank": st.integers(0, 99), "context": flat},
+    optional={"session_id": ids, "value": positive, "exposure_id": ids, "rank": st.integers(0, 99), "context": flat},
 )
 items = st.fixed_dictionaries(
     {"item_id": ids},
@@ -118,6 +119,8 @@ def test_a_configured_action_is_accepted() -> None:
         ({**VIEW, "action": "rating"}, "invalid-event", "/data/value"),
         ({**VIEW, "iten_id": "x"}, "unknown-field", "/data/iten_id"),
         ({**VIEW, "value": "5"}, "invalid-value", "/data/value"),
+        ({**VIEW, "value": -1}, "invalid-value", "/data/value"),
+        ({**VIEW, "action": "rating", "value": -1e-300}, "invalid-value", "/data/value"),
         ({**VIEW, "user_id": ""}, "invalid-value", "/data/user_id"),
         ({**VIEW, "user_id": "é" * 129}, "invalid-value", "/data/user_id"),
         ({**VIEW, "user_id": "a\0b"}, "invalid-value", "/data/user_id"),
@@ -132,6 +135,26 @@ def test_a_configured_action_is_accepted() -> None:
 def test_bad_interactions_are_refused_with_a_pointer(data: Any, code: str, pointer: str) -> None:
     found = refusal(data)
     assert (found.code, found.pointer) == (code, pointer), found.detail
+
+
+def test_a_negative_value_is_refused_with_what_to_do_and_nought_is_a_value() -> None:
+    said = refusal({**VIEW, "action": "rating", "value": -2.5}).detail
+    assert said.startswith("/data/value is -2.5: ")
+    assert "shift a rating scale" in said
+    assert "action 'dislike'" in said
+    for value in (0, -0.0, 1e308):
+        assert logged(accept({**VIEW, "action": "rating", "value": value})).data.value == value
+
+
+def test_what_a_log_has_taken_is_taken_again_whatever_checks_came_later() -> None:
+    raw = msgspec.json.decode(msgspec.json.encode(event({**VIEW, "value": -1})), type=CloudEvent)
+    new = ACCEPTOR.accept(raw, was_logged=True)
+    assert logged(new).data.value == -1
+    with pytest.raises(InvalidEvent, match="negative"):
+        ACCEPTOR.accept(raw)
+    raw.data = msgspec.Raw(b'{"item_id": 1}')
+    with pytest.raises(InvalidEvent):  # what cannot be decoded was in no log
+        ACCEPTOR.accept(raw, was_logged=True)
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,18 @@ def test_a_row_is_converted_by_its_mapping() -> None:
     assert event.time.timestamp() == 1_700_000_000.5
 
 
+def test_a_scale_is_shifted_by_its_mapping() -> None:
+    def value(stars: str, **more: Any) -> Any:
+        fields = {"value": {"column": "stars", "type": "float", "add": 5, **more}}
+        mapping = EventMapping.parse({"type": "interaction.observed", "data": fields})
+        return msgspec.json.decode(map_row({"stars": stars}, mapping).data)["value"]
+
+    assert value("-3.5") == 1.5
+    assert (value("-5", type="int"), type(value("-5", type="int"))) == (0, int)
+    with pytest.raises(InvalidEvent, match="finite"):
+        value("1e308", add=1.7e308)
+
+
 def test_sending_a_file_twice_gives_the_same_ids() -> None:
     assert map_row(ROW, CSV, line=3).id == map_row(dict(reversed(ROW.items())), CSV, line=3).id
     assert map_row(ROW, CSV, line=3).id != map_row(ROW, CSV, line=4).id
@@ -246,6 +258,11 @@ def test_no_row_raises_anything_but_invalid_event(row: dict[str, str]) -> None:
         {"type": "t", "data": {}, "tim": "x"},
         {"type": "t", "data": {"a": {"column": "b", "value": 1}}},
         {"type": "t", "data": {"a": {"column": "b", "type": "flot"}}},
+        {"type": "t", "data": {"a": {"column": "b", "add": 1}}},
+        {"type": "t", "data": {"a": {"column": "b", "type": "int", "add": 0.5}}},
+        {"type": "t", "data": {"a": {"column": "b", "type": "float", "add": "1"}}},
+        {"type": "t", "data": {"a": {"column": "b", "type": "float", "add": True}}},
+        {"type": "t", "data": {"a": {"column": "b", "type": "float", "add": float("nan")}}},
         {"type": "t", "data": {}, "time": {"column": "x", "format": "weeks"}},
         {"type": 3, "data": {}},
     ],

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from streamfold.core import Event, Policy, Stores, Table
+from streamfold.core import Batch, Event, Policy, Stores, Subject, Table
 from streamfold.core.testing import CHECKS, CheckFailed, Lab, check_policy, run_checks
 from streamfold.core.testing.broken import BROKEN, Clocked, Misspelled
 from streamfold.core.testing.lab import Case
@@ -102,6 +102,60 @@ def test_a_policy_that_reads_another_is_checked_in_its_group() -> None:
 
 def register_policies() -> list[type[Policy]]:
     return [Base, Reading]
+
+
+class Exact(Base):
+    """Counts, and takes back what it counted."""
+
+    name = "exact"
+
+    def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
+        for event, _ in events:
+            left = stores["count"].get(event.data.item_id) - 1
+            if left:
+                stores["count"].put(event.data.item_id, left)
+            else:
+                stores["count"].delete(event.data.item_id)
+
+
+class Relying(Reading):
+    """Leaves forgetting to what it reads: that is enough where that has the whole group folded afresh."""
+
+    name, reads = "relying", ("base",)
+
+    def fold(self, event: Event, prepared: Any, stores: Stores) -> None:
+        item = event.data.item_id
+        stores["before"].put(item, stores.of(self.reads[0])["count"].get(item, 0))
+
+    def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
+        pass
+
+
+class Careless(Relying):
+    """As ``Relying``, but what it reads forgets exactly, so nobody forgets what it keeps itself."""
+
+    name, reads = "careless", ("exact",)
+
+
+class Failing(Relying):
+    """Its ``forget`` fails, which core does not pass over because another member would ask for a rebuild."""
+
+    name = "failing"
+
+    def forget(self, subject: Subject, events: Batch, stores: Stores) -> None:
+        raise KeyError(subject.id)
+
+
+def test_a_group_forgets_as_one_so_a_rebuild_that_a_read_policy_asks_for_is_one_of_all() -> None:
+    from streamfold.core.testing import plugin
+
+    offered = (plugin([Base, Exact]),)
+    [passed] = run_checks(Relying, plugins=offered, only=("forget",))
+    assert passed.state == "passed", passed.message
+    [careless] = run_checks(Careless, plugins=offered, only=("forget",))
+    assert (careless.state, "store 'before'" in careless.message) == ("failed", True), careless.message
+    [failing] = run_checks(Failing, plugins=offered, only=("forget",))
+    assert (failing.state, "KeyError" in failing.message) == ("failed", True), failing.message
 
 
 def test_a_module_that_runs_checks_when_imported_starts_no_workers_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def test_folded_view_folds_and_shows_server_stores_and_skips(folded_view: Any) -
 def test_folded_view_fails_when_the_policy_is_halted(folded_view: Any) -> None:
     from streamfold.core.testing.broken import Logarithm
 
-    bad = ("interaction.observed", {"user_id": "u", "item_id": "lamp", "action": "rating", "value": -1.0})
+    bad = ("interaction.observed", {"user_id": "u", "item_id": "lamp", "action": "rating", "value": 0.0})
     with pytest.raises(AssertionError, match="math domain error"):
         folded_view(Logarithm, [bad])
 
