@@ -67,7 +67,7 @@ def test_while_the_ledger_is_away_they_wait_and_then_are_dropped(monkeypatch: An
     log.away.set()
     buffer = Exposures(OwnEvents(log.accept, log.append), registry)
     assert [shown(buffer, f"x{n}") for n in range(5)] == [True, True, True, False, False]
-    assert log.tried.wait(5)
+    assert log.tried.wait(60)
     log.away.clear()
     assert buffer.flush()
     assert log.ids == ["x0", "x1", "x2"]
