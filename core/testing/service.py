@@ -64,7 +64,7 @@ class EmbeddedService:
             )
         self._ids = 0
         self.url = self._started(180.0)
-        self.client = httpx.Client(base_url=self.url, timeout=60.0, trust_env=False)
+        self.client = httpx.Client(base_url=self.url, timeout=300.0, trust_env=False)
 
     def _started(self, timeout_s: float) -> str:
         end = time.monotonic() + timeout_s

@@ -319,7 +319,7 @@ def test_a_position_is_reached_without_waiting_for_a_sweep(stand: Stand) -> None
             """
             for _ in range(2):
                 position = post(node.ledger.head("default"), "item.upserted", {"item_id": "lamp", "title": "A lamp"})
-                end = time.monotonic() + 3
+                end = time.monotonic() + 20
                 while not folded(node.ledger, position):
                     if time.monotonic() > end:
                         return False

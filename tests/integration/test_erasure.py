@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from streamfold.core.settings import Settings, load_settings
 from streamfold.pipelines.cli import main
 from streamfold.pipelines.cli.subservice import SubService
 from streamfold.pipelines.node import Node
+from streamfold.pipelines.serve import erasures
 from streamfold.pipelines.services.process import free_port
+from tests.integration.test_rest import BACKENDS, serving
 from tests.waiting import ended_erasure, ended_job, patient, until
 
 SECRET = "xyzzy-4711-subject"
@@ -226,3 +230,34 @@ def test_the_report_tells_how_far_each_policy_is_from_the_log_folded_afresh_once
     assert (delta["relative"], delta["only_live"], delta["only_afresh"], delta["unequal"]) == (0.0, 0, 0, 0)
     assert delta["position"] >= int(erasure_id)
     assert after["graph_index@1"] == before["graph_index@1"], "nobody asked for it"
+
+
+def test_who_is_told_that_an_erasure_is_complete_is_answered_accordingly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far this process's view is behind what the folds have committed."""
+    monkeypatch.setattr(erasures, "_HIDDEN_WITHIN_S", 0.1)
+    settings = Settings(backends=BACKENDS, data=tmp_path, policies={"trending": {}})
+    node = Node(settings)
+    with serving(settings, node) as client, ThreadPoolExecutor(1) as thread:
+        events = [click("gone", "goes", "theirs"), click("kept", "stays", "ours")]
+        assert client.post("/v1/events?wait=visible", json=events).status_code == 200
+        assert node.views is not None
+        view, followed_for_it = node.views.workspace("default"), threading.Event()
+        follow = view.follow
+
+        def followed() -> bool:
+            if "view" not in threading.current_thread().name:
+                followed_for_it.set()
+            return follow()
+
+        def told_and_asked() -> list[str]:
+            erasure_id = client.post("/v1/erasures", json={"user_id": "goes"}).json()["erasure_id"]
+            assert ended_erasure(client, erasure_id)["state"] == "complete"
+            return [one["item_id"] for one in client.get("/v1/trending").json()["items"]]
+
+        monkeypatch.setattr(view, "follow", followed)
+        with view._lock:  # it cannot follow
+            answer = thread.submit(told_and_asked)
+            until(lambda: followed_for_it.is_set() or answer.done())
+        assert answer.result() == ["ours"]

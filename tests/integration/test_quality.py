@@ -236,7 +236,8 @@ def test_what_is_recommended_and_liked_is_ranked_among_everything_unseen(tmp_pat
 def test_heads_are_judged_by_the_labels_they_had_not_seen(tmp_path: Any) -> None:
     """A head that cannot tell its classes apart is refused; while few targets are labelled nothing is decided."""
     service = EmbeddedService(tmp_path, policies={"label_statistics": {}, "gradient_head": {"dim": 4},
-                                                  "head_quality": {}})  # fmt: skip
+                                                  "head_quality": {}},
+                              settings={"gate": {"p99_ratio": 1e6, "cost_ratio": 1e6}})  # fmt: skip
     try:
         rng = np.random.default_rng(2)
         start = time.time() - 10 * DAY_S

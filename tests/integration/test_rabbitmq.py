@@ -75,7 +75,7 @@ format = "json"
 
         def heard() -> bool:
             self.append()
-            end = time.monotonic() + 5
+            end = time.monotonic() + 20
             while not self.folded() and time.monotonic() < end:
                 time.sleep(0.05)
             time.sleep(0.5)  # it looks once more after a fold
