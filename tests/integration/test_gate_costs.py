@@ -64,7 +64,7 @@ def test_those_who_look_at_the_gate_keep_nobody_waiting(tmp_path: Path, monkeypa
         until(lambda: client.get("/v1/policies/label_statistics/quality").status_code == 200)
         looking = [threads.submit(client.get, url) for _ in range(LOOKING)]
         try:
-            until(lambda: timed_by and len(asked) == LOOKING)
+            until(lambda: timed_by and len(asked) >= LOOKING)
             for _ in range(5):  # both threads that answer are free, and so is the loop
                 answer = client.post("/v1/recommend", json={"n": 1, "user_id": "u", "log_exposure": False}, timeout=120)
                 assert answer.status_code == 200, answer.text
