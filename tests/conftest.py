@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from streamfold.pipelines.services import (
@@ -39,6 +40,13 @@ LONG = (
     "tests/contract",
 )
 """Where the long files are, longest first."""
+hypothesis.settings.register_profile(
+    "unhurried",
+    hypothesis.settings.default,  # where CI=true its profile for that: the same examples each time
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("unhurried")
 GIVEN = {name: f"STREAMFOLD_TEST_{name.upper()}" for name in SERVICES}
 
 

@@ -7,16 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from streamfold.core.settings import Settings, load_settings
 from streamfold.pipelines.node import Node
+from tests import waiting
+from tests.waiting import LONG_S
 
 Record = tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]
 """Key, value and headers."""
@@ -78,7 +77,7 @@ options = {{ type = "interaction.observed", id = "{{n}}", data = {{ user_id = "w
 
     def stop(self, process: subprocess.Popen[bytes]) -> int:
         process.send_signal(signal.SIGTERM)
-        return process.wait(timeout=20)
+        return process.wait(timeout=LONG_S)
 
     def create_topics(self, partitions: int = 1) -> None:
         from kafka.admin import KafkaAdminClient, NewTopic
@@ -97,7 +96,7 @@ options = {{ type = "interaction.observed", id = "{{n}}", data = {{ user_id = "w
             self._producer = KafkaProducer(bootstrap_servers=self.kafka, linger_ms=5)
         for key, value, headers in records:
             self._producer.send(topic or self.topic, value=value, key=key, headers=headers, partition=partition)
-        self._producer.flush(timeout=20)
+        self._producer.flush(timeout=LONG_S)
 
     def node(self) -> Node:
         node = Node(self.settings)
@@ -118,13 +117,9 @@ options = {{ type = "interaction.observed", id = "{{n}}", data = {{ user_id = "w
             node.close()
 
 
-def until(what: str, ready: Callable[[], Any], stand: Stand, timeout_s: float = 120.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := ready()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"never happened: {what}\n{stand.logs()}")
-        time.sleep(0.05)
-    return found
+def until(what: str, ready: Callable[[], Any], stand: Stand) -> Any:
+    """Wait for what is ready; what the processes logged is told where it never is."""
+    return waiting.until(ready, lambda: f"{what}\n{stand.logs()}")
 
 
 def click(number: int, item: str = "lamp", **more: Any) -> Record:

@@ -17,6 +17,7 @@ import httpx
 from streamfold.core.testing.streams import Given
 
 _SAID = re.compile(r"streamfold serves on (http://\S+)")
+_VISIBLE_S = 300.0
 _BACKENDS = {"encoder": {"use": "hashing"}, "chunker": {"use": "sentences"}}
 
 
@@ -63,7 +64,7 @@ class EmbeddedService:
             )
         self._ids = 0
         self.url = self._started(180.0)
-        self.client = httpx.Client(base_url=self.url, timeout=60.0, trust_env=False)
+        self.client = httpx.Client(base_url=self.url, timeout=300.0, trust_env=False)
 
     def _started(self, timeout_s: float) -> str:
         end = time.monotonic() + timeout_s
@@ -97,14 +98,7 @@ class EmbeddedService:
             self._ids += 1
             event = {"specversion": "1.0", "id": f"e{self._ids}", "source": "/test", "type": type_, "data": data}
             lines.append(json.dumps(event))
-        answer = self.client.post(
-            "/v1/events",
-            params={"wait": "visible", "wait_ms": 30_000},
-            content="\n".join(lines),
-            headers={"Content-Type": "application/x-ndjson"},
-        )
-        body: dict[str, Any] = answer.raise_for_status().json()
-        return body
+        return send_lines(self.client, lines)
 
     def get(self, path: str, **params: Any) -> Any:
         return self.client.get(path, params=params).raise_for_status().json()
@@ -118,3 +112,24 @@ class EmbeddedService:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def send_lines(client: httpx.Client, lines: Iterable[str]) -> dict[str, Any]:
+    """Send events as they are, one a line, and wait until answers show them; returns the first answer.
+
+    One request waits for half a minute at most. What is sent again counts once.
+    """
+    content, end = "\n".join(lines), time.monotonic() + _VISIBLE_S
+    first: dict[str, Any] | None = None
+    while time.monotonic() < end:
+        answer = client.post(
+            "/v1/events",
+            params={"wait": "visible", "wait_ms": 30_000},
+            content=content,
+            headers={"Content-Type": "application/x-ndjson"},
+        )
+        said: dict[str, Any] = answer.raise_for_status().json()
+        first = first or said
+        if said["visible"]:
+            return first | {"visible": True}
+    raise RuntimeError(f"what was sent did not become visible in {_VISIBLE_S:g} s")

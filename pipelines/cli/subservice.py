@@ -43,7 +43,7 @@ class SubService:
             "utf-8",
         )
 
-    def start(self, timeout_s: float = 60.0) -> SubService:
+    def start(self, timeout_s: float = 180.0) -> SubService:
         """Start and wait until it can answer; the log's end is in the error if it cannot."""
         port = self.url.rpartition(":")[2] or "0"
         # settings of the caller's environment stand above the file, and must not lead the child to other data

@@ -194,8 +194,8 @@ class Takeovers:
             self._log_verdict(view, verdict, failed, about)
         self._let_go(key)
         if failed:
-            self._held[key] = Held(verdict, failed, view.context.clock.now_us())
             self._gauge.labels(*key, verdict).set(1)
+            self._held[key] = Held(verdict, failed, view.context.clock.now_us())
 
     def _log_verdict(
         self, view: WorkspaceView, verdict: Verdict, failed: list[GateRule], about: dict[str, Any]

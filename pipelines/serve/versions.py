@@ -39,7 +39,7 @@ from streamfold.pipelines.serve.problems import Problem, at
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LOOK_S = 0.1
-_SWITCH_S = 5.0
+_SWITCH_S = 20.0
 _LEAST_SHARE = 0.001
 _HALTED_S = 10.0
 """A backfill that is halted for so long fails its job; the folds go on trying."""

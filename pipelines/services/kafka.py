@@ -73,7 +73,7 @@ class Kafka(Service):
     name = "kafka"
     setting = "STREAMFOLD_KAFKA__BOOTSTRAP"
     packages = ("openjdk-17-jre-headless", "maven")
-    start_timeout_s = 90.0
+    start_timeout_s = 240.0
 
     @classmethod
     def missing(cls) -> str | None:

@@ -104,8 +104,8 @@ class Service:
     packages: ClassVar[tuple[str, ...]]
     port_names: ClassVar[tuple[str, ...]] = ("main", "other")
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
-    start_timeout_s: ClassVar[float] = 60.0
-    stop_timeout_s: ClassVar[float] = 30.0
+    start_timeout_s: ClassVar[float] = 180.0
+    stop_timeout_s: ClassVar[float] = 60.0
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).resolve() / self.name

@@ -201,7 +201,7 @@ class Stand:
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    def until(self, name: str, ready: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    def until(self, name: str, ready: Callable[[], Any], timeout_s: float = 300.0) -> Any:
         deadline = time.monotonic() + timeout_s
         while not (found := ready()):
             if time.monotonic() > deadline or self.running[name].poll() is not None:
@@ -212,7 +212,7 @@ class Stand:
     def stop(self) -> dict[str, int]:
         for process in self.running.values():
             process.send_signal(signal.SIGTERM)
-        return {name: process.wait(timeout=40) for name, process in self.running.items()}
+        return {name: process.wait(timeout=300) for name, process in self.running.items()}
 
     def close(self) -> None:
         for process in self.running.values():
@@ -252,7 +252,7 @@ def test_the_services_work_together_as_the_compose_file_starts_them(stand: Stand
     for name in OURS:
         stand.start(name)
     line = stand.until("api", lambda: re.search(r"serves on http://\S+:(\d+)", stand.log("api").read_text()))
-    with httpx.Client(base_url=f"http://127.0.0.1:{line[1]}", timeout=30) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{line[1]}", timeout=120) as client:
         stand.until("api", lambda: client.get("/readyz").status_code == 200)
         assert client.get("/v1/status").status_code == 401
         producer = KafkaProducer(bootstrap_servers=kafka_url)
@@ -260,7 +260,7 @@ def test_the_services_work_together_as_the_compose_file_starts_them(stand: Stand
         headers = [("ce_specversion", b"1.0"), ("ce_type", b"interaction.observed")]
         headers.append(("content-type", b"application/json"))
         producer.send("events", json.dumps(event).encode(), headers=headers)
-        producer.flush(timeout=20)
+        producer.flush(timeout=300)
         producer.close(timeout=5)
         client.headers["Authorization"] = f"Bearer {operator}"
         document = {"text": "The pump is started by the green lever."}

@@ -186,7 +186,7 @@ def _check_group(node: Node, workspace: str, group: Group, expected: Expected) -
         stores.close()
 
 
-def open_node(settings: Settings, *, timeout_s: float = 20.0) -> Node:
+def open_node(settings: Settings, *, timeout_s: float = LONG_S) -> Node:
     """Open a node of the test's own, waiting for a killed process's lock or a database that comes back."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -290,9 +290,9 @@ class Proc:
         """SIGKILL, as the kernel's out-of-memory killer would."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
 
-    def stop(self, timeout_s: float = 30.0) -> int:
+    def stop(self, timeout_s: float = LONG_S) -> int:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(timeout_s)
@@ -312,7 +312,7 @@ class Service(Proc):
         super().__init__(
             folder, "serve", "streamfold.pipelines.cli", "--config", str(config), "serve", "--port", str(self.port)
         )
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
 
     def close(self) -> None:
         self.kill()

@@ -112,13 +112,13 @@ class Stack:
 
             self._producer = KafkaProducer(
                 bootstrap_servers=self.kafka.url, acks="all", enable_idempotence=True, metrics_enabled=False,
-                delivery_timeout_ms=60_000, request_timeout_ms=5_000, reconnect_backoff_max_ms=500,
+                delivery_timeout_ms=300_000, request_timeout_ms=5_000, reconnect_backoff_max_ms=500,
             )  # fmt: skip
         events = self.load.batch(size)
         headers = [("content-type", b"application/cloudevents+json")]
         futures = [self._producer.send("events", json.dumps(e).encode(), headers=headers) for e in events]
         for future in futures:
-            future.get(timeout=90)
+            future.get(timeout=330)
         self.sent += events
 
     def pump(self, until: Callable[[], bool], timeout_s: float = LONG_S) -> None:
@@ -141,9 +141,8 @@ class Stack:
             look(self.settings, events)
         except AssertionError as error:
             raise AssertionError("\n".join([str(error), *(p.tail() for p in self.processes.values())])) from error
-        answer = self.api.send(self.sender.acknowledged[-1:], wait=True)
-        assert answer is not None, self.api.tail()
-        assert answer["visible"], "the API's view does not follow"
+        last = self.sender.acknowledged[-1:]
+        wait_for("the API's view to follow", lambda: (self.api.send(last, wait=True) or {}).get("visible", False))
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ class Installation:
         self.settings = load_settings(config)
         self.service = Service(folder, config)
         self.sender = Sender(Load("e", 1), 1)
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.service.port}", timeout=20)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.service.port}", timeout=60)
 
     def start(self, crash: str = "") -> None:
         self.service.start(crash=crash)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from harness import (
+    LONG_S,
     SEED,
     Event,
     Load,
@@ -161,7 +162,7 @@ def counts(events: Sequence[Event]) -> dict[str, int]:
     return dict(Counter(event["data"]["item_id"] for event in events))
 
 
-def run_until(runner: FoldRunner, true: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def run_until(runner: FoldRunner, true: Callable[[], bool], timeout_s: float = LONG_S) -> None:
     def step() -> bool:
         runner.run(W)
         return true()

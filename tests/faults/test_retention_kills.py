@@ -46,7 +46,7 @@ class Installation:
         self.settings = load_settings(config)
         self.service = Service(folder, config)
         self.sender = Sender(Load("r", 1), 1)
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.service.port}", timeout=20)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.service.port}", timeout=60)
 
     def start(self, crash: str = "") -> None:
         """Start; one that is to be killed may be dead before it is ready."""

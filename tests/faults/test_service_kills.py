@@ -24,6 +24,7 @@ from harness import (
     open_node,
     pick,
     share_of_kills,
+    wait_for,
     write_settings,
 )
 
@@ -90,8 +91,7 @@ def test_the_last_life_takes_what_was_under_way(installation: Installation) -> N
     service, sender = installation.service, installation.sender
     service.start()
     service.wait_ready()
-    while sender.pending or len(sender.acknowledged) < 200:
-        assert sender.send_one(service), service.tail()
+    wait_for("it to take them", lambda: sender.send_one(service) and len(sender.acknowledged) >= 200)
     answer = service.send(sender.acknowledged[-1:], wait=True)
     assert answer is not None
     assert answer["visible"]

@@ -45,7 +45,7 @@ KILLS = [
 def post(service: Service, path: str, **body: Any) -> dict[str, Any] | None:
     """Ask for an operation; None when the process was killed over it."""
     try:
-        answer = service._client.post(path, json={"reason": "test"} | body, timeout=60)
+        answer = service._client.post(path, json={"reason": "test"} | body, timeout=LONG_S)
     except httpx.HTTPError:
         return None
     assert answer.status_code == 202, answer.text

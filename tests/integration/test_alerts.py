@@ -82,12 +82,12 @@ def test_a_process_that_dies_before_it_could_note_a_delivery_has_its_successor_r
     tmp_path: Path, receiver: Receiver
 ) -> None:
     begun(served(tmp_path, receiver)).stop()
-    first = served(tmp_path, receiver, crash="alerts.posted", timeout_s=0.25)
+    first = served(tmp_path, receiver, crash="alerts.posted", timeout_s=1.0)
     alarm(first, "a1")
     assert until(lambda: not first.is_alive)
     first.stop()
     assert len(receiver.taken) == 1
-    again = served(tmp_path, receiver, timeout_s=0.25)
+    again = served(tmp_path, receiver, timeout_s=1.0)
     try:
         assert until(lambda: len(receiver.taken) == 2)
         assert receiver.taken[0] == receiver.taken[1]
@@ -101,7 +101,7 @@ def test_a_process_that_dies_before_it_could_note_a_delivery_has_its_successor_r
 
 def test_what_nobody_will_ever_take_is_given_up_and_the_next_one_goes_out(tmp_path: Path, receiver: Receiver) -> None:
     receiver.statuses = [422]
-    service = begun(served(tmp_path, receiver, give_up_s=1.5))
+    service = begun(served(tmp_path, receiver, give_up_s=2.9))
     try:
         alarm(service, "refused")
         assert until(lambda: alerts(service, "failed") == 1)

@@ -8,10 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from streamfold.core.settings import load_settings
 from streamfold.pipelines.cli import main
 from streamfold.pipelines.cli.subservice import SubService
 from streamfold.pipelines.node import Node
+from tests.waiting import LONG_S, until
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,6 @@ def event(number: int) -> dict[str, Any]:
         return made | {"type": "document.upserted", "data": data}
     data = {"user_id": f"u{number % 7}", "item_id": f"i{number % 9}", "action": "click"}
     return made | {"type": "interaction.observed", "data": data}
-
-
-def wait_for(what: str, true: Callable[[], Any], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.05)
 
 
 class Sending:
@@ -67,7 +60,7 @@ class Sending:
         self._thread.join()
 
     def _run(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=30, trust_env=False) as client:
+        with httpx.Client(base_url=self._url, timeout=120, trust_env=False) as client:
             while not self._stop.is_set():
                 batch = [event(len(self.sent) + i) for i in range(20)]
                 assert client.post("/v1/events", json=batch).json()["accepted"] == 20
@@ -80,11 +73,11 @@ def test_a_backup_under_load_restores_to_a_state_that_goes_on(
     monkeypatch.setenv("STREAMFOLD_URL", service.url)
     target = tmp_path / "kept" / "one"
     with Sending(service.url) as sending:
-        wait_for("some load", lambda: len(sending.sent) >= 200)
+        until(lambda: len(sending.sent) >= 200)
         assert main(["backup", str(target), "--json", "--quiet"]) == 0
         backed_up = json.loads(capsys.readouterr().out)["result"]["positions"]["default"]
         at_backup = len(sending.sent)
-        wait_for("more load", lambda: len(sending.sent) >= at_backup + 200)
+        until(lambda: len(sending.sent) >= at_backup + 200)
     sent = sending.sent
     assert 200 <= backed_up < len(sent)
 
@@ -97,7 +90,7 @@ def test_a_backup_under_load_restores_to_a_state_that_goes_on(
     assert "already there" in capsys.readouterr().err
     other.start()
     try:
-        with httpx.Client(base_url=other.url, timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=other.url, timeout=120, trust_env=False) as client:
             again = [client.post("/v1/events?wait=visible", json=sent[i : i + 500]) for i in range(0, len(sent), 500)]
             assert sum(answer.json()["duplicates"] for answer in again) == backed_up
             assert client.get("/v1/status").json()["position"] == len(sent)
@@ -159,7 +152,7 @@ def _send(kafka: str, topic: str, numbers: range) -> None:
     headers = [("content-type", b"application/cloudevents+json; charset=utf-8")]
     for number in numbers:
         producer.send(topic, value=json.dumps(event(number)).encode(), headers=headers)
-    producer.flush(timeout=20)
+    producer.flush(timeout=LONG_S)
     producer.close(timeout=5)
 
 
@@ -187,12 +180,12 @@ def test_after_a_restore_kafka_goes_on_at_the_ledgers_offset(
         running.append(_ingest(_settings(tmp_path, "one", postgres_database, kafka_url, topic), log))
         sending = threading.Thread(target=_send, args=(kafka_url, topic, range(3000)))
         sending.start()
-        wait_for("some records", lambda: ledger.head("default") > 200)
+        until(lambda: ledger.head("default") > 200, log.read_text)
         backed_up = ledger.backup(tmp_path / "kept")["positions"]["default"]  # while records come in
         sending.join()
-        wait_for("all records", lambda: ledger.head("default") == 3000)
+        until(lambda: ledger.head("default") == 3000, log.read_text)
         running[0].send_signal(signal.SIGTERM)
-        assert running[0].wait(20) == 0
+        assert running[0].wait(LONG_S) == 0
         assert 200 < backed_up <= 3000
 
         restore_ledger(tmp_path / "kept", second_url)
@@ -202,7 +195,7 @@ def test_after_a_restore_kafka_goes_on_at_the_ledgers_offset(
         try:
             assert node.ledger.head("default") == backed_up
             running.append(_ingest(config, log))
-            wait_for(f"all records again; {log.read_text()[-500:]}", lambda: node.ledger.head("default") == 3100)
+            until(lambda: node.ledger.head("default") == 3100, log.read_text)
             states = node.ledger.intakes("default")
             assert sum(state.next_offset for state in states) == 3100
             assert sum(state.duplicates for state in states) == 0, "it went on where the ledger stood"
@@ -212,7 +205,7 @@ def test_after_a_restore_kafka_goes_on_at_the_ledgers_offset(
             node.start_serving()
             runner = _worker(config, log)
             running.append(runner)
-            wait_for("all folded", lambda: {m for m, _ in node.ledger.watermarks("default").values()} == {3100})
+            until(lambda: {m for m, _ in node.ledger.watermarks("default").values()} == {3100}, log.read_text)
             for group in node.context.groups("default", fresh=True):
                 assert verify_group(node.context, "default", group).equal
         finally:

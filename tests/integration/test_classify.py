@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 
 from streamfold.core.testing.service import EmbeddedService
 from streamfold.pipelines.cli import main
+from tests.waiting import ended_erasure, exposure, until
 
 SPAM = ["cheap pills now", "win cheap money now", "cheap loans, pills, money", "you win a prize now"]
 HAM = ["the meeting is on monday", "minutes of the meeting", "notes for monday's review", "the review is done"]
@@ -64,12 +65,7 @@ def test_whoever_waits_for_a_label_is_answered_by_it_each_time(mail: EmbeddedSer
 
 def test_an_answer_is_an_exposure_in_the_log(mail: EmbeddedService) -> None:
     answer = ask(mail, targets=[{"text": "cheap pills"}])
-    for _ in range(500):
-        rows = mail.get("/v1/events", type="exposure.recorded", subject=answer["exposure_id"])["items"]
-        if rows:
-            break
-        time.sleep(0.02)
-    data = rows[0]["event"]["data"]
+    data = exposure(mail.client, answer["exposure_id"])["data"]
     assert (data["kind"], data["context"]) == ("classify", {"head": "mail"})
     shown = answer["predictions"][0]["labels"]
     assert [(one["label"], one["rank"], one["score"]) for one in data["items"]] == [
@@ -124,18 +120,19 @@ def test_a_bad_label_is_refused_or_a_dead_letter(mail: EmbeddedService) -> None:
 
 
 def test_a_label_waits_for_its_target_and_is_retried_when_it_came_too_late(tmp_path: Path) -> None:
-    service = EmbeddedService(tmp_path, policies={"label_statistics": {"wait_s": 2.0}})
+    service = EmbeddedService(tmp_path, policies={"label_statistics": {"wait_s": 8.0}})
     try:
         service.send([label("old", document_id="soon"), label("new", text="a lamp")])
         service.send([("document.upserted", {"document_id": "soon", "text": "an oak desk"})])
         assert best(service, document_id="soon") == "old"
         service.send([label("late", document_id="later")])
-        for n in range(600):
-            letters = service.get("/v1/dead-letters", policy="label_statistics@1")["items"]
-            if letters:
-                break
-            time.sleep(0.02)
-            service.send([label("new", text=f"a lamp {n}")])  # time passes with events
+        numbers = itertools.count()
+
+        def given_up() -> list[Any]:
+            service.send([label("new", text=f"a lamp {next(numbers)}")])  # time passes with events
+            return list(service.get("/v1/dead-letters", policy="label_statistics@1")["items"])
+
+        letters = until(given_up)
         assert [(one["code"], one["stage"]) for one in letters] == [("unknown-target", "fold")]
         assert "document.upserted, then retry this event" in letters[0]["detail"]
         service.send([("document.upserted", {"document_id": "later", "text": "a mahogany chest"})])
@@ -205,11 +202,7 @@ def test_who_is_erased_is_gone_from_what_is_answered(mail: EmbeddedService) -> N
     ])  # fmt: skip
     assert best(mail, "interest", user_id="bob") == "music"
     erasure = mail.client.post("/v1/erasures", json={"user_id": "ann"}).json()["erasure_id"]
-    for _ in range(1000):
-        found = mail.get(f"/v1/erasures/{erasure}")
-        if found["state"] == "complete":
-            break
-        time.sleep(0.02)
+    found = ended_erasure(mail.client, erasure)
     assert [(one["policy"], one["method"], one["removed"]) for one in found["policies"]] == [
         ("label_statistics@1", "exact", 2)
     ]

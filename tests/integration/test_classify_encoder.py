@@ -46,7 +46,7 @@ def test_a_new_encoder_makes_a_new_state_in_a_shadow(tmp_path: Path, capsys: pyt
         # a label that comes now reaches both, each by its own encoder
         data = {"head": "mail", "target": {"text": "cheap pills"}, "label": "ham"}
         later = {"specversion": "1.0", "id": "later", "source": "/test", "type": "label.observed", "data": data}
-        service.client.post("/v1/events", params={"wait": "visible"}, json=later).raise_for_status()
+        service.client.post("/v1/events", params={"wait": "visible", "wait_ms": 30_000}, json=later).raise_for_status()
         assert answered(service) == ("ham", {"label_statistics": "1"})
         held = service.get("/v1/policies")["items"]
         assert sorted((one["slot"], one["version"]) for one in held) == [("live", "1"), ("shadow", "1")]

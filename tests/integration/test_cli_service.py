@@ -80,7 +80,7 @@ def test_operating(run: Run) -> None:
 def test_a_version_is_added_promoted_and_rolled_back(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init"]) == 0
     assert run("send", "sample.jsonl", "--wait")[0] == 0
-    code, [added] = run("policies", "add", "trending", "--set", "half_lives_s=[60]", "--rate", "9000", "--wait", "60")
+    code, [added] = run("policies", "add", "trending", "--set", "half_lives_s=[60]", "--rate", "9000", "--wait", "300")
     assert (code, added["job"]["state"]) == (0, "done")
     assert added["estimate"]["events"] >= 4
     assert "estimated cost: " in run("policies", "add", "trending", "--set", "max_items=7", text=True)[1]

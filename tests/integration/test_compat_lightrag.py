@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from streamfold.core.settings import KeySettings, ServeSettings, Settings
 from streamfold.pipelines.node import Node
 from streamfold.plugins.graph_index import GraphIndex
 from streamfold.plugins.vector_index import PreparedDocument
+from tests.waiting import until
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_rest import BACKENDS, serving
@@ -60,23 +60,19 @@ class LightRAG:
         return response.json()
 
     def wait(self, track_id: str) -> dict[str, Any]:
-        for _ in range(600):
+        def ended() -> dict[str, Any] | None:
             track: dict[str, Any] = self.get(f"/documents/track_status/{track_id}")
             assert track["track_id"] == track_id
             states = {one["status"] for one in track["documents"]}
-            if states <= {"processed", "failed"}:
-                return track
             assert states <= {"pending", "processing", "processed", "failed"}
-            time.sleep(0.02)
-        raise AssertionError(f"still under way: {track}")
+            return track if states <= {"processed", "failed"} else None
+
+        found: dict[str, Any] = until(ended)
+        return found
 
     def rest(self) -> None:
         """Wait until what was logged is folded: a deletion hides within milliseconds, not before it is answered."""
-        for _ in range(600):
-            if not self.get("/health")["pipeline_busy"]:
-                return
-            time.sleep(0.02)
-        raise AssertionError("still busy")
+        until(lambda: not self.get("/health")["pipeline_busy"])
 
     def send(self, text: str, source: str) -> dict[str, Any]:
         inserted = self.post("/documents/text", {"text": text, "file_source": source})
@@ -206,10 +202,8 @@ def test_documents_are_listed_in_pages(lightrag: LightRAG) -> None:
     assert [one["file_path"] for one in down["documents"]] == names[:1:-1]
     assert lightrag.post("/documents/paginated", {"status_filters": ["failed"]})["documents"] == []
     assert lightrag("POST", "/documents/paginated", json={"page_size": 5}).status_code == 422
-    for _ in range(500):
-        if not (status := lightrag.get("/documents/pipeline_status"))["busy"]:
-            break
-    assert status["busy"] is False
+    until(lambda: lightrag.get("/documents/pipeline_status")["busy"] is False)
+    status = lightrag.get("/documents/pipeline_status")
     assert {"job_name", "job_start", "docs", "batchs", "cur_batch", "latest_message", "history_messages"} <= set(status)
 
 

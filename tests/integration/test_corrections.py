@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from streamfold.core.testing.service import EmbeddedService
+from tests.waiting import ended_erasure
 
 SPAM = ["cheap pills now", "win cheap money now", "cheap loans, pills, money", "you win a prize now"]
 HAM = ["the meeting is on monday", "minutes of the meeting", "notes for monday's review", "the review is done"]
@@ -70,11 +70,7 @@ def test_who_corrected_is_erased_with_what_they_pinned_and_whom_they_overruled_c
     mail.send([correction("art", "an opera", user_id="ann")])
     assert (best(mail, WRONG), best(mail, "an opera")) == ("ham", "art")
     erasure = mail.client.post("/v1/erasures", json={"user_id": "ann"}).json()["erasure_id"]
-    for _ in range(1000):
-        found = mail.get(f"/v1/erasures/{erasure}")
-        if found["state"] == "complete":
-            break
-        time.sleep(0.02)
+    found = ended_erasure(mail.client, erasure)
     assert {one["policy"]: one["method"] for one in found["policies"]} == {
         "corrections@1": "rebuild",
         "kalman_head@1": "exact",

@@ -15,7 +15,7 @@ def test_the_demo_plays_to_its_end_and_every_check_holds() -> None:
         [sys.executable, "-m", "streamfold.pipelines.demo", "--encoder", "hashing"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         env=os.environ | {"COLUMNS": "120"},
         check=False,
     )

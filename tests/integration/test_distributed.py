@@ -17,6 +17,7 @@ from streamfold.core.ledger.abc import DeadLetter, Ledger
 from streamfold.core.policy import Retrieval, Retriever
 from streamfold.pipelines.node import Node
 from tests.stand import STRUCTURED, Record, Stand, click, until
+from tests.waiting import LONG_S
 
 
 def next_offset(ledger: Ledger, topic: str) -> int:
@@ -96,7 +97,7 @@ def test_a_killed_ingest_resumes_at_the_ledgers_offset(stand: Stand) -> None:
     ledger = stand.node().ledger
     stand.send(*(click(n) for n in range(50)))
     first = stand.start("ingest", STREAMFOLD_CRASH="ingest.appended:1")  # appended, the broker never heard of it
-    assert first.wait(timeout=30) == -signal.SIGKILL
+    assert first.wait(timeout=LONG_S) == -signal.SIGKILL
     at = next_offset(ledger, stand.topic)
     assert 0 < at <= 50
     assert ledger.head("default") == at
@@ -177,21 +178,31 @@ def test_a_position_is_reached_without_waiting_for_a_sweep(stand: Stand) -> None
     stand.start("cli", "serve", "--port", "0", **seldom)
     said = until("serving", lambda: re.search(r"streamfold serves on (http://\S+)", stand.logs()), stand)
     node = stand.node()
-    with httpx.Client(base_url=said[1], timeout=30.0, trust_env=False) as client:
+    with httpx.Client(base_url=said[1], timeout=120.0, trust_env=False) as client:
 
         def post(number: int, type_: str, data: dict[str, Any]) -> int:
             event = {"specversion": "1.0", "id": f"e{number}", "source": "/t", "type": type_, "data": data}
             return int(client.post("/v1/events", json=[event]).raise_for_status().json()["position"])
 
         def heard() -> bool:
-            """Whether the worker follows the broker by now: it is told of each event, and looks at nothing else."""
-            post(node.ledger.head("default"), "item.upserted", {"item_id": "lamp", "title": "A lamp"})
-            return folded(node.ledger, 1)
+            """Whether the worker follows the broker by now: it is told of each event, and looks at nothing else.
+
+            Only when it starts does it look by itself: then nobody has told it of the second of two events.
+            """
+            for _ in range(2):
+                position = post(node.ledger.head("default"), "item.upserted", {"item_id": "lamp", "title": "A lamp"})
+                end = time.monotonic() + 20
+                while not folded(node.ledger, position):
+                    if time.monotonic() > end:
+                        return False
+                    time.sleep(0.05)
+                time.sleep(0.5)  # it looks once more after a fold
+            return True
 
         until("ready", lambda: client.get("/readyz").status_code == 200, stand)
-        until("the first event folded", heard, stand)
+        until("the worker hears", heard, stand)
         for number in range(30):
             position = post(1000 + number, "user.upserted", {"user_id": f"u{number}"})
-            answer = client.get("/v1/trending", params={"min_position": position, "wait_ms": 20_000})
+            answer = client.get("/v1/trending", params={"min_position": position, "wait_ms": 30_000})
             assert answer.status_code == 200, f"{answer.text}\n{stand.logs()}"
             assert answer.json()["version"]["position"] >= position

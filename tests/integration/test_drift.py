@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamfold.core.testing.service import EmbeddedService
+from tests.waiting import until
 
 
 def test_a_change_of_a_heads_errors_is_an_event_once(tmp_path: Path) -> None:
@@ -20,20 +21,19 @@ def test_a_change_of_a_heads_errors_is_an_event_once(tmp_path: Path) -> None:
         service.send(said)
         service.send(right)
         found = alarms(service)
-        assert found
         assert {one["event"]["source"] for one in found} == {"streamfold:watch"}
         data = found[0]["event"]["data"]
         assert (data["policy"], data["detector"]) == ("unknown", "adwin:h")
         assert data["statistic"] > data["threshold"] > 0
         assert 650 < data["at_position"] <= 800
-        metrics = service.client.get("/metrics").text
         count = 'streamfold_drift_alarms_total{detector="adwin:h",policy="unknown",workspace="default"}'
-        assert f"{count} {len(found)}.0" in metrics
+        until(lambda: f"{count} {len(alarms(service))}.0" in service.client.get("/metrics").text)
+        found = alarms(service)
     finally:
         service.stop()
     again = EmbeddedService(tmp_path, policies=policies)  # who starts anew sees the same alarms, and logs none twice
     try:
-        time.sleep(2.5)
+        time.sleep(2.5)  # it has looked
         assert len(alarms(again)) == len(found)
     finally:
         again.stop()
@@ -41,9 +41,5 @@ def test_a_change_of_a_heads_errors_is_an_event_once(tmp_path: Path) -> None:
 
 def alarms(service: EmbeddedService) -> list[Any]:
     """The events that are there; waits for the first."""
-    for _ in range(200):
-        items: list[Any] = service.get("/v1/events", type="drift.detected")["items"]
-        if items:
-            break
-        time.sleep(0.05)
+    items: list[Any] = until(lambda: service.get("/v1/events", type="drift.detected")["items"])
     return items

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from streamfold.core.settings import Settings, load_settings
 from streamfold.pipelines.cli import main
 from streamfold.pipelines.cli.subservice import SubService
 from streamfold.pipelines.node import Node
+from streamfold.pipelines.serve import erasures
 from streamfold.pipelines.services.process import free_port
+from tests.integration.test_rest import BACKENDS, serving
+from tests.waiting import ended_erasure, ended_job, patient, until
 
 SECRET = "xyzzy-4711-subject"
 STORY = "The quick brown fox of Mrs. Plugh jumps over the lazy dog near Colossal Cave, twice."
@@ -32,7 +36,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SubService]:
 
 @pytest.fixture
 def client(service: SubService) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.url, timeout=60, trust_env=False) as client:
+    hooks = {"request": [patient]}
+    with httpx.Client(base_url=service.url, timeout=120, trust_env=False, event_hooks=hooks) as client:
         yield client
 
 
@@ -44,16 +49,6 @@ def click(id_: str, user: str, item: str) -> dict[str, Any]:
         "type": "interaction.observed",
         "data": {"user_id": user, "item_id": item, "action": "click"},
     }
-
-
-def wait_erased(client: httpx.Client, erasure_id: str, timeout_s: float = 60.0) -> dict[str, Any]:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        report: dict[str, Any] = client.get(f"/v1/erasures/{erasure_id}").json()
-        if report["state"] in ("complete", "failed"):
-            return report
-        assert time.monotonic() < deadline, report
-        time.sleep(0.05)
 
 
 def files_with(folder: Path, *needles: str) -> list[str]:
@@ -70,7 +65,7 @@ def test_a_user_is_hidden_with_the_answer_and_gone_when_complete(service: SubSer
     shown = client.get("/v1/events", params={"limit": 1000}).text
     assert SECRET not in shown, "hidden from the log's pages at once"
     assert client.get("/v1/events/a0").status_code == 404
-    report = wait_erased(client, answer.json()["erasure_id"])
+    report = ended_erasure(client, answer.json()["erasure_id"])
     assert report["state"] == "complete", report
     assert report["hidden_at"] <= report["completed_at"]
     assert report["removed"]["events"] == 10
@@ -83,7 +78,7 @@ def test_a_user_is_hidden_with_the_answer_and_gone_when_complete(service: SubSer
     assert files_with(service.folder / "data", SECRET) == []
     again = client.post("/v1/events", json=events[:10]).json()
     assert (again["accepted"], again["duplicates"]) == (0, 10)
-    after = {i["item_id"]: i["score"] for i in client.get("/v1/trending?wait_ms=5000").json()["items"]}
+    after = {i["item_id"]: i["score"] for i in client.get("/v1/trending").json()["items"]}
     assert sum(after.values()) < sum(before.values())
     assert SECRET not in json.dumps(report)
 
@@ -97,7 +92,7 @@ def test_a_document_is_not_found_by_the_next_question(service: SubService, clien
     found = client.post("/v1/query", json={"query": "Who jumps near the Colossal Cave?"}).json()["chunks"]
     assert SECRET not in {chunk["document_id"] for chunk in found}
     assert client.get(f"/v1/documents/{SECRET}").status_code == 404
-    report = wait_erased(client, answer["erasure_id"])
+    report = ended_erasure(client, answer["erasure_id"])
     assert report["state"] == "complete", report
     assert report["looked_for"]["texts"] >= 1
     assert files_with(service.folder / "data", SECRET, "Plugh", "Colossal") == []
@@ -107,7 +102,7 @@ def test_a_document_is_not_found_by_the_next_question(service: SubService, clien
 def test_deleting_a_user_erases_it(service: SubService, client: httpx.Client) -> None:
     client.post("/v1/events?wait=visible", json=[click("del", "goes-by-delete", "i1")])
     position = client.delete("/v1/users/goes-by-delete").json()["position"]
-    assert wait_erased(client, str(position))["state"] == "complete"
+    assert ended_erasure(client, str(position))["state"] == "complete"
     assert files_with(service.folder / "data", "goes-by-delete") == []
 
 
@@ -172,8 +167,8 @@ def test_workers_on_postgresql_erase(tmp_path: Path, postgres_database: str) -> 
             for words in commands
         ]  # fmt: skip
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-            _wait_ready(client, tmp_path / "out.log")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as client:
+            until(lambda: _is_ready(client), (tmp_path / "out.log").read_text)
             events = [click(f"a{i}", SECRET if i % 5 == 0 else f"u{i % 3}", f"i{i % 4}") for i in range(100)]
             assert client.post("/v1/events?wait=visible&wait_ms=30000", json=events).status_code == 200
             client.put(f"/v1/documents/{SECRET}?wait=visible&wait_ms=30000", json={"text": STORY})
@@ -182,7 +177,7 @@ def test_workers_on_postgresql_erase(tmp_path: Path, postgres_database: str) -> 
                 for body in ({"user_id": SECRET}, {"document_id": SECRET})
             ]
             for erasure_id in ids:
-                report = wait_erased(client, erasure_id)
+                report = ended_erasure(client, erasure_id)
                 assert report["state"] == "complete", report
                 assert all(store["residue"] == 0 for store in report["stores"])
             assert client.get(f"/v1/documents/{SECRET}").status_code == 404
@@ -200,16 +195,11 @@ def test_workers_on_postgresql_erase(tmp_path: Path, postgres_database: str) -> 
         node.close()
 
 
-def _wait_ready(client: httpx.Client, log: Path) -> None:
-    deadline = time.monotonic() + 240
-    while True:
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.1)
+def _is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_the_command_holds_what_is_left_against_the_log_folded_afresh(
@@ -229,14 +219,10 @@ def test_the_report_tells_how_far_each_policy_is_from_the_log_folded_afresh_once
 ) -> None:
     client.post("/v1/events?wait=visible", json=[click("far", "to-measure", "i1")])
     erasure_id = client.post("/v1/erasures", json={"user_id": "to-measure"}).json()["erasure_id"]
-    before = {one["policy"]: one for one in wait_erased(client, erasure_id)["policies"]}
+    before = {one["policy"]: one for one in ended_erasure(client, erasure_id)["policies"]}
     assert {one["max_abs_delta"] for one in before.values()} == {None}
     assert "streamfold erase --verify" in before["trending@1"]["not_compared"]
-    job_id = client.post("/v1/policies/trending/verify", json={}).json()["job_id"]
-    deadline = time.monotonic() + 60
-    while (job := client.get(f"/v1/jobs/{job_id}").json())["state"] not in ("done", "failed"):
-        assert time.monotonic() < deadline, job
-        time.sleep(0.05)
+    job = ended_job(client, client.post("/v1/policies/trending/verify", json={}))
     assert job["result"]["deltas"]["trending@1"]["max_abs"] == 0.0, job
     after = {one["policy"]: one for one in client.get(f"/v1/erasures/{erasure_id}").json()["policies"]}
     assert (after["trending@1"]["max_abs_delta"], after["trending@1"]["not_compared"]) == (0.0, None)
@@ -244,3 +230,34 @@ def test_the_report_tells_how_far_each_policy_is_from_the_log_folded_afresh_once
     assert (delta["relative"], delta["only_live"], delta["only_afresh"], delta["unequal"]) == (0.0, 0, 0, 0)
     assert delta["position"] >= int(erasure_id)
     assert after["graph_index@1"] == before["graph_index@1"], "nobody asked for it"
+
+
+def test_who_is_told_that_an_erasure_is_complete_is_answered_accordingly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far this process's view is behind what the folds have committed."""
+    monkeypatch.setattr(erasures, "_HIDDEN_WITHIN_S", 0.1)
+    settings = Settings(backends=BACKENDS, data=tmp_path, policies={"trending": {}})
+    node = Node(settings)
+    with serving(settings, node) as client, ThreadPoolExecutor(1) as thread:
+        events = [click("gone", "goes", "theirs"), click("kept", "stays", "ours")]
+        assert client.post("/v1/events?wait=visible", json=events).status_code == 200
+        assert node.views is not None
+        view, followed_for_it = node.views.workspace("default"), threading.Event()
+        follow = view.follow
+
+        def followed() -> bool:
+            if "view" not in threading.current_thread().name:
+                followed_for_it.set()
+            return follow()
+
+        def told_and_asked() -> list[str]:
+            erasure_id = client.post("/v1/erasures", json={"user_id": "goes"}).json()["erasure_id"]
+            assert ended_erasure(client, erasure_id)["state"] == "complete"
+            return [one["item_id"] for one in client.get("/v1/trending").json()["items"]]
+
+        monkeypatch.setattr(view, "follow", followed)
+        with view._lock:  # it cannot follow
+            answer = thread.submit(told_and_asked)
+            until(lambda: followed_for_it.is_set() or answer.done())
+        assert answer.result() == ["ours"]

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from streamfold.pipelines.cli.subservice import SubService
+from tests.waiting import patient
 
 Run = Callable[..., tuple[int, Any, str]]
 CURIE = "Marie Curie met Lise Meitner in Paris. Marie Curie studied radium with Pierre Curie."
@@ -22,7 +23,8 @@ MEITNER = "Lise Meitner worked with Otto Hahn in Berlin. Otto Hahn received the 
 @pytest.fixture
 def api(service: SubService) -> Iterator[httpx.Client]:
     """The service, without documents at the start."""
-    with httpx.Client(base_url=service.url, trust_env=False, timeout=60) as client:
+    hooks = {"request": [patient]}
+    with httpx.Client(base_url=service.url, trust_env=False, timeout=120, event_hooks=hooks) as client:
         assert client.delete("/compat/lightrag/documents").status_code == 200
         yield client
 

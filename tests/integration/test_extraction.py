@@ -20,6 +20,7 @@ from streamfold.core.ledger.abc import LogRow
 from streamfold.core.testing.model_server import ModelServer, claims
 from streamfold.core.testing.world import World
 from streamfold.plugins import builtin
+from tests.waiting import until
 
 ALL = ("chunks", "entities", "relations")
 ADA = "Ada Byron works at Acme Works. Ada Byron lives in London."
@@ -247,14 +248,20 @@ def test_what_a_process_had_claimed_when_it_died_is_taken_over(make: Make) -> No
 
 def test_stopping_in_the_midst_loses_nothing(make: Make, model: ModelServer) -> None:
     one = make(concurrency=1)
-    model.always = lambda body: {"delay_s": 0.2}
+    stopped = threading.Event()
+
+    def slow(body: Any) -> None:
+        if len(model.requests) > 1:
+            stopped.wait(60)
+
+    model.always = slow
     for number in range(4):
         one.put(f"d{number}", f"Person {chr(65 + number)}x works at Acme Works.")
     thread = threading.Thread(target=one.extracting.run, args=("default",))
     thread.start()
-    while len(model.requests) < 2:
-        time.sleep(0.01)
+    until(lambda: len(model.requests) > 1)
     one.extracting.stop()
+    stopped.set()
     thread.join()
     assert len(one.extracted) < 4
     again = Extracting(one.world.context, on_append=lambda workspace: None)
@@ -376,8 +383,8 @@ def test_a_truncated_answer_gives_what_is_whole_and_a_broken_body_is_asked_again
 
 
 def test_a_slow_server_holds_no_fold_up(make: Make, model: ModelServer) -> None:
-    one = make(timeout_s=0.2)
-    model.always = lambda body: {"delay_s": 1.5}
+    one = make(timeout_s=2.0)
+    model.always = lambda body: {"delay_s": 4}
     one.put("ada", ADA)
     one.extract()
     one.world.fold()

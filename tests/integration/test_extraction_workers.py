@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from streamfold.core.settings import FoldSettings, LedgerSettings, Settings
 from streamfold.core.testing.model_server import ModelServer
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.worker import Worker
+from tests.waiting import until
 
 DOCUMENTS = 24
 
@@ -36,14 +36,15 @@ def test_workers_share_the_documents_and_fold_what_the_model_told(tmp_path: Path
                 data = {"document_id": f"d{number}", "text": f"Person {chr(65 + number)}x works at Acme Works."}
                 event = acceptor.accept_data("document.upserted", data, id=str(number), source="t")
                 ledger.append("default", [event], recorded_us=now_us())
-            end = time.monotonic() + 120
-            while time.monotonic() < end:
-                extracted = ledger.read("default", 0, 1000, types=["document.extracted"]).rows
-                marks = [mark for mark, _ in ledger.watermarks("default").values()]
-                if len(extracted) == DOCUMENTS and marks == [ledger.head("default")]:
-                    break
-                time.sleep(0.05)
-            assert len(extracted) == DOCUMENTS
+
+            def extracted() -> int:
+                return len(ledger.read("default", 0, 1000, types=["document.extracted"]).rows)
+
+            def folded() -> bool:
+                return [mark for mark, _ in ledger.watermarks("default").values()] == [ledger.head("default")]
+
+            until(lambda: extracted() >= DOCUMENTS and folded())
+            assert extracted() == DOCUMENTS
             assert sorted(model.texts) == sorted({*model.texts}), "nothing was asked twice"
             assert len(model.texts) == DOCUMENTS
         finally:

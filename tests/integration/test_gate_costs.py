@@ -40,10 +40,18 @@ def test_those_who_look_at_the_gate_keep_nobody_waiting(tmp_path: Path, monkeypa
 
     def held(*given: Any) -> float | None:
         timed_by.append(threading.current_thread().name)
-        assert go_on.wait(120)
+        assert go_on.wait(600)
         return real(*given)
 
     monkeypatch.setattr(gate_costs, "seconds_per_event", held)
+    asked: list[str] = []
+    rules = gate_costs.GateCosts.rules
+
+    def counted(self: gate_costs.GateCosts, *given: Any) -> Any:
+        asked.append("")
+        return rules(self, *given)
+
+    monkeypatch.setattr(gate_costs.GateCosts, "rules", counted)
     settings = Settings(
         backends=BACKENDS, data=tmp_path, policies={"label_statistics": {}, "trending": {}}, serve={"query_threads": 2},
     )  # type: ignore[arg-type]  # pydantic builds the section  # fmt: skip
@@ -56,9 +64,9 @@ def test_those_who_look_at_the_gate_keep_nobody_waiting(tmp_path: Path, monkeypa
         until(lambda: client.get("/v1/policies/label_statistics/quality").status_code == 200)
         looking = [threads.submit(client.get, url) for _ in range(LOOKING)]
         try:
-            until(lambda: timed_by)
+            until(lambda: timed_by and len(asked) >= LOOKING)
             for _ in range(5):  # both threads that answer are free, and so is the loop
-                answer = client.post("/v1/recommend", json={"n": 1, "user_id": "u", "log_exposure": False}, timeout=20)
+                answer = client.post("/v1/recommend", json={"n": 1, "user_id": "u", "log_exposure": False}, timeout=120)
                 assert answer.status_code == 200, answer.text
             assert not any(one.done() for one in looking)
         finally:

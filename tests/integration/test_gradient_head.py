@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from streamfold.core.testing.service import EmbeddedService
+from tests.waiting import ended_erasure
 
 SPAM = ["cheap pills now", "win cheap money now", "cheap loans, pills, money", "you win a prize now"]
 HAM = ["the meeting is on monday", "minutes of the meeting", "notes for monday's review", "the review is done"]
@@ -77,11 +77,7 @@ def test_who_is_erased_is_unlearned_by_folding_afresh(mail: EmbeddedService) -> 
     asked = {"head": "interest", "targets": [{"user_id": "bob"}]}
     assert ask(mail, **asked)["predictions"][0]["labels"][0]["label"] == "music"
     erasure = mail.client.post("/v1/erasures", json={"user_id": "ann"}).json()["erasure_id"]
-    for _ in range(1500):
-        found = mail.get(f"/v1/erasures/{erasure}")
-        if found["state"] == "complete":
-            break
-        time.sleep(0.02)
+    found = ended_erasure(mail.client, erasure)
     methods = {one["policy"]: (one["method"], one["removed"]) for one in found["policies"]}
     assert methods.pop("label_statistics@1") == ("exact", 2)
     assert set(methods) == {"gradient_head@1", "averaged@1", "head_ensemble@1"}

@@ -14,7 +14,7 @@ from streamfold.core.ledger.abc import Quotas
 from streamfold.core.settings import KafkaSettings, Settings, TopicSettings
 from streamfold.pipelines.ingest import Ingest
 from streamfold.pipelines.node import Node
-from tests.waiting import until
+from tests.waiting import LONG_S, until
 
 
 def test_a_workspace_above_its_quota_is_paused_and_resumed(tmp_path: Path, kafka_url: str) -> None:
@@ -27,7 +27,7 @@ def test_a_workspace_above_its_quota_is_paused_and_resumed(tmp_path: Path, kafka
         value = json.dumps({"item_id": f"i{number}"}).encode()
         for name in names.values():
             producer.send(name, value)
-    producer.flush(timeout=20)
+    producer.flush(timeout=LONG_S)
     producer.close(timeout=5)
     topics = {names[w]: TopicSettings(workspace=w, kind="item", decoder="json") for w in names}
     node = Node(
@@ -54,5 +54,5 @@ def test_a_workspace_above_its_quota_is_paused_and_resumed(tmp_path: Path, kafka
         assert sum(state.duplicates for state in node.ledger.intakes("small")) == 0
     finally:
         ingest.stopping.set()
-        thread.join(timeout=30)
+        thread.join(timeout=LONG_S)
         node.close()

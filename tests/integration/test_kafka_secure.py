@@ -20,7 +20,7 @@ from kafka.admin import KafkaAdminClient, NewTopic
 from streamfold.core.settings import load_settings
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.services import SecureKafka
-from tests.waiting import until
+from tests.waiting import LONG_S, until
 
 TOPIC = "secured"
 
@@ -54,7 +54,7 @@ def send(kafka: SecureKafka, first: int, n: int, **options: Any) -> None:
     producer = KafkaProducer(bootstrap_servers=kafka.url, **options)
     for number in range(first, first + n):
         producer.send(TOPIC, json.dumps({"item_id": f"i{number}"}).encode())
-    producer.flush(timeout=30)
+    producer.flush(timeout=LONG_S)
     producer.close(timeout=5)
 
 
@@ -69,10 +69,10 @@ def test_events_come_in_through_tls_and_sasl_and_by_no_other_way(
     send(kafka, 0, 50, **options)
 
     # The broker speaks no plain Kafka there, and its certificate is trusted by nobody who was not told to.
-    with socket.create_connection(("127.0.0.1", kafka.port), timeout=10) as plain:
+    with socket.create_connection(("127.0.0.1", kafka.port), timeout=60) as plain:
         plain.sendall(struct.pack(">ihhih?", 11, 3, 4, 1, -1, False))
         assert plain.recv(64)[:1] in (b"", b"\x15")  # closed, or a TLS alert
-    with socket.create_connection(("127.0.0.1", kafka.port), timeout=10) as plain, pytest.raises(ssl.SSLError):
+    with socket.create_connection(("127.0.0.1", kafka.port), timeout=60) as plain, pytest.raises(ssl.SSLError):
         ssl.create_default_context().wrap_socket(plain, server_hostname="127.0.0.1").close()
 
     # The password of the settings is wrong, that of the environment right: secrets need not be in the file.
@@ -83,7 +83,7 @@ def test_events_come_in_through_tls_and_sasl_and_by_no_other_way(
         until(lambda: "kafka_unavailable" in log.read_text(), log.read_text)
         assert node.ledger.head("default") == 0
         ingest.send_signal(signal.SIGTERM)
-        assert ingest.wait(timeout=30) == 0
+        assert ingest.wait(timeout=LONG_S) == 0
 
         ingest = start(file, STREAMFOLD_KAFKA__SECURITY__SASL_PLAIN_PASSWORD=options["sasl_plain_password"])
         until(lambda: node.ledger.head("default") == 50, log.read_text)
@@ -95,7 +95,7 @@ def test_events_come_in_through_tls_and_sasl_and_by_no_other_way(
         until(lambda: node.ledger.head("default") == 120, log.read_text)
         assert sum(state.duplicates for state in node.ledger.intakes("default")) == 0
         ingest.send_signal(signal.SIGTERM)
-        assert ingest.wait(timeout=30) == 0
+        assert ingest.wait(timeout=LONG_S) == 0
     finally:
         if ingest.poll() is None:
             ingest.kill()

@@ -16,7 +16,7 @@ from streamfold.core.settings import QuotaSettings, ServeSettings, Settings
 from streamfold.pipelines.cli import main
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve import run
-from streamfold.pipelines.serve.access import POLL_S
+from tests.waiting import until
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_rest import BACKENDS, is_problem, serving, view_event
@@ -154,15 +154,6 @@ def test_a_revocation_reaches_another_process(tmp_path: Path, postgres_database:
         is_problem(one.get("/v1/status", headers=by(ask)), 401, "unauthenticated")
         until(lambda: states.append(two.get("/v1/status", headers=by(ask)).status_code) or states[-1] == 401)
         assert set(states) <= {200, 401}
-
-
-def until(ready: Any) -> None:
-    import time
-
-    deadline = time.monotonic() + 20 * POLL_S
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # -- the first key, by hand ----------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import re
 import site
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 import venv
@@ -18,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from tests import waiting
+
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorial/write-a-plugin.md"
-WAIT_S = 120.0
 
 
 class Shell:
@@ -57,16 +57,11 @@ class Shell:
 
 
 def until(said: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + WAIT_S
-    while time.monotonic() < end:
-        if found := said():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not seen in {WAIT_S:g} s: {what}")
+    return waiting.until(said, lambda: what)
 
 
 def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=30) as answer:
+    with urllib.request.urlopen(url, timeout=120) as answer:
         return json.load(answer)
 
 

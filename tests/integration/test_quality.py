@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamfold.core.testing.service import EmbeddedService
+from streamfold.core.testing.service import EmbeddedService, send_lines
 from streamfold.pipelines.cli import main
+from tests.waiting import ended_job, exposure
 
 POLICIES: dict[str, dict[str, Any]] = {
     "trending": {},
-    "activity": {"window_s": 1.0},
+    "activity": {"window_s": 4.0},
     "count_stack": {"ids": 4096, "crosses": 8192},
     "quality": {"ranker": "count_stack", "rank_budget": 10.0},
 }
@@ -42,13 +43,7 @@ def interactions(n: int, seed: int) -> list[dict[str, Any]]:
 
 
 def post(service: EmbeddedService, events: list[dict[str, Any]]) -> None:
-    answer = service.client.post(
-        "/v1/events",
-        params={"wait": "visible", "wait_ms": 30_000},
-        content="\n".join(map(json.dumps, events)),
-        headers={"Content-Type": "application/x-ndjson"},
-    )
-    assert answer.status_code == 200, answer.text
+    assert send_lines(service.client, map(json.dumps, events))["rejected"] == 0
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +57,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedService]:
 
 
 def job(service: EmbeddedService, answer: Any) -> Any:
-    assert answer.status_code == 202, answer.text
-    for _ in range(3000):
-        found = service.get(f"/v1/jobs/{answer.json()['job_id']}")
-        if found["state"] not in ("queued", "running"):
-            assert found["state"] == "done", found
-            return found
-        time.sleep(0.02)
-    raise AssertionError("never done")
+    found = ended_job(service.client, answer)
+    assert found["state"] == "done", found
+    return found
 
 
 def test_rank_puts_first_what_the_user_likes(shop: EmbeddedService) -> None:
@@ -214,14 +204,10 @@ def test_an_undecided_candidate_is_refused_with_the_rule_that_is_undecided(shop:
 def test_an_exposure_is_tested_when_its_outcome_is_known(shop: EmbeddedService) -> None:
     body = {"user_id": "u2", "item_ids": ["i1", "i2", "i3"]}
     answer = shop.client.post("/v1/rank", json=body).raise_for_status().json()
-    exposure = answer["exposure_id"]
-    for _ in range(500):
-        if shop.get("/v1/events", type="exposure.recorded", subject=exposure)["items"]:
-            break
-        time.sleep(0.02)
-    click = {"user_id": "u2", "item_id": "i2", "action": "click", "exposure_id": exposure}
+    exposure(shop.client, answer["exposure_id"])
+    click = {"user_id": "u2", "item_id": "i2", "action": "click", "exposure_id": answer["exposure_id"]}
     shop.send([("interaction.observed", click)])
-    time.sleep(1.2)
+    time.sleep(4.1)  # the window itself
     shop.send([("interaction.observed", {"user_id": "u2", "item_id": "i9", "action": "view"})])
     last = shop.get("/v1/policies/count_stack/quality")["series"][-1]
     assert last["events"] == 3
@@ -241,10 +227,7 @@ def test_what_is_recommended_and_liked_is_ranked_among_everything_unseen(tmp_pat
         for n in range(3):
             body = {"user_id": f"u{n}", "n": 5}
             answer = service.client.post("/v1/recommend", json=body).raise_for_status().json()
-            for _ in range(500):
-                if service.get("/v1/events", type="exposure.recorded", subject=answer["exposure_id"])["items"]:
-                    break
-                time.sleep(0.02)
+            exposure(service.client, answer["exposure_id"])
             item = answer["items"][0]["item_id"]
             click = {"user_id": f"u{n}", "item_id": item, "action": "click", "exposure_id": answer["exposure_id"]}
             service.send([("interaction.observed", click)])
@@ -264,7 +247,8 @@ def test_what_is_recommended_and_liked_is_ranked_among_everything_unseen(tmp_pat
 def test_heads_are_judged_by_the_labels_they_had_not_seen(tmp_path: Any) -> None:
     """A head that cannot tell its classes apart is refused; while few targets are labelled nothing is decided."""
     service = EmbeddedService(tmp_path, policies={"label_statistics": {}, "gradient_head": {"dim": 4},
-                                                  "head_quality": {}})  # fmt: skip
+                                                  "head_quality": {}},
+                              settings={"gate": {"p99_ratio": 1e6, "cost_ratio": 1e6}})  # fmt: skip
     try:
         rng = np.random.default_rng(2)
         start = time.time() - 10 * DAY_S

@@ -7,16 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from streamfold.core.events import NewEvent
 from streamfold.core.settings import Settings, load_settings
 from streamfold.pipelines import tasks
 from streamfold.pipelines.node import Node
+from tests.waiting import LONG_S, until
 
 
 class Stand:
@@ -71,27 +69,19 @@ format = "json"
         head = self.node.ledger.head("default")
         return len(marks) == 2 and all(mark == head for mark, _ in marks.values())
 
-    def until(self, ready: Callable[[], Any], timeout_s: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not ready():
-            if time.monotonic() > deadline:
-                pytest.fail(f"never happened\n{self.log.read_text()[-6000:]}")
-            time.sleep(0.05)
-
     def works(self) -> None:
-        """Send until it is folded (a consumer may just be connecting), then once more, with one message only."""
+        """Send until what was sent is folded after its one message, twice: a worker that starts looks by itself, and
+        may hear nothing before its consumers have connected."""
 
-        def again() -> bool:
-            if self.folded():
-                return True
+        def heard() -> bool:
             self.append()
-            time.sleep(0.5)
-            return False
+            end = time.monotonic() + 20
+            while not self.folded() and time.monotonic() < end:
+                time.sleep(0.05)
+            time.sleep(0.5)  # it looks once more after a fold
+            return self.folded()
 
-        self.append()
-        self.until(again)
-        self.append()
-        self.until(self.folded)
+        until(lambda: heard() and heard(), lambda: self.log.read_text()[-6000:])
 
     def close(self) -> None:
         for worker in self.workers:
@@ -113,7 +103,7 @@ def test_rabbitmq_carries_the_wake_ups_and_may_crash(tmp_path: Path, own_service
         stand.works()
         for worker in stand.workers:
             worker.send_signal(signal.SIGTERM)
-        assert [worker.wait(timeout=30) for worker in stand.workers] == [0, 0]
+        assert [worker.wait(timeout=LONG_S) for worker in stand.workers] == [0, 0]
         owners = [state.owner for state in stand.node.ledger.groups("default")]
         assert owners == [None, None]  # leases were given back
     finally:

@@ -16,7 +16,7 @@ def test_a_position_is_reached_without_waiting_for_a_sweep(tmp_path: Path) -> No
             event = {"specversion": "1.0", "id": f"u{number}", "source": "/t", "type": "user.upserted",
                      "data": {"user_id": f"u{number}"}}  # fmt: skip
             position = service.client.post("/v1/events", json=[event]).json()["position"]
-            asked = {"min_position": position, "wait_ms": 20_000}
+            asked = {"min_position": position, "wait_ms": 30_000}
             answer = service.client.get("/v1/trending", params=asked)
             assert answer.status_code == 200, answer.text
             assert answer.json()["version"]["position"] >= position

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from streamfold.core.testing.service import EmbeddedService
 from streamfold.pipelines.cli import main
+from tests.waiting import exposure
 
 POLICIES: dict[str, dict[str, Any]] = {
     "trending": {},
@@ -139,12 +139,8 @@ def test_diversity_brings_another_category_forward(shop: EmbeddedService) -> Non
 
 
 def exposures(shop: EmbeddedService, exposure_id: str) -> list[Any]:
-    for _ in range(500):
-        found = shop.get("/v1/events", type="exposure.recorded", subject=exposure_id)["items"]
-        if found:
-            return list(found)
-        time.sleep(0.02)
-    raise AssertionError("never logged")
+    exposure(shop.client, exposure_id)
+    return list(shop.get("/v1/events", type="exposure.recorded", subject=exposure_id)["items"])
 
 
 def test_an_answer_is_an_exposure_in_the_log(shop: EmbeddedService) -> None:

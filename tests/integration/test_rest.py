@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import uvicorn
 from streamfold.core.settings import Settings
 from streamfold.pipelines.node import Node
 from streamfold.pipelines.serve import create_app
+from tests.waiting import ended, patient, until
 
 BACKENDS: dict[str, dict[str, Any]] = {"encoder": {"use": "hashing"}, "chunker": {"use": "sentences"}}
 JSON = {"content-type": "application/json"}
@@ -30,13 +30,12 @@ def serving(settings: Settings, node: Node | None = None) -> Iterator[httpx.Clie
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        deadline = time.monotonic() + 60
-        while not server.started and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            while client.get("/readyz").status_code != 200 and time.monotonic() < deadline:
-                time.sleep(0.02)
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=120, event_hooks={"request": [patient]}
+        ) as client:
+            until(lambda: client.get("/readyz").status_code == 200)
             yield client
     finally:
         server.should_exit = True
@@ -293,7 +292,7 @@ def test_trending_lists_items_by_attention(client: httpx.Client) -> None:
         for i in range(40)
     ]
     position = client.post("/v1/events", json=events).json()["position"]
-    body = client.get("/v1/trending", params={"n": 2, "min_position": position, "wait_ms": 5000}).json()
+    body = client.get("/v1/trending", params={"n": 2, "min_position": position, "wait_ms": 30_000}).json()
     assert {item["item_id"] for item in body["items"]} == {"t1", "t3"}
     assert [item["rank"] for item in body["items"]] == [1, 2]
     assert body["version"]["position"] >= position
@@ -333,12 +332,7 @@ def test_verify_runs_as_a_job_and_finds_the_stores_equal(client: httpx.Client) -
 
 
 def wait_job(client: httpx.Client, job_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 30
-    while True:
-        job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
-        if job["state"] not in ("queued", "running") or time.monotonic() > deadline:
-            return job
-        time.sleep(0.02)
+    return ended(client, f"/v1/jobs/{job_id}", "done", "failed", "cancelled")
 
 
 def test_a_paused_policy_waits_and_goes_on_when_resumed(client: httpx.Client) -> None:

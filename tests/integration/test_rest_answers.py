@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,15 +48,15 @@ def put(client: httpx.Client, id_: str, text: str) -> None:
 
 def until_extracted(client: httpx.Client, count: int) -> None:
     """Wait until so many extractions are visible."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
+
+    def extracted() -> bool:
         items = client.get("/v1/events", params={"type": "document.extracted", "limit": 1000}).json()["items"]
-        position = client.get("/v1/status").json()["position"]
-        if len(items) >= count:
-            client.post("/v1/query", params={"min_position": position, "wait_ms": 30000}, json={"query": "x"})
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"{count} extractions did not come")
+        return len(items) >= count
+
+    until(extracted)
+    position = client.get("/v1/status").json()["position"]
+    answer = client.post("/v1/query", params={"min_position": position}, json={"query": "x"})
+    assert answer.status_code == 200, answer.text
 
 
 def ask(client: httpx.Client, **more: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from streamfold.core.settings import Settings
 from tests.integration.test_rest import BACKENDS, is_problem, serving
-from tests.waiting import until
+from tests.waiting import ended_job, until
 
 DOCUMENTS = {
     "goose": ("The Goose Woman", "The Goose Woman is a 1925 film directed by Clarence Brown. It stars Louise Dresser."),
@@ -153,14 +152,10 @@ def test_a_new_encoder_is_built_beside_the_old_and_then_promoted(tmp_path: Path)
         client.put("/v1/documents/late?wait=visible", json={"title": "Santa Monica", "text": "Santa Monica is a city."})
         rows = {row["slot"]: row for row in client.get("/v1/status").json()["policies"]}
         assert rows.keys() == {"live", "shadow"}
-        deadline = time.monotonic() + 60
-        while client.get("/v1/status").json()["policies"][-1]["lag_events"] and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: not any(one["lag_events"] for one in client.get("/v1/status").json()["policies"]))
         body = {"version": rows["shadow"]["label"], "reason": "a wider encoder"}
         job = client.post("/v1/policies/graph_index/promote", json=body)
-        assert job.status_code == 202, job.text
-        while client.get(f"/v1/jobs/{job.json()['job_id']}").json()["state"] in ("queued", "running"):
-            time.sleep(0.05)
+        assert ended_job(client, job)["state"] == "done"
         after = ask(client, QUESTION)
         assert [chunk["document_id"] for chunk in after["chunks"][:2]] == ["goose", "brown"]
         live = next(row for row in client.get("/v1/status").json()["policies"] if row["slot"] == "live")

@@ -82,5 +82,5 @@ def test_the_process_says_where_it_listens_and_stops_gracefully(tmp_path: Path) 
         finally:
             process.send_signal(signal.SIGTERM)
         process.stderr.read()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=300) == 0
     assert not list((tmp_path / "scratch").iterdir())

@@ -92,10 +92,12 @@ def test_what_leaves_is_archived_and_folds_read_it_there(tmp_path: Path, url: st
         position = send(client)
         plan = let_go(client, dry_run=True)
         assert len(node.ledger.read("default", 0, 100).rows) == 40, "nothing was changed"
-        report = let_go(client)
-        assert (report["expired"], report["compacted"]) == (plan["expired"], plan["compacted"])
-        left = node.ledger.read("default", 0, 100).rows
-        assert len(left) == 40 - report["expired"] - report["compacted"] == 4
+        reports: list[dict[str, Any]] = []
+        # a run goes on without a worker's checkpoint that is late: the next one has it
+        until(lambda: reports.append(let_go(client)) or len(node.ledger.read("default", 0, 100).rows) == 4)
+        gone = [sum(one[how] for one in reports) for how in ("expired", "compacted")]
+        assert sum(gone) == plan["expired"] + plan["compacted"] == 36
+        assert len(reports) > 1 or gone == [plan["expired"], plan["compacted"]]
         shown = client.get("/v1/retention").json()
         assert shown["archived"]["events"] == 36
         assert shown["archived"]["missing"] == []
@@ -213,19 +215,18 @@ def test_a_restored_ledger_folds_its_own_archive(tmp_path: Path, url: str, reque
             assert client.get("/v1/retention").json()["archived"]["missing"] == []
             wait_visible(client)
             found = client.get("/v1/trending").json()["items"]
-            assert [(i["item_id"], round(i["score"], 3)) for i in found] == [
-                (i["item_id"], round(i["score"], 3)) for i in trending
-            ]
+            assert [one["item_id"] for one in found] == [one["item_id"] for one in trending]
+            # it decays with time
+            assert [one["score"] for one in found] == pytest.approx([one["score"] for one in trending], rel=0.02)
             for policy in ("trending", "vector_index"):
                 job = wait_job(client, client.post(f"/v1/policies/{policy}/verify", json=REASON).json()["job_id"])
                 assert job["result"]["equal"], job
             send(client, name="afterwards")
-            assert let_go(client)["expired"] > 0
+            until(lambda: let_go(client)["expired"] > 0)
 
 
 def wait_visible(client: httpx.Client) -> None:
-    answer = client.get("/v1/trending", params={"min_position": 40, "wait_ms": 20_000})
-    assert answer.status_code == 200, answer.text
+    until(lambda: client.get("/v1/trending", params={"min_position": 40}).status_code == 200)
 
 
 @contextmanager

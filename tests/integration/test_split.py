@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamfold.core.testing.service import EmbeddedService
+from streamfold.core.testing.service import EmbeddedService, send_lines
 from streamfold.pipelines.cli import main
+from tests.waiting import ended_erasure, ended_job, exposure
 
 POLICIES: dict[str, dict[str, Any]] = {
     "trending": {},
@@ -52,10 +53,7 @@ def shadow(shop: EmbeddedService, **config: Any) -> str:
     body = {"name": "count_stack", "config": {"ids": 4096, "crosses": 8192, "rate": 0.0, **config}, "reason": "test"}
     added = shop.client.post("/v1/policies", json=body)
     assert added.status_code == 202, added.text
-    for _ in range(3000):
-        if shop.get(f"/v1/jobs/{added.json()['job_id']}")["state"] == "done":
-            break
-        time.sleep(0.02)
+    assert ended_job(shop.client, added)["state"] == "done"
     return label(shop, group=added.json()["policy"])
 
 
@@ -87,11 +85,7 @@ def arm(answer: Any) -> str | None:
 
 
 def logged(shop: EmbeddedService, exposure_id: str) -> Any:
-    for _ in range(1000):
-        if found := shop.get("/v1/events", type="exposure.recorded", subject=exposure_id)["items"]:
-            return found[0]["event"]["data"]
-        time.sleep(0.02)
-    raise AssertionError("never logged")
+    return exposure(shop.client, exposure_id)["data"]
 
 
 def test_a_share_of_the_users_gets_the_candidate_until_it_is_promoted(shop: EmbeddedService) -> None:
@@ -254,11 +248,7 @@ def test_who_is_erased_is_forgotten_by_both_arms_while_they_answer(shop: Embedde
         exposure_id = rank(shop, user, log_exposure=True)["exposure_id"]
         logged(shop, exposure_id)
         erasure = shop.client.post("/v1/erasures", json={"user_id": user}).raise_for_status().json()["erasure_id"]
-        for _ in range(3000):
-            report = shop.get(f"/v1/erasures/{erasure}")
-            if report["state"] in ("complete", "failed"):
-                break
-            time.sleep(0.02)
+        report = ended_erasure(shop.client, erasure)
         assert report["state"] == "complete", report
         assert {one["residue"] for one in report["stores"]} == {0}
         assert shop.get("/v1/events", type="exposure.recorded", subject=exposure_id)["items"] == []
@@ -272,11 +262,7 @@ def test_a_user_s_texts_are_classified_in_the_user_s_arm(tmp_path: Path) -> None
         rows = [(name, text) for name, said in texts.items() for text in said]
         service.send([("label.observed", {"head": "mail", "target": {"text": t}, "label": n}) for n, t in rows])
         body = {"name": "label_statistics", "config": {"read_out": "prototype"}, "reason": "test"}
-        job = service.client.post("/v1/policies", json=body).json()
-        for _ in range(3000):
-            if service.get(f"/v1/jobs/{job['job_id']}")["state"] == "done":
-                break
-            time.sleep(0.02)
+        assert ended_job(service.client, service.client.post("/v1/policies", json=body))["state"] == "done"
         act(service, "split", name="label_statistics", share=0.5)
 
         def classified(**more: Any) -> tuple[Any, str | None]:
@@ -309,20 +295,14 @@ def test_a_split_head_tells_how_often_each_arm_was_right(
 
     def post_at(moment: str, type_: str, data: dict[str, Any]) -> None:
         event = {"specversion": "1.0", "id": f"{type_}{data['exposure_id']}", "source": "/x", "type": type_}
-        answer = service.client.post("/v1/events?wait=visible", json=[{**event, "time": moment, "data": data}])
-        assert answer.status_code == 200, answer.text
+        assert send_lines(service.client, [json.dumps({**event, "time": moment, "data": data})])["accepted"] == 1
 
     try:
         rows = [("spam", "cheap pills now"), ("spam", "win cheap money"), ("ham", "the meeting"), ("ham", "minutes")]
         service.send([("label.observed", {"head": "mail", "target": {"text": t}, "label": n}) for n, t in rows])
         config = {"read_out": "prototype", "arms": "head_arms"}
-        job = service.client.post(
-            "/v1/policies", json={"name": "label_statistics", "config": config, "reason": "test"}
-        ).json()
-        for _ in range(3000):
-            if service.get(f"/v1/jobs/{job['job_id']}")["state"] == "done":
-                break
-            time.sleep(0.02)
+        body = {"name": "label_statistics", "config": config, "reason": "test"}
+        assert ended_job(service.client, service.client.post("/v1/policies", json=body))["state"] == "done"
         begun = act(service, "split", name="label_statistics", share=0.5)
         answered = dict.fromkeys(("live", "candidate"), 0)
         for user in USERS[:20]:

@@ -17,7 +17,7 @@ import pytest
 
 from streamfold.core.fold import FoldRunner, LedgerPrepared, Preparer
 from streamfold.core.settings import Settings
-from streamfold.core.testing.service import EmbeddedService
+from streamfold.core.testing.service import EmbeddedService, send_lines
 from streamfold.pipelines.cli import main
 from streamfold.pipelines.node import Node
 from tests.receiver import Receiver
@@ -69,10 +69,7 @@ class Shop:
             one = {"specversion": "1.0", "id": f"l{i}", "source": "/t", "type": "label.observed", "time": at}
             lines.append(json.dumps({**one, "data": data}))
         self._sent += count
-        service.client.post(
-            "/v1/events", content="\n".join(lines), headers={"Content-Type": "application/x-ndjson"},
-            params={"wait": "visible", "wait_ms": 30_000},
-        ).raise_for_status()  # fmt: skip
+        send_lines(service.client, lines)
 
 
 def lines(service: EmbeddedService | Asked, policy: str) -> dict[str, dict[str, Any]]:

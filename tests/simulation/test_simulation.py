@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_run_in_any_process(template: Path) -> None
     runs = [
         subprocess.run(
             [sys.executable, "-c", TRACE, str(HERE), str(template)],
-            env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True, timeout=300,
+            env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True, timeout=1200,
         ).stdout
         for seed in ("1", "2")
     ]  # fmt: skip

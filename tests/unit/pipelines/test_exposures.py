@@ -53,7 +53,7 @@ def test_they_are_logged_in_order(monkeypatch: Any) -> None:
     log, registry = Log(), CollectorRegistry()
     buffer = Exposures(OwnEvents(log.accept, log.append), registry)
     assert all(shown(buffer, f"x{n}") for n in range(1200))
-    assert buffer.flush()
+    assert buffer.flush(60)
     assert log.ids == [f"x{n}" for n in range(1200)]
     buffer.close()
     assert counted(registry, "logged") == 1200
@@ -67,9 +67,9 @@ def test_while_the_ledger_is_away_they_wait_and_then_are_dropped(monkeypatch: An
     log.away.set()
     buffer = Exposures(OwnEvents(log.accept, log.append), registry)
     assert [shown(buffer, f"x{n}") for n in range(5)] == [True, True, True, False, False]
-    assert log.tried.wait(5)
+    assert log.tried.wait(60)
     log.away.clear()
-    assert buffer.flush()
+    assert buffer.flush(60)
     assert log.ids == ["x0", "x1", "x2"]
     assert counted(registry, "dropped") == 2
     buffer.close()

@@ -14,12 +14,12 @@ def test_a_hint_that_comes_while_all_threads_are_at_work_is_taken_by_who_is_done
     def work(workspace: str) -> None:
         done.append(workspace)
         looking.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     shifts = Shifts(1, work)
     thread = threading.Thread(target=shifts.run, args=("a",))
     thread.start()
-    assert looking.wait(10)
+    assert looking.wait(60)
     for workspace in ("a", "b", "a"):  # all threads are busy: left to the one that is
         shifts.run(workspace)
     assert done == ["a"]
@@ -38,7 +38,7 @@ def test_no_more_threads_than_asked_for_work_at_once() -> None:
             at_once[0] += 1
             at_once[1] = max(at_once)
         if workspace < "w2":
-            meet.wait(10)
+            meet.wait(60)
         with lock:
             at_once[0] -= 1
 
