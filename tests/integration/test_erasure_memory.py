@@ -16,6 +16,7 @@ import numpy as np
 
 from streamfold.core.settings import Settings
 from streamfold.pipelines.node import Node
+from tests.waiting import ended_erasure, exposure, until
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_rest import BACKENDS, serving
@@ -111,8 +112,7 @@ def fill(client: httpx.Client) -> None:
         events.append(event("label.observed", {"head": "h", "target": target, "label": f"c{n % 2}"}))
     answer = client.post("/v1/events", json=events)
     assert answer.status_code == 202, answer.text
-    while any(one["lag_events"] for one in client.get("/v1/status").json()["policies"]):
-        time.sleep(0.05)
+    until(lambda: (shown := client.get("/v1/status").json())["view"]["position"] >= shown["position"])
     for path, body in [
         ("recommend", {"user_id": user, "n": 5}),
         ("rank", {"user_id": user, "item_ids": [item, "i1"], "explain": True}),
@@ -121,8 +121,9 @@ def fill(client: httpx.Client) -> None:
     ]:
         answer = client.post(f"/v1/{path}", json=body)
         assert answer.status_code == 200, (path, answer.text)
+        if shown := answer.json().get("exposure_id"):
+            exposure(client, shown)  # logged later than the erasure it would be of a user who came back
     assert client.get(f"/v1/similar/{item}").status_code == 200
-    time.sleep(0.1)  # exposures are written in batches
     client.post(
         "/v1/events?wait=visible",
         json=[event("interaction.observed", {"user_id": "u1", "item_id": "i1", "action": "view"})],
@@ -133,11 +134,7 @@ def erase(client: httpx.Client) -> None:
     for kind in ("user", "item", "document"):
         answer = client.post("/v1/erasures", json={f"{kind}_id": name(of=kind)})
         assert answer.status_code == 202, answer.text
-        while True:
-            report = client.get(f"/v1/erasures/{answer.json()['erasure_id']}").json()
-            if report["state"] in ("complete", "failed"):
-                break
-            time.sleep(0.05)
+        report = ended_erasure(client, answer.json()["erasure_id"])
         assert report["state"] == "complete", report
 
 
