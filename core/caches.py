@@ -83,13 +83,17 @@ class Erasures:
         self._ledger = ledger
         self._ended = ledger.erasures_ended()
         self._due = 0.0
+        self._again = False
 
     def look(self) -> None:
-        """Look whether an erasure was completed, at most once a second: one read by a key. One thread calls this."""
+        """Look whether an erasure was completed, at most once a second: one read by a key. One thread calls this.
+
+        Caches are emptied by two looks: at the first a view may not have come to where the erased is gone.
+        """
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + _LOOK_S
         ended = self._ledger.erasures_ended()
-        if ended != self._ended:
-            self._ended = ended
+        if ended != self._ended or self._again:
             empty_caches()
+        self._ended, self._again = ended, ended != self._ended

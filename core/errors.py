@@ -40,11 +40,18 @@ class StreamfoldError(Exception):
 
 
 class EventError(StreamfoldError):
-    """The event cannot be folded by this policy: it is skipped for this instance and kept as a dead letter."""
+    """The event cannot be folded by this policy: it is skipped for this instance and kept as a dead letter.
 
-    def __init__(self, detail: str, *, code: str = "event-error") -> None:
+    Parameters
+    ----------
+    is_limit : a bound that the policy was given refuses it. However many are refused so, the policy is in order: such
+        skips do not add up to ``fold.max_skips``.
+    """
+
+    def __init__(self, detail: str, *, code: str = "event-error", is_limit: bool = False) -> None:
         super().__init__(detail)
         self.code = code
+        self.is_limit = is_limit
 
 
 class InvalidEvent(StreamfoldError):

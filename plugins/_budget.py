@@ -51,6 +51,7 @@ def afford(head: str, grown: int, max_bytes: int, stores: Any) -> None:
             f"head {head[:64]!r} holds {held:,} bytes and would take {grown:,} more: its budget is {max_bytes:,} "
             "(max_bytes); retract labels, or add a version with a larger budget, then retry this event",
             code="byte-budget",
+            is_limit=True,
         )
 
 
@@ -60,4 +61,5 @@ def admit(what: str, held: int, more: int, most: int, advice: str) -> None:
         raise EventError(
             f"all heads together hold {held:,} {what}, and there is room for {most:,}: {advice}, then retry this event",
             code=f"too-many-{what}",
+            is_limit=True,
         )

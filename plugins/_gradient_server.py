@@ -130,14 +130,16 @@ class GradientServer(HeadsServer):
     def _solved(self, name: str, space: str, index: int) -> tuple[Any, Head, Mapping[str, str]]:
         row: HeadRow | None = self._view["heads"].get(name)
         if row is None:
-            self._read.pop((name, space), None)
+            with self._lock:
+                self._read.pop((name, space), None)
             raise WrongTarget(index, f"head {name[:64]!r} has no labels")
         # a label that came and was retracted leaves the head's row as it was, and another number of steps
         now = (row, self._view["spaces"].get(f"{name}\0{space}"), self._other(name, space))
         with self._hold(name).lock:
             held = self._read.get((name, space))
             if held is None or held[0] != now:
-                self._read.pop((name, space), None)
+                with self._lock:
+                    self._read.pop((name, space), None)
                 found = self._head(name, space)
                 if found is None:
                     what = "texts" if space == TEXT else f"{space.rsplit(' ', 1)[0]} of these names"

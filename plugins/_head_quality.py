@@ -63,16 +63,17 @@ class MeasuredLabels(ABC):
         """By hour of the labels' times, or longer stretches."""
         size_us = max(stretch_us, _STRETCH_US)
         by_stretch: dict[int, list[Tested]] = {}
-        for one in self.tested(None if slice_ == "all" else slice_):
-            by_stretch.setdefault(one.at_us // size_us, []).append(one)
+        first_us, end_us = from_us // _STRETCH_US * _STRETCH_US, -(-to_us // _STRETCH_US) * _STRETCH_US
         best: dict[tuple[str, str], float] = {}
-        points = []
-        for number, rows in sorted(by_stretch.items()):
-            at_us = number * size_us
-            point = _point(at_us, rows, best)
-            if at_us + size_us > from_us and at_us < to_us:
-                points.append(point)
-        return points
+        earlier: dict[int, list[Tested]] = {}
+        for one in self.tested(None if slice_ == "all" else slice_):
+            if first_us <= one.at_us < end_us:
+                by_stretch.setdefault(one.at_us // size_us, []).append(one)
+            elif one.at_us < first_us:
+                earlier.setdefault(one.at_us // size_us, []).append(one)
+        for number, rows in sorted(earlier.items()):  # what was best before counts for forgetting
+            _point(number * size_us, rows, best)
+        return [_point(number * size_us, rows, best) for number, rows in sorted(by_stretch.items())]
 
     def scored(self) -> Scored:
         """The last labels of every head; slices are the classes."""
@@ -173,8 +174,9 @@ class RowsServer(HeadsServer):
                     }
                     held = Rows(mark, state, spaces, declared)
                 found[name] = held
-            if forgotten == self._forgotten:
-                self._measured = found
+            self._measured = found
+            if forgotten != self._forgotten:
+                self._measured = {}
         return RowsMeasured(self._config, self._make, found)
 
 

@@ -385,8 +385,9 @@ class HeadsServer:
 
     def forget(self) -> None:
         """Something was erased: let go of heads that nobody drives after the view, to be read anew when asked for."""
+        since = time.monotonic() - _WARM_S
         for name in list(self._held):
-            if name not in self._ready or not self._is_driven:
+            if name not in self._ready or not self._is_driven or self._asked.get(name, 0.0) < since:
                 self._let_go(name)
 
     # -- off the requests' path ---------------------------------------------------------------------------------------

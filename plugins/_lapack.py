@@ -36,6 +36,8 @@ def _routine(module: str, name: str) -> Callable[..., None]:
 def cholesky_factor(a: _Floats) -> _Floats:
     """Factor a positive definite matrix, ``A = LLᵀ``. Raises ``LinAlgError`` where it is not positive definite."""
     factor = np.array(a, np.float64, order="F")
+    if factor.ndim != 2 or factor.shape[0] != factor.shape[1] or not factor.size:
+        raise ValueError(f"a matrix of {factor.shape} has no factor")
     n, info = _int(len(factor)), _int(0)
     _routine("cython_lapack", "dpotrf")(b"L", _at(n), _data(factor), _at(n), _at(info))
     if info.value:
@@ -46,7 +48,8 @@ def cholesky_factor(a: _Floats) -> _Floats:
 def cholesky_solve(factor: _Floats, b: _Floats) -> _Floats:
     """Solve ``LLᵀx = b`` for the columns of ``b (d, m)``."""
     x = np.array(b, np.float64, order="F")
-    if len(x) != len(factor):
+    is_factor = factor.dtype == np.float64 and factor.flags.f_contiguous and factor.shape == (len(x),) * 2
+    if x.ndim != 2 or not is_factor:
         raise ValueError(f"a factor of {factor.shape} solves nothing of {x.shape}")
     n, columns, info = _int(len(factor)), _int(x.shape[1]), _int(0)
     _routine("cython_lapack", "dpotrs")(b"L", _at(n), _at(columns), _data(factor), _at(n), _data(x), _at(n), _at(info))
@@ -56,7 +59,7 @@ def cholesky_solve(factor: _Floats, b: _Floats) -> _Floats:
 def add_gram(gram: _Floats, rows: _Floats, times: float) -> None:
     """Add ``times · rowsᵀ rows`` to the upper triangle of ``gram (d, d)``, in place."""
     rows = np.ascontiguousarray(rows, np.float64)
-    if gram.dtype != np.float64 or not gram.flags.c_contiguous or gram.shape != (rows.shape[1],) * 2:
+    if gram.dtype != np.float64 or not gram.flags.carray or gram.shape != (rows.shape[1],) * 2:
         raise ValueError(f"a matrix of {gram.shape} in C's order takes no products of rows of {rows.shape}")
     # To Fortran rows are columns: its lower triangle is our upper one.
     d, n, alpha, beta = _int(len(gram)), _int(len(rows)), ctypes.c_double(times), ctypes.c_double(1.0)

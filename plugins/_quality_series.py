@@ -129,7 +129,7 @@ class SumsAndRing:
         stretches, place = np.unique((rows[:, BUCKET] - 1) * kept.bucket_us // size_us, return_inverse=True)
         sums = np.zeros((len(stretches), rows.shape[1]))
         np.add.at(sums, place, rows)
-        lists = kept.rankings if slice_ == "all" else kept.rankings[:0]
+        lists = self._lists(from_us, to_us) if slice_ == "all" else kept.rankings[:0]
         of_lists = times(lists) // kept.bucket_us * kept.bucket_us // size_us
         return [
             _point(int(stretch * size_us), one, lists[of_lists == stretch])
@@ -144,13 +144,17 @@ class SumsAndRing:
         at_us = (rows[:, BUCKET] - 1) * size_us
         return rows[(at_us + size_us >= from_us) & (at_us < to_us)]
 
+    def _lists(self, from_us: int, to_us: int) -> npt.NDArray[np.int64]:
+        """Rankings whose stretch of time is not outside of the times."""
+        rankings, size_us = self._kept.rankings, self._kept.bucket_us
+        at_us = times(rankings) // size_us * size_us
+        return rankings[(at_us + size_us >= from_us) & (at_us < to_us)]
+
     def ranked(self, *, from_us: int, to_us: int, slice_: str) -> Ranked:
         """Where liked items stood among everything unseen; rankings are of no slice."""
         kept = self._kept
         gain, positives = self._rows(from_us, to_us, slice_)[:, [GAIN, RANKED]].sum(axis=0).tolist()
-        size_us = kept.bucket_us
-        at_us = times(kept.rankings) // size_us * size_us
-        lists = kept.rankings[(at_us + size_us >= from_us) & (at_us < to_us)]
+        lists = self._lists(from_us, to_us)
         return Ranked(
             positives=int(positives), ndcg_at_10=gain / positives if positives else math.nan, lists=len(lists),
             items=shown_at_last(lists), coverage=covered(lists) if slice_ == "all" else math.nan,

@@ -30,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import msgspec
@@ -165,10 +166,10 @@ class HeadArms(Policy):
             self._told(data.exposure_id, answer, label, event.at_us, stores)
 
     def _wait(self, event: Event, label: str, stores: Stores) -> None:
-        """Keep a label whose answer is not there, and no longer those of two blocks ago. O(1) each."""
+        """Keep a label whose answer is not there, and no longer those of two blocks ago. O(1) each on average."""
         early = stores["early"]
-        while (first := early.first()) is not None and _block(first[1].seq) < _block(event.seq) - 1:
-            early.delete(first[0])
+        for key in [key for key, _ in takewhile(lambda one: _block(one[1].seq) < _block(event.seq) - 1, early.items())]:
+            early.delete(key)
         key = _early_key(event.data)
         old: Early = early.get(key) or Early(label[:_MOST_LABEL], event.at_us, 0, event.seq, event.seq)
         early.put(key, msgspec.structs.replace(old, labels=old.labels + 1, seq=event.seq))

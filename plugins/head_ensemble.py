@@ -112,7 +112,7 @@ class HeadEnsemble(OfLabels):
     """Weights of members, by head."""
 
     name = "head_ensemble"
-    version = 1
+    version = 2
     Config = HeadEnsembleConfig
 
     def __init__(self, config: Any = None) -> None:

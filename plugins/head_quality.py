@@ -54,7 +54,7 @@ class HeadQuality(OfLabels):
     """What was expected of labels."""
 
     name = "head_quality"
-    version = 1
+    version = 2
     measures = True
     Config = HeadQualityConfig
 

@@ -256,7 +256,7 @@ class LabelStatistics(OfTargets):
         admit("heads", len(stores["heads"]), head not in stores["heads"], _MOST_HEADS, "retract all labels of one")
 
     def _admit_classes(self, table: str, more: int, stores: Stores) -> None:
-        advice = "retract the labels of one, or raise max_classes"
+        advice = "retract the labels of one that no class.upserted declared, or raise max_classes"
         admit("classes", len(stores[table]), more, self.config.max_classes, advice)
 
     def _growth(self, head: str, old: LabelRow | None, new: LabelRow | None, phi: int, stores: Stores) -> int:

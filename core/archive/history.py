@@ -58,6 +58,7 @@ class History:
     def _forget(self) -> None:
         with self._lock:
             self._groups.clear()
+            self._readers.clear()  # an open file keeps what was in it before it was written anew
 
     @property
     def home(self) -> Path:

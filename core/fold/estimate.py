@@ -12,7 +12,7 @@ from streamfold.core.fold.extract import passage_hash
 from streamfold.core.fold.refold import refold
 from streamfold.core.fold.stores import GroupStores
 from streamfold.core.fold.tools import InstanceTools, backend_name
-from streamfold.core.ledger.abc import Instance
+from streamfold.core.ledger.abc import NORMAL, Instance
 
 _COUNTED = 20_000
 """Up to so many positions are counted; beyond, windows spread evenly over the log stand for all of it."""
@@ -127,7 +127,8 @@ class _Size(NamedTuple):
 def _sample(context: Context, workspace: str, group: Group, head: int) -> tuple[float | None, _Size | None, int, str]:
     """Seconds per event and the size of the state, of how many events, and why they are not known if so."""
     after = max(group.start_seq, head - _SAMPLE_SPAN)
-    rows = context.ledger.read(workspace, after, _SAMPLE_EVENTS, types=sorted(group.handles)).rows
+    read = context.ledger.read(workspace, after, _SAMPLE_EVENTS, types=sorted(group.handles)).rows
+    rows = [row for row in read if row.effect == NORMAL]  # what was erased or superseded is not folded
     if not rows:
         return None, None, 0, "no recent event that it handles: speed and size are not known"
     stores = GroupStores(context, group, side="both")
@@ -139,7 +140,7 @@ def _sample(context: Context, workspace: str, group: Group, head: int) -> tuple[
         started = time.perf_counter()
         rest = refold(context, workspace, group, stores, after=middle, upto=rows[-1].seq)
         count, took_s, size = first + rest, half_s + time.perf_counter() - started, stores.state_bytes()
-        return took_s / count, _Size(size, max(0, size - half_bytes) / rest), count, ""
+        return took_s / count, _Size(size, max(0, size - half_bytes) / max(1, rest)), count, ""
     except Exception as error:  # a policy on trial may raise anything; the backfill will halt and say where
         return None, None, 0, f"the sample could not be folded: {error!r}"[:500]
     finally:

@@ -434,7 +434,7 @@ class GroupFold:
 
     def _skip(self, runtime: Runtime, event: Event, stage: str, error: EventError, dead: list[DeadLetter]) -> None:
         key = runtime.key
-        self._skips_in_a_row[key] = self._skips_in_a_row.get(key, 0) + 1
+        self._skips_in_a_row[key] = self._skips_in_a_row.get(key, 0) + (not error.is_limit)
         if self._skips_in_a_row[key] > self.context.settings.fold.max_skips:
             raise PolicyFailure(
                 key,

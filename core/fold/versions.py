@@ -180,14 +180,15 @@ def promote(
     reason: str,
     force: bool = False,
     rules: Sequence[GateRule] = (),
+    revision: int | None = None,
 ) -> Promoted:
     """Make a shadow live at one position; what was live folds on for ``rollback_window_s``.
 
-    ``rules``: what was found out about it beside what the hooks say.
+    ``rules``: what was found out about it beside what the hooks say, ``revision``: of the ledger's slots before that.
 
     Raises
     ------
-    VersionConflict : it is no shadow, or may never be served (``blockers``).
+    VersionConflict : it is no shadow, or may never be served (``blockers``), or slots have changed meanwhile.
     NotCaughtUp : it lags behind what is live.
     GateFailed : a rule of the ``promotion_gate`` hook failed and ``force`` was not given.
     """
@@ -199,7 +200,8 @@ def promote(
         why = f"{group.name}: the gate does not pass: {reasons}"
         raise GateFailed(f"{why}; force (--force) overrides it, and is audited", found)
     forced = f" (forced past {', '.join(str(rule['rule']) for rule in failed)})" if failed else ""
-    return _take_over(context, workspace, group, _entry(context, actor, "promote", group.name, f"{reason}{forced}"))
+    audit = _entry(context, actor, "promote", group.name, f"{reason}{forced}")
+    return _take_over(context, workspace, group, audit, None if failed else revision)
 
 
 def rollback(context: Context, workspace: str, name: str, version: str | None, *, actor: str, reason: str) -> Promoted:
@@ -280,7 +282,9 @@ def _refuse_blocked(context: Context, workspace: str, group: Group) -> None:
         raise VersionConflict("; ".join(rule.detail for rule in failed), [asdict(rule) for rule in failed])
 
 
-def _take_over(context: Context, workspace: str, group: Group, audit: AuditEntry) -> Promoted:
+def _take_over(
+    context: Context, workspace: str, group: Group, audit: AuditEntry, revision: int | None = None
+) -> Promoted:
     """Promote in the ledger, waiting a moment for a shadow that is about to catch up."""
     ledger = context.ledger
     names = {runtime.instance.name for runtime in group.runtimes}
@@ -291,7 +295,9 @@ def _take_over(context: Context, workspace: str, group: Group, audit: AuditEntry
         context,
         workspace,
         group,
-        lambda: ledger.promote(workspace, group.name, retire_us=retire_us, at_least=at_least, audit=audit),
+        lambda: ledger.promote(
+            workspace, group.name, retire_us=retire_us, at_least=at_least, revision=revision, audit=audit
+        ),
     )
     log.info("%s workspace=%s group=%s at=%d old=%s", audit.action, workspace, group.name, done.position, done.demoted)
     context.groups(workspace, fresh=True)

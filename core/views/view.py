@@ -305,11 +305,13 @@ class WorkspaceView:
         passed = watermark if reached >= commit_no else 0
         if not commits and passed <= view.watermark:
             return False
+        before = view.watermark
         try:
             view.apply(commits, passed)
         except CorruptCheckpoint:
             view.load()
-        return True
+            return True
+        return bool(commits) or view.watermark != before  # while servers work something out it stays
 
     def _give_up(self, name: str, error: Exception) -> None:
         """Serve an outdated version no more, since today's code cannot read its stores."""

@@ -101,17 +101,16 @@ def _report(call: Call) -> dict[str, Any]:
         found = node.ledger.erasure(call.workspace, int(text))
     if found is None:
         raise Problem("not-found", f"no erasure '{text[:40]}' in this workspace")
-    if found.completed_us:
-        _see(call)
+    is_open = not (found.completed_us and _is_seen(call))
     report = json.loads(found.report or "{}")
     return {
         "erasure_id": str(found.position),
         "position": found.position,
         "kind": found.subject.kind,
-        "state": "hidden" if found.state in ("scrubbed", "settling") else found.state,
+        "state": "hidden" if is_open and found.hidden_us else found.state,
         "requested_at": rfc3339(found.requested_us),
         "hidden_at": rfc3339(found.hidden_us),
-        "completed_at": rfc3339(found.completed_us),
+        "completed_at": rfc3339(0 if is_open else found.completed_us),
         "policies": _policies(call, found, report.get("deltas", {})),
         "stores": report.get("stores", []),
         "looked_for": report.get("looked_for"),
@@ -120,7 +119,7 @@ def _report(call: Call) -> dict[str, Any]:
     }
 
 
-def _see(call: Call) -> None:
+def _is_seen(call: Call) -> bool:
     """Have what answers here come to where the groups are: they have forgotten in the ledger, a moment before this
     process's view has read that and its servers have worked it in. Whoever is told so is answered without it."""
     view, marks = call.view, call.service.node.ledger.watermarks(call.workspace)
@@ -133,6 +132,7 @@ def _see(call: Call) -> None:
     while is_behind() and time.monotonic() < deadline:
         if not view.follow():
             time.sleep(0.01)
+    return not is_behind()
 
 
 def _policies(call: Call, erasure: Erasure, deltas: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

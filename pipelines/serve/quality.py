@@ -86,7 +86,8 @@ async def quality(call: Call) -> Response:
         arms = experiments(outcomes, alpha=limits.alpha, min_users=limits.min_users)
         asked: dict[str, Any] = {"from_us": from_us, "to_us": to_us, "slice_": slice_}
         series = [_shown(one) for one in measured.series(**asked, stretch_us=stretch_us)]
-        total = [_shown(one) | {"at": series[0]["at"]} for one in measured.series(**asked, stretch_us=_EVER_US)]
+        whole = measured.series(**asked, stretch_us=_EVER_US) if series else []
+        total = [_shown(one) | {"at": series[0]["at"]} for one in whole]
         ranking = None
         if isinstance(measured, RankedReport):
             ranking = _ranking(measured.ranked(**asked))

@@ -13,12 +13,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from streamfold.core.clock import to_rfc3339
+from streamfold.core.context import Group
 from streamfold.core.errors import NotCaughtUp, VersionConflict
 from streamfold.core.fold import versions
 from streamfold.core.hooks import GateRule
@@ -107,20 +109,35 @@ class Takeovers:
         """
         yield from open_views(self._node)
         views, started = self._node.views, time.monotonic()
-        if views is None or started < self._open_at:
+        if views is None or started < self._open_at or not versions.gated(self._node.context):
             return
         self._open_at = started + _OPEN_S
-        if name := self._unopened({view.name for view in views.opened()}):
-            self._opened_last = name
+        name = self._unopened({view.name for view in views.opened()})
+        if name is None:
+            return
+        self._opened_last = name
+        try:
             with views.using(name) as view:
                 self._open_at = max(self._open_at, _again(started))
                 yield view
+        except Exception as error:  # the next turn is another's
+            self._open_at = max(self._open_at, _again(started))
+            self._log.error("takeovers_failed", workspace=name, error=repr(error), exc_info=error)
 
     def _unopened(self, opened: Set[str]) -> str | None:
-        """The next workspace that is not open, by name, of those that wait for a takeover of what is declared."""
-        declared = self._node.context.declared_stacks()
+        """The next workspace that is not open, by name, of those that wait for a judgement of what is declared.
+
+        What is not measured takes over in its fold, and needs no view.
+        """
+        context = self._node.context
+        declared = context.declared_stacks()
         found = {workspace for workspace, stack in self._node.ledger.taking_over() if stack in declared} - opened
-        return min(found, key=lambda name: (name <= self._opened_last, name), default=None)
+        in_turn = sorted(found, key=lambda name: (name <= self._opened_last, name))
+        return next((name for name in in_turn if any(map(partial(self._is_judged, name), context.groups(name)))), None)
+
+    def _is_judged(self, workspace: str, group: Group) -> bool:
+        context = self._node.context
+        return group.slot == "shadow" and context.declares(group) and versions.measured(context, workspace, group)
 
     def _look(self, view: WorkspaceView) -> None:
         there = set()

@@ -41,6 +41,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LOOK_S = 0.1
 _SWITCH_S = 20.0
 _LEAST_SHARE = 0.001
+_JUDGED = 3
+"""So many times a candidate is judged anew where what is live changed while it was judged."""
+_UNSEEN_S = 60.0
+"""After so long without a step of this process's view the job of a backfill ends without having been seen here."""
 _HALTED_S = 10.0
 """A backfill that is halted for so long fails its job; the folds go on trying."""
 
@@ -155,8 +159,18 @@ def _rebuild(call: Call, body: Action, group: Group, reason: str) -> Job:
 
 def _promote(call: Call, body: Action, group: Group, reason: str) -> Job:
     context, actor = call.service.node.context, call.principal.name
-    rules = call.service.gate.rules(call.view, group.name)
-    done = versions.promote(context, call.workspace, group, actor=actor, reason=reason, force=body.force, rules=rules)
+    for attempt in range(1, _JUDGED + 1):
+        revision = context.ledger.slots_revision(call.workspace)
+        rules = call.service.gate.rules(call.view, group.name)
+        try:
+            done = versions.promote(
+                context, call.workspace, group, actor=actor, reason=reason, force=body.force, rules=rules,
+                revision=revision,
+            )  # fmt: skip
+            break
+        except VersionConflict:
+            if attempt == _JUDGED or context.ledger.slots_revision(call.workspace) == revision:
+                raise  # otherwise it may be another version by now that is live: it is judged against that one
     _switch(call, done.group)
     return _done(call, "promote", asdict(done))
 
@@ -373,16 +387,23 @@ def _follow(call: Call, kind: str, group: Group) -> Job:
 
     def work(step: Progress) -> dict[str, Any]:
         halted_at = 0.0
+        seen = (-1, 0.0)
         head = node.ledger.head(workspace)
         while True:
             state = node.ledger.group(workspace, name)
             slot = next(i.slot for i in node.ledger.instances(workspace) if i.group == name)
             if slot == "retired":
                 raise RuntimeError(f"{name} was retired")
-            if state.watermark >= head and state.replaces is None and _shows(call.view, name, slot, head):
-                return {"group": name, "slot": slot, "watermark": state.watermark}
-            step(state.watermark - group.start_seq, max(1, head - group.start_seq) + (state.replaces is not None))
             now = time.monotonic()
+            if state.watermark >= head and state.replaces is None:
+                view = call.view
+                if _shows(view, name, slot, head):
+                    return {"group": name, "slot": slot, "watermark": state.watermark}
+                mark = view.groups[name].watermark if name in view.groups else 0
+                seen = seen if seen[0] == mark else (mark, now)
+                if now - seen[1] > _UNSEEN_S:
+                    raise RuntimeError(f"{name} has caught up, but this process cannot read it: see its log")
+            step(state.watermark - group.start_seq, max(1, head - group.start_seq) + (state.replaces is not None))
             halted_at = (halted_at or now) if state.halted else 0.0
             if halted_at and now - halted_at > _HALTED_S:
                 raise RuntimeError(f"halted, and tried again by itself: {state.halted}")

@@ -182,3 +182,13 @@ def test_who_is_erased_gives_the_bytes_back(make: Make) -> None:
 def test_a_budget_that_is_none_is_refused(kind: Any, bad: int) -> None:
     with pytest.raises(ConfigError, match="max_bytes"):
         kind(max_bytes=bad)
+
+
+def test_however_many_labels_a_limit_refuses_the_head_goes_on(make: Make) -> None:
+    world = make(max_classes=2)
+    send(world, label("spam", "cheap pills"), label("ham", "agenda"))
+    send(world, *[label(f"c{n}", f"text {n}", head="other") for n in range(150)])  # more than max_skips
+    send(world, label("spam", "cheaper pills"))
+    found = [one.code for one in world.ledger.dead_letters(world.workspace, limit=200)]
+    assert found == ["too-many-classes"] * 150
+    assert world.store("heads", "heads").get("h").rows == 3

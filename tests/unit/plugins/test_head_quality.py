@@ -103,6 +103,29 @@ def test_the_series_tells_accuracy_the_worst_class_and_what_was_forgotten() -> N
     assert math.isnan(second.auc)
 
 
+def test_stretches_of_any_length_hold_what_was_asked_for_and_no_more() -> None:
+    hour_us = 3_600_000_000
+    rows = [
+        _head_quality.Tested(n, n * hour_us // 2, n, "h", "a", 0.75, n % 4 > 0, 0.75) for n in range(12)
+    ]  # two an hour
+
+    class Measured(_head_quality.MeasuredLabels):
+        def tested(self, head: str | None) -> list[_head_quality.Tested]:
+            return rows
+
+    def events(from_us: int, to_us: int, stretch_us: int) -> list[int]:
+        asked = {"from_us": from_us, "to_us": to_us, "slice_": "h"}
+        return [point.events for point in Measured().series(**asked, stretch_us=stretch_us)]
+
+    for from_us, to_us, hours in ((0, 2**62, 6), (3 * hour_us, 2**62, 3), (3 * hour_us + 9, 5 * hour_us, 2)):
+        assert events(from_us, to_us, 0) == [2] * hours
+        assert sum(events(from_us, to_us, 4 * hour_us)) == 2 * hours
+        assert events(from_us, to_us, 2**62) == [2 * hours]
+    assert events(7 * hour_us, 2**62, 2**62) == []
+    [part] = Measured().series(from_us=hour_us, to_us=2 * hour_us, slice_="h", stretch_us=0)
+    assert part.forgetting == 0.0, "held against the hour before, though that was not asked for"
+
+
 def test_a_gate_judges_heads_by_the_same_labels(bench: Any, make_event: Any) -> None:
     rng = np.random.default_rng(5)
     events = []

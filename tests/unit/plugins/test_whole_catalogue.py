@@ -145,6 +145,21 @@ def test_liked_items_are_ranked_among_all_that_could_be_shown_and_was_not_judged
         assert all(np.isnan(one.coverage) for one in by_decile)  # a ranking is of all items
 
 
+def test_a_total_is_of_the_times_that_were_asked_for(tmp_path: Path) -> None:
+    with World(tmp_path, [builtin], policies(bucket_s=20.0)) as world:
+        for type_, data in shop(150, 1):
+            world.clock.advance(1.0)
+            world.send(type_, data)
+        world.fold()
+        measured, middle_us = world.view.member("quality").server.measured(), series(world)[3].at_us
+        asked = {"from_us": middle_us, "to_us": 2**62, "slice_": "all"}
+        [total], points, whole = measured.series(**asked, stretch_us=2**62), measured.series(**asked), ranking(world)
+        part = measured.ranked(**asked)
+        assert (total.lists, total.coverage) == (part.lists, part.coverage)
+        assert 0 < part.lists < whole.lists
+        assert total.events == sum(one.events for one in points)
+
+
 def test_what_is_shown_is_ranked_when_it_is_shown_and_counts_when_it_is_liked(tmp_path: Path) -> None:
     with World(tmp_path, [builtin], policies()) as world:
         for k in range(12):
