@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import gc
 import threading
+import weakref
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
-from streamfold.core import caches
 from streamfold.core.caches import Erasures, emptied_on_erasure, empty_caches
 from streamfold.core.stores._column import TopColumn
 from streamfold.core.testing.ledger_contract import WORKSPACE, make_event
@@ -39,10 +39,10 @@ def test_whatever_is_named_is_emptied_and_nothing_is_kept_alive() -> None:
     assert shout("ada") == "ADA"
     empty_caches()
     assert (holder.names, names, shout.cache_info().currsize) == (set(), {}, 0)
-    before = len([one for one in caches._caches if one() is not None])
+    left = [weakref.ref(one) for one in (holder, names, shout)]
     del holder, names, shout
     gc.collect()
-    assert len([one for one in caches._caches if one() is not None]) == before - 3
+    assert [one() for one in left] == [None, None, None]
 
 
 def test_one_that_fails_does_not_keep_the_others(caplog: pytest.LogCaptureFixture) -> None:
@@ -66,13 +66,15 @@ def test_an_erasure_that_another_process_completes_empties_caches_here(tmp_path:
     erasures.look()
     assert holder.names, "it is not complete"
     ledger.end_erasure(WORKSPACE, 1, "complete", 5)
-    erasures._due = 0.0
-    erasures.look()
-    assert not holder.names
+    for _ in range(2):  # at the first look a view may still show the erased
+        holder.names.add("ada")
+        erasures._due = 0.0
+        erasures.look()
+        assert not holder.names
     holder.names.add("grace")
     erasures._due = 0.0
     erasures.look()
-    assert holder.names, "once for each"
+    assert holder.names, "no more"
     ledger.close()
 
 
