@@ -116,7 +116,7 @@ def caches() -> dict[str, tuple[int, int | None]]:
                 if hasattr(one, "cache_info") and one.__module__ == name:
                     found[f"{name}.{attribute}"] = one.cache_info().currsize, one.cache_info().maxsize
     for one in gc.get_objects():
-        if isinstance(one, _codes._Kept):
+        if issubclass(type(one), _codes._Kept):  # what some objects say of their class warns
             key = f"streamfold.plugins._codes.{type(one).__name__}({one._kind}, {getattr(one, '_most', '')})"
             found[key] = len(one), _codes._CACHED
     return found

@@ -276,7 +276,10 @@ def test_the_services_work_together_as_the_compose_file_starts_them(stand: Stand
     for name in OURS.keys() - {"api"}:
         at = re.search(r"metrics_at url=http://[^ :]+:(\d+)", stand.log(name).read_text())
         assert at is not None, name
-        text = httpx.get(f"http://127.0.0.1:{at[1]}/metrics").raise_for_status().text
+        url = f"http://127.0.0.1:{at[1]}/metrics"
+        if name == "ingest":  # the lag is asked for every few seconds
+            stand.until(name, lambda: "streamfold_intake_lag_events{" in httpx.get(url).text)  # noqa: B023
+        text = httpx.get(url).raise_for_status().text
         for metric, of in samples(text).items():
             known.setdefault(metric, set()).update(of)
     for expression in expressions():

@@ -13,7 +13,7 @@ import pytest
 
 from streamfold.core.settings import Settings
 from streamfold.pipelines.serve import gate_costs
-from tests.waiting import until
+from tests.waiting import ended_job, until
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_rest import BACKENDS, serving
@@ -58,8 +58,9 @@ def test_those_who_look_at_the_gate_keep_nobody_waiting(tmp_path: Path, monkeypa
     with serving(settings) as client, ThreadPoolExecutor(LOOKING) as threads:
         client.post("/v1/events", json=labels(40), params={"wait": "visible"}).raise_for_status()
         body = {"name": "label_statistics", "config": {"gamma": 2.0}, "reason": "try"}
-        name = client.post("/v1/policies", json=body).raise_for_status().json()["policy"]
-        until(lambda: min(one["lag_events"] for one in client.get("/v1/status").json()["policies"]) == 0)
+        added = client.post("/v1/policies", json=body).raise_for_status()
+        name = added.json()["policy"]
+        assert ended_job(client, added)["state"] == "done"
         url = f"/v1/policies/{name}/quality"
         until(lambda: client.get("/v1/policies/label_statistics/quality").status_code == 200)
         looking = [threads.submit(client.get, url) for _ in range(LOOKING)]

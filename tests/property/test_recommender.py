@@ -27,7 +27,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 HASHING = {"encoder": {"use": "hashing"}}
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-STRANGERS = 2000
+STRANGERS = 1000
 ASKED = ("activity", "reloop2_topk", "item_vectors", "cooccurrence", "graph_walk", "diag_linucb", "trending", "newest")
 """The memory on top asks the other memories, the ensemble and all rankers."""
 Step = tuple[int, str, dict[str, Any]]

@@ -157,12 +157,12 @@ def test_code_that_cannot_be_imported_is_said_in_a_line(run: Run) -> None:
 # -- dev --------------------------------------------------------------------------------------------------------------
 def test_dev_prints_the_changes_of_each_event_with_time_and_bytes(run: Run) -> None:
     run("new-plugin", "dwell")
-    code, out, _ = run("dev", "dwell", "--events", events(10.0, 20.0, -1.0), "--once", "--json", "--quiet")
+    code, out, _ = run("dev", "dwell", "--events", events(10.0, 20.0, 1e9), "--once", "--json", "--quiet")
     first, second, third, summary = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert first["changes"] == ["+ sums['lamp'] = [10.0, 1]", "+ mean['lamp'] = 10.0"]
     assert second["changes"] == ["+ sums['lamp'] = [30.0, 2]", "+ mean['lamp'] = 15.0"]
-    assert (third["changes"], third["skipped"]) == ([], "a value of -1 is not within 0 and 86400")
+    assert (third["changes"], third["skipped"]) == ([], "a value of 1e+09 is not within 0 and 86400")
     assert first["bytes"] > 0
     assert {name: summary[name] for name in ("folded", "changed", "skipped", "refused")} == {
         "folded": 3, "changed": 2, "skipped": 1, "refused": 0,
